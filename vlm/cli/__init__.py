@@ -17,6 +17,7 @@ from vlm.errors import Interrupted, NoSpaceError, VlmError
 # command: (module with `configure(parser)` and `run(arguments) -> int`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "checkpoint": ("vlm.cli.checkpoint", "inspect a weights file without running it"),
+    "data": ("vlm.cli.data", "make, pack, check and describe data sets"),
     "doctor": ("vlm.cli.doctor", "say what this machine can do, and what is wrong"),
 }
 
