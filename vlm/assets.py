@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vlm.errors import InvalidInput
 
@@ -16,10 +16,20 @@ def asset(path: str) -> Path:
         path: Path relative to the project's root, for example ``configs/train/demo.yaml``.
 
     Raises:
-        InvalidInput: Neither the installation nor the checkout holds it.
+        InvalidInput: Nothing of that name was shipped, or the path leaves the shipped folders.
     """
-    candidates = (_PACKAGE / "share" / path, _PACKAGE.parent / path)
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    raise InvalidInput(f"no shipped file {path!r}; looked at {' and '.join(map(str, candidates))}")
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts:
+        raise InvalidInput(
+            f"expected the path of a shipped file, such as configs/train/demo.yaml, got {path!r}"
+        )
+    found = _root().joinpath(*parts)
+    if not found.exists():
+        raise InvalidInput(f"no shipped file {path!r} in {_root()}")
+    return found
+
+
+def _root() -> Path:
+    """Return ``vlm/share`` of an installation, else the checkout's root (never both: no file can shadow)."""
+    share = _PACKAGE / "share"
+    return share if share.is_dir() else _PACKAGE.parent

@@ -82,10 +82,11 @@ class BusyError(VlmError):
     exit_code = 75
 
 
-class Interrupted(VlmError):
-    """Stopped by a signal with the state saved; ``exit_code`` is 128 plus the signal's number."""
+class Interrupted(KeyboardInterrupt):
+    """Stopped by a signal with the state saved; ``exit_code`` is 128 plus the signal's number.
 
-    exit_code = 130
+    Like Ctrl-C it is not an ``Exception``: code that skips broken items must never swallow it.
+    """
 
     def __init__(self, message: str, signal_number: int = 2) -> None:
         super().__init__(message)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -12,23 +12,37 @@ if TYPE_CHECKING:
     from tqdm.std import tqdm as Bar
 
 Item = TypeVar("Item")
+_SECONDS_BETWEEN_REDRAWS = 0.1
 _SECONDS_BETWEEN_PLAIN_LINES = 30.0
 
 
-def progress_bar(total: int | None, description: str, unit: str = "item", initial: int = 0) -> Bar[None]:
+def progress_bar(
+    total: float | None, description: str, unit: str = "item", initial: int = 0, unit_scale: bool = False
+) -> Bar[None]:
     """Return a bar to ``update`` and ``close`` (or use as a context manager).
 
-    On a terminal it redraws in place; elsewhere it prints a line at most every 30 seconds.
+    On a terminal it redraws in place; elsewhere it prints whole lines, at most one every 30 seconds.
+
+    Args:
+        total: Units of work, or None if unknown.
+        description: What is being done.
+        unit: Name of one unit; ``B`` with ``unit_scale`` for bytes.
+        initial: Units that were done before, as in a resumed download.
+        unit_scale: Print 12.3M for 12300000.
     """
     watched = sys.stderr.isatty()
-    return tqdm(
+    seconds = _SECONDS_BETWEEN_REDRAWS if watched else _SECONDS_BETWEEN_PLAIN_LINES
+    return _QuietTqdm(
         total=total,
         desc=description,
         unit=unit,
+        unit_scale=unit_scale,
         initial=initial,
-        file=sys.stderr,
+        file=sys.stderr if watched else _Lines(sys.stderr),
         dynamic_ncols=watched,
-        mininterval=0.1 if watched else _SECONDS_BETWEEN_PLAIN_LINES,
+        mininterval=seconds,
+        maxinterval=seconds,
+        miniters=1,
         leave=True,
     )
 
@@ -43,5 +57,26 @@ def track(
             bar.update()
 
 
+class _QuietTqdm(tqdm):  # type: ignore[type-arg]
+    """A bar without tqdm's watching thread, which would have to survive forks and outlive the bar."""
+
+    monitor_interval = 0
+
+
+class _Lines:
+    """A stream that turns redraws into whole lines, so that a log file stays readable."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line:
+            self._stream.write(line + "\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _length(items: Iterable[object]) -> int | None:
-    return len(items) if hasattr(items, "__len__") else None
+    return len(items) if isinstance(items, Sized) else None
