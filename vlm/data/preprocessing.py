@@ -1,0 +1,71 @@
+"""Frames as decoded into the tensor that an encoder takes: resize, crop, normalise."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlm.types import Preprocessing
+
+_KERNELS = ("bicubic", "bilinear")
+
+
+def preprocess(frames: npt.NDArray[np.uint8] | Tensor, p: Preprocessing) -> Tensor:
+    """Resize, crop and normalise the frames of one clip.
+
+    Args:
+        frames: (t, h, w, 3) uint8 RGB.
+        p: Size, kernel, aspect and statistics.
+
+    Returns:
+        (t, 3, s, s) float32, contiguous.
+
+    Raises:
+        ValueError: ``frames`` has another shape or type, or the kernel is unknown.
+
+    Source: VideoMamba (Li et al. 2024), released evaluation protocol: bicubic on uint8 without low-pass
+        filter, rounded back to uint8, then scaled to [0, 1] and standardised.
+    """
+    if isinstance(frames, np.ndarray) and not frames.flags.writeable:
+        frames = frames.copy()  # torch refuses to look at memory that it may not write
+    pixels = torch.as_tensor(frames)
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != torch.uint8:
+        raise ValueError(f"expected uint8 frames (t, h, w, 3), got {pixels.dtype} {tuple(pixels.shape)}")
+    images = pixels.permute(0, 3, 1, 2)
+    height, width = images.shape[2:]
+    size = p.image_size
+    if p.keep_aspect:
+        short, long = min(height, width), max(height, width)
+        stretched = int(size * long / short)
+        height, width = (size, stretched) if height <= width else (stretched, size)
+    else:
+        height = width = size
+    images = resize(images, height, width, kernel=p.resize, antialias=p.antialias)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return normalise(images[:, :, top : top + size, left : left + size], p)
+
+
+def resize(images: Tensor, height: int, width: int, *, kernel: str, antialias: bool) -> Tensor:
+    """Resize (t, 3, h, w) uint8 to (t, 3, height, width) uint8, rounding half to even and clamping.
+
+    Raises:
+        ValueError: The kernel is neither ``bicubic`` nor ``bilinear``.
+    """
+    if kernel not in _KERNELS:
+        raise ValueError(f"resize must be one of {', '.join(_KERNELS)}, got {kernel!r}")
+    if images.shape[2:] == (height, width):
+        return images
+    resized = F.interpolate(
+        images.float(), (height, width), mode=kernel, align_corners=False, antialias=antialias
+    )
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def normalise(images: Tensor, p: Preprocessing) -> Tensor:
+    """Turn (t, 3, h, w) uint8 into contiguous float32: scale to [0, 1], subtract mean, divide by std."""
+    mean = torch.tensor(p.mean).view(3, 1, 1)
+    std = torch.tensor(p.std).view(3, 1, 1)
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std).contiguous()
