@@ -69,6 +69,8 @@ class Batch:
             and columns of this process start at ``offset``.
         offset: Index of this process's first sample in the global batch.
         keys: Sample identifiers, length b.
+        siblings: (B, B) bool, pairs whose clips differ in one thing only (minimal pairs, reversed twins); None
+            where the source knows of none.
     """
 
     video: Tensor
@@ -76,6 +78,7 @@ class Batch:
     positives: Tensor
     offset: int = 0
     keys: tuple[str, ...] = ()
+    siblings: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,142 @@
+"""Processes that train together: rank and size, gathers with gradients; no-ops in a single process.
+
+Everything is explicit and equal-sized: each process holds the same number of rows of the global batch.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+DEFAULT_TIMEOUT_S = 600.0
+
+
+def initialise(device: torch.device | str = "cpu", timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    """Join the process group that ``torchrun`` describes in the environment; do nothing without one.
+
+    Args:
+        device: The device that tensors of collectives lie on; NCCL for CUDA, gloo otherwise.
+        timeout_s: Seconds after which a collective that a process does not join raises, instead of hanging.
+    """
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+
+
+def shut_down() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Return this process's number, 0 in a single process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 in a single process."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Return this process's number on its machine, which is also its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Return whether this process writes the files and speaks to the user."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def broadcast_object(value: Any) -> Any:
+    """Return process 0's ``value`` in every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return the ``value`` of every process, in rank order, in every process."""
+    if world_size() == 1:
+        return [value]
+    boxes: list[Any] = [None] * world_size()
+    dist.all_gather_object(boxes, value)
+    return boxes
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """Return the sum of ``tensor`` over the processes; no gradient flows through it."""
+    if world_size() == 1:
+        return tensor.detach()
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def all_max(value: int) -> int:
+    """Return the largest ``value`` of the processes."""
+    return max(gather_objects(value))
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenate the processes' tensors along dimension 0, with the true gradient.
+
+    The backward pass sums what every process's loss says about this process's rows. With gradients averaged
+    over processes afterwards, the mean of the processes' losses is thus differentiated exactly.
+
+    Args:
+        tensor: (rows, ...); the same shape in every process.
+
+    Returns:
+        (world_size * rows, ...), rows in rank order.
+    """
+    if world_size() == 1:
+        return tensor
+    gathered: Tensor = _Gather.apply(tensor, True)
+    return gathered
+
+
+def gather_local_gradient(tensor: Tensor) -> Tensor:
+    """Concatenate like ``gather``, but keep only this process's own loss in the backward pass.
+
+    This is the published VideoMamba training code's behaviour: after averaging over processes the gradient
+    of a contrastive loss is 1 / world_size of the true one.
+    """
+    if world_size() == 1:
+        return tensor
+    gathered: Tensor = _Gather.apply(tensor, False)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, sum_gradients: bool) -> Tensor:
+        ctx.sum_gradients = sum_gradients
+        ctx.rows = tensor.shape[0]
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        if ctx.sum_gradients:
+            gradient = gradient.contiguous().clone()
+            dist.all_reduce(gradient)
+        start = rank() * ctx.rows
+        return gradient[start : start + ctx.rows], None
