@@ -5,51 +5,64 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
+import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType, ModuleType
+from typing import Any
 
 from vlm import __version__
-from vlm.errors import Interrupted, NoSpaceError, VlmError
+from vlm.errors import Interrupted, InvalidInput, NoSpaceError, VlmError
+
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 # command: (module with `configure(parser)` and `run(arguments) -> int`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "checkpoint": ("vlm.cli.checkpoint", "inspect a weights file without running it"),
     "data": ("vlm.cli.data", "make, pack, check and describe data sets"),
     "doctor": ("vlm.cli.doctor", "say what this machine can do, and what is wrong"),
+    "models": ("vlm.cli.models", "list, pull, import, show and remove models"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (`errors.py` lists them)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    debug, argv = _take_debug(argv)
+    _never_fail_to_print()
+    previous = _on_sigterm(_terminate)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()  # a full disk or a reader that left must be noticed here, not at exit
+    except BaseException as error:
+        return _report(error, debug)
+    finally:
+        _on_sigterm(previous)
+    return code
+
+
+def _run(argv: list[str]) -> int:
     parser = _parser(argv)
-    arguments = parser.parse_args(argv)
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as leaving:  # 0 after --help, 2 after a wrong flag
+        return leaving.code if isinstance(leaving.code, int) else 2
     if arguments.command is None:
         parser.print_help()
         return 0
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        code: int = arguments.run(arguments)
-    except VlmError as error:
-        return _report(error, error.exit_code, arguments.debug)
-    except KeyboardInterrupt as error:
-        return _report(error, 130, arguments.debug, "interrupted; run the same command again to go on")
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has left: nothing more to say
-        return 0
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            full = NoSpaceError(
-                f"no space left while writing {error.filename or 'a file'}; free some and run again"
-            )
-            return _report(full, full.exit_code, arguments.debug)
-        return _report(error, 1, arguments.debug)
-    except Exception as error:  # the last resort: one sentence instead of a traceback
-        return _report(error, 1, arguments.debug)
+    code: int = arguments.run(arguments)
     return code
+
+
+def _take_debug(argv: list[str]) -> tuple[bool, list[str]]:
+    """Take ``--debug`` out, wherever it stands before a ``--``: programs need not know it."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    kept = [word for word in argv[:end] if word != "--debug"]
+    return len(kept) < end, kept + argv[end:]
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -71,21 +84,79 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             help=summary,
             description=(module.__doc__ or summary).split("\n")[0] if module else summary,
             epilog=f"example: {module.EXAMPLE}" if module else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if module is not None:
             module.configure(sub)
             sub.set_defaults(run=module.run)
     return parser
 
 
-def _terminate(number: int, _frame: FrameType | None) -> None:
-    raise Interrupted("terminated; run the same command again to go on", number)
-
-
-def _report(error: BaseException, code: int, debug: bool, message: str | None = None) -> int:
+def _report(error: BaseException, debug: bool) -> int:
+    """Say what went wrong in one line on stderr and return the exit code of its class."""
     if debug:
         traceback.print_exception(error)
-    name = "" if isinstance(error, (VlmError, KeyboardInterrupt)) else f"{type(error).__name__}: "
-    print(f"vlm: {name}{message or error}", file=sys.stderr)
+    code, message = _explain(error)
+    if isinstance(error, OSError):
+        _forget_stdout()
+    if message:
+        print(f"vlm: {_printable(message)}", file=sys.stderr)
     return code
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the sentence for an error; no sentence if nobody is there to read it."""
+    if isinstance(error, BrokenPipeError):
+        return 0, ""  # whoever read our output has left: nothing more to say
+    if isinstance(error, (VlmError, Interrupted)):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted; run the same command again to go on"
+    if _is_disk_full(error):
+        place = getattr(error, "filename", None) or "a file"
+        return NoSpaceError.exit_code, f"no space left while writing {place}; free some and run again"
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+        return InvalidInput.exit_code, f"{error.filename or 'a file'}: {error.strerror or error}"
+    return 1, f"unexpected {type(error).__name__}: {error}; --debug shows where"
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether the disk is full; libraries written in other languages say so only in their message."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if any(words in str(error) for words in ("No space left on device", "disk is full")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _printable(message: str) -> str:
+    """Escape control characters: a file's name must not repaint the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in message)
+
+
+def _never_fail_to_print() -> None:
+    """Print undecodable file names escaped, instead of failing on them."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _forget_stdout() -> None:
+    """Drop what stdout cannot take, or the interpreter would fail once more while it closes."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _on_sigterm(handler: _Handler) -> _Handler:
+    """Set what SIGTERM does and return what it did; only the main thread may."""
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        return None
+    return signal.signal(signal.SIGTERM, handler)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted("terminated; run the same command again to go on", number)
