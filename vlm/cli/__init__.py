@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "checkpoint": ("vlm.cli.checkpoint", "inspect a weights file without running it"),
     "data": ("vlm.cli.data", "make, pack, check and describe data sets"),
     "doctor": ("vlm.cli.doctor", "say what this machine can do, and what is wrong"),
+    "eval": ("vlm.cli.eval", "measure models by pinned protocols, compare the cards"),
     "models": ("vlm.cli.models", "list, pull, import, show and remove models"),
 }
 

@@ -1,0 +1,34 @@
+"""List the protocols that can be measured, each with its file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from vlm.config import to_dict
+from vlm.evaluation import load_protocol, protocol_files
+
+
+def main(argv: list[str]) -> int:
+    """Print one line a protocol, or all settings as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="vlm eval list", description=__doc__, epilog="example: vlm eval list --json"
+    )
+    parser.add_argument("--json", action="store_true", help="print every setting as a JSON object")
+    arguments = parser.parse_args(argv)
+    protocols = [load_protocol(name) for name in protocol_files()]
+    if arguments.json:
+        settings = [to_dict(protocol) for protocol in protocols]
+        for entry in settings:
+            del entry["freeze"]
+        print(json.dumps(settings, indent=1))
+        return 0
+    width = max(len(protocol.name) for protocol in protocols)
+    for protocol in protocols:
+        print(f"{protocol.name:<{width}}  v{protocol.version}  {protocol.summary}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

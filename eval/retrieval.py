@@ -1,0 +1,89 @@
+"""Measure retrieval by a pinned protocol, from a model and clips or from a score matrix; write a card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from vlm.errors import UsageError
+from vlm.evaluation import Card, evaluate_scores, render_card, write_card
+
+_EXAMPLE = (
+    "vlm eval retrieval --protocol world --annotations DIR/manifest.jsonl --videos DIR "
+    "--model demo --out card.json"
+)
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate, print the table, write the card."""
+    arguments = _parser().parse_args(argv)
+    card = _from_scores(arguments) if arguments.scores else _from_model(arguments)
+    if arguments.out:
+        write_card(card, arguments.out)
+    print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vlm eval retrieval", description=__doc__, epilog=f"example: {_EXAMPLE}"
+    )
+    add = parser.add_argument
+    add("--protocol", metavar="NAME", help="a name of `vlm eval list`")
+    add("--annotations", type=Path, metavar="FILE", help="the protocol's annotation file")
+    add("--videos", type=Path, metavar="DIR", help="folder of the clips")
+    add("--model", metavar="SOURCE", help="a model folder, file or name (see: vlm models list)")
+    add("--control", action="append", default=[], metavar="NAME=SOURCE|CARD.json",
+        help="a model trained with the same budget, or its card, to print beside; repeatable")  # fmt: skip
+    add("--no-test-time-controls", action="store_true", help="skip shuffled frames and first frame only")
+    add("--scores", type=Path, metavar="FILE.npy", help="instead of a model: (queries, items) scores")
+    add("--positives", type=Path, metavar="FILE.json", help="for each query a list of item columns")
+    add("--kind", default="itc", metavar="KIND", help="what --scores are: itc, dsl, bank or itm@K")
+    add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
+    add("--batch-size", type=int, default=16, metavar="N", help="clips encoded at once")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the protocol (the card says so)",
+    )
+    add("--allow-missing", action="store_true", help="leave unreadable clips out and list them in the card")
+    add("--out", type=Path, metavar="CARD.json", help="where to write the card")
+    add("--json", action="store_true", help="print the card instead of a table")
+    return parser
+
+
+def _from_scores(arguments: argparse.Namespace) -> Card:
+    if arguments.model or arguments.protocol or not arguments.positives:
+        raise UsageError("--scores goes with --positives, and with neither --model nor --protocol")
+    return evaluate_scores(arguments.scores, arguments.positives, kind=arguments.kind)
+
+
+def _from_model(arguments: argparse.Namespace) -> Card:
+    needed = ("protocol", "annotations", "videos", "model")
+    missing = [f"--{name}" for name in needed if not getattr(arguments, name)]
+    if missing:
+        raise UsageError(f"missing {', '.join(missing)} (or --scores with --positives)")
+    if arguments.batch_size < 1:
+        raise UsageError(f"--batch-size: expected at least 1, got {arguments.batch_size}")
+    from vlm.evaluation.launch import evaluate_source  # needs torch, which a score matrix does not
+
+    return evaluate_source(
+        arguments.model,
+        arguments.protocol,
+        arguments.annotations,
+        arguments.videos,
+        controls=arguments.control,
+        overrides=tuple(arguments.set),
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+        allow_missing=arguments.allow_missing,
+        test_time_controls=not arguments.no_test_time_controls,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,25 @@
+"""Evaluation cards: a model or score matrix measured by a pinned protocol, compared only with its equals.
+
+`vlm.evaluation.runner` runs a model and needs torch; what is exported here does without.
+"""
+
+from vlm.evaluation.card import Card, read_card, write_card
+from vlm.evaluation.compare import compare_cards
+from vlm.evaluation.dataset import EvaluationSet
+from vlm.evaluation.matrix import evaluate_scores
+from vlm.evaluation.protocol import Protocol, load_protocol, protocol_files
+from vlm.evaluation.table import render_card, render_comparison
+
+__all__ = [
+    "Card",
+    "EvaluationSet",
+    "Protocol",
+    "compare_cards",
+    "evaluate_scores",
+    "load_protocol",
+    "protocol_files",
+    "read_card",
+    "render_card",
+    "render_comparison",
+    "write_card",
+]

@@ -1,0 +1,130 @@
+"""The evaluation card: what was measured, by which protocol, with what result; one JSON file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm.errors import InvalidInput
+from vlm.evaluation.protocol import BootstrapSettings
+from vlm.metrics import Interval, RankCounts
+from vlm.metrics.retrieval import Ints
+
+FORMAT = "vlm-card/1"
+DIRECTIONS = ("query_to_item", "item_to_query")
+Card = dict[str, Any]
+
+
+def measure(
+    counts: RankCounts, groups: Ints, recall_at: tuple[int, ...], bootstrap: BootstrapSettings
+) -> dict[str, Any]:
+    """Return every measure that the ranks allow, each ``{"value", "low", "high"}``, recalls as fractions.
+
+    Recall beyond the scored items, and ranks where some positive was not scored, are not defined and absent.
+    """
+    block: dict[str, Any] = {
+        f"recall@{k}": as_json(bootstrap.mean(counts.recall(k), groups))
+        for k in recall_at
+        if k <= counts.num_scored
+    }
+    if counts.tied_positives.all():
+        ranks = counts.expected_rank()
+        block["median_rank"] = as_json(bootstrap.median(ranks, groups))
+        block["mean_rank"] = as_json(bootstrap.mean(ranks, groups, bounds=False))
+    return block
+
+
+def values_of(counts: RankCounts, recall_at: tuple[int, ...]) -> dict[str, Any]:
+    """Return the measures of ``measure`` as plain ``{"value"}`` entries, for exact figures."""
+    block: dict[str, Any] = {
+        f"recall@{k}": {"value": float(counts.recall(k).mean())} for k in recall_at if k <= counts.num_scored
+    }
+    ranks = counts.expected_rank()
+    block["median_rank"] = {"value": float(np.median(ranks))}
+    block["mean_rank"] = {"value": float(ranks.mean())}
+    return block
+
+
+def as_json(interval: Interval | None) -> dict[str, float] | None:
+    """Return an interval as the card writes it."""
+    return None if interval is None else {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def counts_as_json(counts: RankCounts, groups: Ints) -> dict[str, Any]:
+    """Return the outcome of each query, from which every measure and paired difference can be had again."""
+    return {
+        "above": counts.above.tolist(),
+        "tied": counts.tied.tolist(),
+        "tied_positives": counts.tied_positives.tolist(),
+        "num_scored": counts.num_scored,
+        "groups": groups.tolist(),
+    }
+
+
+def counts_from_json(block: Mapping[str, Any]) -> tuple[RankCounts, Ints]:
+    """Read what ``counts_as_json`` wrote."""
+    above, tied, positives, groups = (
+        np.asarray(block[name], np.int64) for name in ("above", "tied", "tied_positives", "groups")
+    )
+    return RankCounts(above, tied, positives, int(block["num_scored"])), groups
+
+
+def write_card(card: Card, path: Path) -> None:
+    """Write a card completely or not at all; an older one stays in place until then.
+
+    Raises:
+        InvalidInput: The card holds a number that is not finite; nothing is written.
+        OSError: The folder cannot be written.
+    """
+    try:
+        text = json.dumps(card, indent=1, allow_nan=False, ensure_ascii=False)
+    except ValueError as error:
+        raise InvalidInput(f"{path}: a figure is not finite, so no card is written: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_card(path: Path) -> Card:
+    """Read a card.
+
+    Raises:
+        InvalidInput: The file is missing or is not a card of this format.
+    """
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidInput(
+            f"{path}: no such card; write one with: vlm eval retrieval ... --out {path}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path}: cannot be read as a JSON card: {error}") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        got = card.get("format") if isinstance(card, dict) else type(card).__name__
+        raise InvalidInput(f"{path}: expected a card of format {FORMAT!r}, got {got!r}")
+    for section in ("protocol", "model", "results"):
+        if not isinstance(card.get(section), dict):
+            raise InvalidInput(f"{path}: the card has no section {section!r}")
+    return card
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

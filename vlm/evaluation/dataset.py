@@ -1,0 +1,130 @@
+"""Annotations as an evaluation sees them: clips, queries, which is true of which, who is whose twin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm.errors import InvalidInput
+from vlm.metrics import Positives
+from vlm.metrics.retrieval import Ints
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationSet:
+    """Queries against a gallery.
+
+    Attributes:
+        clip_ids: Stable names of the gallery's clips; (items,).
+        paths: Their files; (items,).
+        queries: Captions; (queries,).
+        query_clip: The clip that each caption was written for; (queries,) int64.
+        positives: The right clips of each query.
+        groups: The unit of resampling of each clip, shared by a clip and its twin; (items,) int64.
+        twin_of: Column of each clip's reversed twin, -1 without one; (items,) int64.
+        tiers: Name of the kind of each query, for the table by tier; (queries,) or empty.
+        oracles: Name → scores (queries, items) of whoever knows only a part of the truth.
+        annotations_sha256: Of the annotation file.
+        missing: Clips that were left out, each with its reason.
+    """
+
+    clip_ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    queries: tuple[str, ...]
+    query_clip: Ints
+    positives: Positives
+    groups: Ints
+    twin_of: Ints
+    tiers: tuple[str, ...] = ()
+    oracles: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    annotations_sha256: str = ""
+    missing: tuple[tuple[str, str], ...] = field(default=())
+
+    def without(self, rejected: Sequence[tuple[int, str]]) -> EvaluationSet:
+        """Return the set without some clips, and without the queries written for them.
+
+        Args:
+            rejected: (clip, reason) pairs; they are kept in ``missing``.
+
+        Raises:
+            InvalidInput: Nothing would be left.
+        """
+        if not rejected:
+            return self
+        keep = np.ones(len(self.clip_ids), bool)
+        keep[[clip for clip, _ in rejected]] = False
+        kept_queries = np.flatnonzero(keep[self.query_clip])
+        if not len(kept_queries):
+            raise InvalidInput("no clip can be read, so there is nothing to evaluate")
+        column = np.where(keep, np.cumsum(keep) - 1, -1)
+        lists = [
+            [int(column[item]) for item in self.positives[query] if keep[item]]
+            for query in kept_queries.tolist()
+        ]
+        twins = np.where(self.twin_of >= 0, column[self.twin_of], -1)[keep]
+        return replace(
+            self,
+            clip_ids=tuple(np.asarray(self.clip_ids, object)[keep]),
+            paths=tuple(np.asarray(self.paths, object)[keep]),
+            queries=tuple(self.queries[query] for query in kept_queries),
+            query_clip=column[self.query_clip[kept_queries]],
+            positives=Positives.from_lists(lists, int(keep.sum())),
+            groups=self.groups[keep],
+            twin_of=twins,
+            oracles={name: scores[kept_queries][:, keep] for name, scores in self.oracles.items()},
+            tiers=tuple(self.tiers[query] for query in kept_queries) if self.tiers else (),
+            missing=(*self.missing, *((self.clip_ids[clip], reason) for clip, reason in rejected)),
+        )
+
+    @property
+    def twin_pairs(self) -> NDArray[np.int64]:
+        """Queries of both clips of each twin pair that have one query each; (pairs, 2) int64."""
+        query_of = {int(clip): query for query, clip in reversed(list(enumerate(self.query_clip)))}
+        pairs = [
+            (query_of[clip], query_of[int(twin)])
+            for clip, twin in enumerate(self.twin_of)
+            if clip < twin and clip in query_of and int(twin) in query_of
+        ]
+        return np.asarray(pairs, np.int64).reshape(-1, 2)
+
+
+def read_scores(scores: Path, positives: Path) -> tuple[NDArray[np.generic], Positives]:
+    """Read a score matrix (memory-mapped) and its positives.
+
+    Args:
+        scores: ``.npy`` of (queries, items).
+        positives: JSON: for each query a list of item columns.
+
+    Raises:
+        InvalidInput: A file is missing, cannot be read, or the two do not fit each other.
+    """
+    try:
+        matrix = np.load(scores, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InvalidInput(
+            f"{scores}: expected a NumPy .npy file of (queries, items) scores: {error}"
+        ) from error
+    if matrix.ndim != 2:
+        raise InvalidInput(f"{scores}: expected (queries, items) scores, got shape {matrix.shape}")
+    try:
+        lists = json.loads(positives.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"{positives}: expected JSON, for each query a list of columns: {error}"
+        ) from error
+    if not isinstance(lists, list) or not all(isinstance(columns, list) for columns in lists):
+        raise InvalidInput(f"{positives}: expected a JSON list that holds a list of columns for each query")
+    if len(lists) != len(matrix):
+        raise InvalidInput(
+            f"{positives}: expected {len(matrix)} lists, one for each row of {scores}, got {len(lists)}"
+        )
+    try:
+        return matrix, Positives.from_lists(lists, matrix.shape[1])
+    except ValueError as error:
+        raise InvalidInput(f"{positives}: {error}") from error

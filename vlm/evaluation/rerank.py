@@ -1,0 +1,142 @@
+"""Candidates of the embedding search scored again by the matching head, pair by pair, each pair once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vlm.errors import InvalidInput
+from vlm.evaluation.dataset import EvaluationSet
+from vlm.evaluation.features import Floats, TextSet
+from vlm.evaluation.outcomes import Outcomes, twin_block, twin_grid
+from vlm.evaluation.protocol import Protocol
+from vlm.metrics import pair_positives, rank_candidates, top_candidates
+from vlm.metrics.retrieval import Ints
+from vlm.progress import progress_bar
+from vlm.types import VideoTextEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class PairScores:
+    """Matching logits of some (text, video) pairs, found by ``text * num_videos + video`` in ``keys``."""
+
+    keys: Ints
+    logits: Floats
+    num_videos: int
+    seconds: float
+
+    def look_up(self, texts: Ints, videos: Ints) -> Floats:
+        """Return the logits of pairs that were scored; shapes broadcast.
+
+        Raises:
+            KeyError: A pair was not scored.
+        """
+        wanted = np.asarray(texts * self.num_videos + videos)
+        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        if not np.array_equal(self.keys[place], wanted):
+            raise KeyError("a pair was not scored")
+        return self.logits[place]
+
+
+def score_pairs(
+    model: VideoTextEncoder,
+    texts: TextSet,
+    video_tokens: Floats,
+    pairs: tuple[Ints, Ints],
+    *,
+    batch_size: int = 64,
+) -> PairScores:
+    """Score (text, video) pairs by the raw logit of "match"; pairs named twice are scored once.
+
+    Sorted by text length and then by video, so that a batch pads little and reads few clips; the memory
+    beyond the features is one batch's.
+
+    Args:
+        model: A model that can ``match``.
+        texts: Encoded captions.
+        video_tokens: (videos, n, d).
+        pairs: Text numbers and video numbers of the same length.
+        batch_size: Pairs scored at once.
+
+    Raises:
+        InvalidInput: A logit is not finite.
+    """
+    num_videos = len(video_tokens)
+    keys = np.unique(pairs[0] * num_videos + pairs[1])
+    text_of, video_of = np.divmod(keys, num_videos)
+    lengths = np.asarray([len(tokens) for tokens in texts.tokens])
+    order = np.lexsort((text_of, video_of, lengths[text_of]))
+    logits = np.empty(len(keys), np.float32)
+    began = time.perf_counter()
+    with progress_bar(len(keys), "matching", "pair") as bar, torch.inference_mode():
+        for start in range(0, len(keys), batch_size):
+            chosen = order[start : start + batch_size]
+            text_tokens, mask = _padded(texts, text_of[chosen])
+            video = torch.from_numpy(np.ascontiguousarray(video_tokens[video_of[chosen]]))
+            device = model.device
+            output = model.match(
+                video.to(device),  # type: ignore[call-overload]
+                text_tokens.to(device),  # type: ignore[call-overload]
+                mask.to(device),  # type: ignore[call-overload]
+            )
+            logits[chosen] = output[:, 1].float().cpu().numpy()
+            bar.update(len(chosen))
+    if not np.isfinite(logits).all():
+        first = int(np.flatnonzero(~np.isfinite(logits))[0])
+        raise InvalidInput(
+            f"{np.count_nonzero(~np.isfinite(logits))} of {len(logits)} matching scores are not finite, "
+            f"the first for query {text_of[first]} and item {video_of[first]}"
+        )
+    return PairScores(keys, logits, num_videos, time.perf_counter() - began)
+
+
+def add_matching(
+    outcomes: Outcomes,
+    model: VideoTextEncoder,
+    data: EvaluationSet,
+    scores: Floats,
+    texts: TextSet,
+    video_tokens: Floats,
+    protocol: Protocol,
+    batch_size: int,
+) -> None:
+    """Score each query's first candidates again with the matching head, both directions, and rank them."""
+    kind = f"itm@{protocol.rerank_k}"
+    backward, kept = data.positives.reversed()
+    videos_of, cuts = top_candidates(scores, protocol.rerank_k)
+    texts_of, backward_cuts = top_candidates(np.ascontiguousarray(scores.T)[kept], protocol.rerank_k)
+    rows = np.arange(len(data.queries), dtype=np.int64)[:, None]
+    twin_texts, twin_videos = twin_grid(data)
+    asked = (
+        np.concatenate(
+            [np.broadcast_to(rows, videos_of.shape).ravel(), texts_of.ravel(), twin_texts.ravel()]
+        ),
+        np.concatenate(
+            [videos_of.ravel(), np.broadcast_to(kept[:, None], texts_of.shape).ravel(), twin_videos.ravel()]
+        ),
+    )
+    pair_scores = score_pairs(model, texts, video_tokens, asked, batch_size=batch_size)
+    forward = pair_scores.look_up(rows, videos_of)
+    counts = rank_candidates(videos_of, forward, data.positives)
+    outcomes.add("query_to_item", kind, counts, data.groups[data.query_clip])
+    backward_counts = rank_candidates(texts_of, pair_scores.look_up(texts_of, kept[:, None]), backward)
+    outcomes.add("item_to_query", kind, backward_counts, data.groups[kept])
+    outcomes.cut_ties = {"query_to_item": {kind: cuts}, "item_to_query": {kind: backward_cuts}}
+    outcomes.rerank_seconds, outcomes.num_pairs = pair_scores.seconds, len(pair_scores.keys)
+    if len(data.twin_pairs):
+        pairs = rank_candidates(videos_of, forward, pair_positives(data.positives, data.twin_of))
+        outcomes.twins[kind] = twin_block(data, counts, pairs, pair_scores.look_up, protocol.bootstrap)
+
+
+def _padded(texts: TextSet, chosen: Ints) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(len(texts.tokens[text]) for text in chosen)
+    tokens = np.zeros((len(chosen), longest, texts.tokens[0].shape[1]), np.float32)
+    mask: NDArray[np.int64] = np.zeros((len(chosen), longest), np.int64)
+    for row, text in enumerate(chosen):
+        tokens[row, : len(texts.tokens[text])] = texts.tokens[text]
+        mask[row, : len(texts.masks[text])] = texts.masks[text]
+    return torch.from_numpy(tokens), torch.from_numpy(mask)

@@ -1,0 +1,234 @@
+"""One evaluation from start to card: encode, score, rank, control, and say what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlm.errors import CapabilityError, InvalidInput
+from vlm.evaluation import sections
+from vlm.evaluation.card import FORMAT, Card
+from vlm.evaluation.compare import differing_fields
+from vlm.evaluation.dataset import EvaluationSet
+from vlm.evaluation.features import (
+    Floats,
+    Loader,
+    TextSet,
+    Variant,
+    VideoSet,
+    encode_texts,
+    encode_videos,
+    first_frame,
+    shuffled_frames,
+    similarity,
+)
+from vlm.evaluation.outcomes import Outcomes, embedding_outcomes, twin_chance
+from vlm.evaluation.protocol import Protocol
+from vlm.evaluation.rerank import add_matching
+from vlm.metrics import Positives, rank_scores
+from vlm.types import VideoTextEncoder
+
+TEST_TIME_CONTROLS: Mapping[str, Variant] = {"shuffled-frames": shuffled_frames, "first-frame": first_frame}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """How to run, without influence on what is measured.
+
+    Attributes:
+        batch_size: Clips encoded at once.
+        pair_batch_size: Pairs that the matching head scores at once.
+        allow_missing: Leave unreadable clips out (and list them) instead of failing.
+        test_time_controls: Also encode every clip with shuffled frames and with its first frame only.
+    """
+
+    batch_size: int = 16
+    pair_batch_size: int = 64
+    allow_missing: bool = False
+    test_time_controls: bool = True
+
+
+@dataclass(slots=True)
+class _Run:
+    data: EvaluationSet
+    videos: VideoSet
+    texts: TextSet
+    outcomes: Outcomes
+    scores: Floats
+    load_seconds: float = 0.0
+    controls: dict[str, Outcomes] = field(default_factory=dict)
+
+
+def evaluate_model(
+    model: VideoTextEncoder,
+    data: EvaluationSet,
+    protocol: Protocol,
+    load: Loader,
+    *,
+    source: str = "",
+    options: RunOptions | None = None,
+    controls: Mapping[str, VideoTextEncoder | Card] | None = None,
+) -> Card:
+    """Evaluate a model on queries and clips, and make its card.
+
+    Args:
+        model: The model under test.
+        data: Queries, clips and what is true of which.
+        protocol: What to measure.
+        load: File and preprocessing → (t, 3, s, s) float32.
+        source: How the model was named by the caller, for the card.
+        options: How to run.
+        controls: Models trained with the same budget, or their cards by the same protocol, printed beside.
+
+    Raises:
+        CapabilityError: The model cannot embed videos and texts.
+        InvalidInput: Clips cannot be read and ``allow_missing`` is off, features are not finite, or a
+            control's card was made by another protocol.
+    """
+    options = options or RunOptions()
+    began = time.perf_counter()
+    variants = TEST_TIME_CONTROLS if options.test_time_controls else {}
+    run = _run(model, data, protocol, load, options, variants)
+    recall_at, bootstrap = protocol.recall_at, protocol.bootstrap
+    pinned = sections.protocol_section(protocol, run.data, model)
+    card: Card = {
+        "format": FORMAT,
+        "protocol": pinned,
+        "model": sections.model_section(model, source),
+        "results": run.outcomes.results(recall_at, bootstrap),
+        "twins": run.outcomes.twins,
+        "tiers": sections.tiers(run.data, run.outcomes, bootstrap),
+        "ties": run.outcomes.ties(),
+        "candidates_cut_in_ties": run.outcomes.cut_ties,
+        "chance": sections.chance(run.data.positives, recall_at),
+        "twin_chance": twin_chance(run.data) if len(run.data.twin_pairs) else {},
+        "ceilings": sections.ceilings(run.data, recall_at, bootstrap),
+        "controls": {
+            name: {
+                "kind": "test-time",
+                "results": outcomes.results(recall_at, bootstrap),
+                "twins": outcomes.twins,
+            }
+            for name, outcomes in run.controls.items()
+        },
+        "invariance": _invariance(run),
+        "data": sections.data_section(len(data.paths), run.data, model),
+        "environment": sections.environment(str(model.device), torch.get_num_threads()),
+        "per_query": run.outcomes.per_query(),
+    }
+    for name, control in (controls or {}).items():
+        card["controls"][name] = _trained_control(control, card, data, protocol, load, options)
+    card["cost"] = _cost(run, time.perf_counter() - began)
+    return card
+
+
+def _run(
+    model: VideoTextEncoder,
+    data: EvaluationSet,
+    protocol: Protocol,
+    load: Loader,
+    options: RunOptions,
+    variants: Mapping[str, Variant],
+) -> _Run:
+    if "search" not in model.capabilities:
+        raise CapabilityError(
+            f"model {model.name!r} (kind {model.kind}) cannot embed videos and texts, which retrieval needs; "
+            f"it can: {', '.join(sorted(model.capabilities)) or 'nothing'}"
+        )
+    rerank = protocol.rerank_k > 0 and "rerank" in model.capabilities
+    began = time.perf_counter()
+    videos = encode_videos(
+        model, data.paths, load, batch_size=options.batch_size, variants=variants, keep_tokens=rerank
+    )
+    load_seconds = time.perf_counter() - began - videos.seconds
+    if videos.rejected:
+        data, videos = _leave_out(data, videos, options)
+    texts = encode_texts(model, data.queries)
+    scores = similarity(texts.embeddings, videos.embeddings[""])
+    outcomes = embedding_outcomes(scores, data, protocol.bootstrap)
+    if rerank and videos.tokens is not None:
+        add_matching(outcomes, model, data, scores, texts, videos.tokens, protocol, options.pair_batch_size)
+    controls = {
+        name: embedding_outcomes(
+            similarity(texts.embeddings, videos.embeddings[name]), data, protocol.bootstrap
+        )
+        for name in variants
+    }
+    return _Run(data, videos, texts, outcomes, scores, load_seconds, controls)
+
+
+def _leave_out(data: EvaluationSet, videos: VideoSet, options: RunOptions) -> tuple[EvaluationSet, VideoSet]:
+    rejected = videos.rejected
+    if not options.allow_missing:
+        shown = "; ".join(f"{data.paths[clip]}: {reason}" for clip, reason in rejected[:3])
+        more = f" and {len(rejected) - 3} more" if len(rejected) > 3 else ""
+        raise InvalidInput(
+            f"{len(rejected)} of {len(data.paths)} clips cannot be read ({shown}{more}); a smaller gallery "
+            "gives higher scores, so nothing was measured; --allow-missing leaves them out and lists them"
+        )
+    keep = np.setdiff1d(np.arange(len(data.paths)), [clip for clip, _ in rejected])
+    videos.embeddings = {name: rows[keep] for name, rows in videos.embeddings.items()}
+    if videos.tokens is not None:
+        for place, clip in enumerate(keep):  # in place: the tokens may be a file larger than memory
+            videos.tokens[place] = videos.tokens[clip]
+        videos.tokens = videos.tokens[: len(keep)]
+    return data.without(rejected), videos
+
+
+def _trained_control(
+    control: VideoTextEncoder | Card,
+    card: Card,
+    data: EvaluationSet,
+    protocol: Protocol,
+    load: Loader,
+    options: RunOptions,
+) -> dict[str, Any]:
+    """Return a control's section, and whether it is strong enough for the comparison to say anything."""
+    if isinstance(control, dict):
+        differing = differing_fields(card["protocol"], control["protocol"])
+        if differing:
+            fields = ", ".join(name for name, _, _ in differing)
+            raise InvalidInput(f"the control's card was made by another protocol; they differ in: {fields}")
+        section = {key: control.get(key, {}) for key in ("model", "results", "twins")}
+    else:
+        run = _run(control, data, protocol, load, options, {})
+        section = {
+            "model": sections.model_section(control, ""),
+            "results": run.outcomes.results(protocol.recall_at, protocol.bootstrap),
+            "twins": run.outcomes.twins,
+        }
+    return {"kind": "trained", **section, **sections.strength(section["twins"], card["twins"])}
+
+
+def _invariance(run: _Run) -> dict[str, Any]:
+    """Return how far outcomes move when the gallery is written in the opposite order (they must not)."""
+    data = run.data
+    backward = similarity(run.texts.embeddings, run.videos.embeddings[""][::-1])
+    last = len(data.paths) - 1
+    lists = [(last - data.positives[query]).tolist() for query in range(len(data.positives))]
+    counts = rank_scores(backward, Positives.from_lists(lists, len(data.paths)))
+    before = run.outcomes.ranks["query_to_item"]["itc"][0]
+    moved = np.abs(counts.recall(1) - before.recall(1))
+    return {"gallery_reversed": {"largest_recall@1_change": float(moved.max())}}
+
+
+def _cost(run: _Run, total_seconds: float) -> dict[str, Any]:
+    num_videos, num_queries = len(run.data.paths), len(run.data.queries)
+    cost = {
+        "total_s": total_seconds,
+        "read_videos_s": run.load_seconds,
+        "encode_videos_s": run.videos.seconds,
+        "encode_texts_s": run.texts.seconds,
+        "encode_ms_per_video": 1000 * run.videos.seconds / num_videos,
+        "encode_ms_per_query": 1000 * run.texts.seconds / num_queries,
+    }
+    if run.outcomes.num_pairs:
+        cost["matching_s"] = run.outcomes.rerank_seconds
+        cost["matching_pairs"] = run.outcomes.num_pairs
+        cost["matching_ms_per_pair"] = 1000 * run.outcomes.rerank_seconds / run.outcomes.num_pairs
+    return {name: round(value, 4) for name, value in cost.items()}

@@ -1,0 +1,114 @@
+"""A card as lines of text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vlm.evaluation.card import DIRECTIONS, Card
+
+_TITLES = {"query_to_item": "text to video", "item_to_query": "video to text"}
+
+
+def render_card(card: Card) -> str:
+    """Return the card's figures as a table: results, twins, controls, ceilings, chance, and what to note."""
+    protocol, model = card["protocol"], card["model"]
+    lines = [
+        f"protocol {protocol['name']} v{protocol['version']}: {protocol['num_queries']} queries, "
+        f"{protocol['num_items']} items; model {model.get('name', 'scores')}",
+        "",
+    ]
+    rows = list(_rows(card))
+    columns = list(dict.fromkeys(name for _, block in rows for name in block))
+    header = ["", *columns]
+    cells = [[title, *(_cell(name, block.get(name)) for name in columns)] for title, block in rows]
+    lines += _aligned([header, *cells])
+    twins = list(_twin_rows(card))
+    if twins:
+        columns = list(dict.fromkeys(name for _, block in twins for name in block))
+        body = [[title, *(_cell(name, block.get(name)) for name in columns)] for title, block in twins]
+        lines += ["", "clips and their reversed twins", *_aligned([["", *columns], *body])]
+    lines += ["", *_notes(card)] if any(_notes(card)) else []
+    return "\n".join(lines)
+
+
+def render_comparison(comparison: Mapping[str, Any]) -> str:
+    """Return paired differences as a table."""
+    a, b = (model.get("name", "scores") for model in comparison["models"])
+    lines = [f"difference {b} - {a}, same queries, 95 % intervals", ""]
+    rows = [["", "measure", a, b, "difference", "interval"]]
+    for direction, kinds in comparison["differences"].items():
+        for kind, block in kinds.items():
+            for name, entry in block.items():
+                scale = 100.0 if name.startswith("recall") else 1.0
+                first, second, value, low, high = (
+                    scale * entry[key] for key in ("first", "second", "value", "low", "high")
+                )
+                title = f"{_TITLES[direction]}, {kind}"
+                rows.append(
+                    [
+                        title,
+                        name,
+                        f"{first:.1f}",
+                        f"{second:.1f}",
+                        f"{value:+.1f}",
+                        f"[{low:+.1f}, {high:+.1f}]",
+                    ]
+                )
+    return "\n".join([*lines, *_aligned(rows)])
+
+
+def _rows(card: Card) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for direction in DIRECTIONS:
+        for kind, block in card["results"].get(direction, {}).items():
+            yield f"{_TITLES[direction]}, {kind}", block
+    for name, control in card.get("controls", {}).items():
+        for kind, block in control["results"].get("query_to_item", {}).items():
+            yield f"control {name}, {kind}", block
+    for name, block in card.get("ceilings", {}).items():
+        yield f"oracle {name}", block["query_to_item"]
+    for direction, block in card.get("chance", {}).items():
+        yield f"chance, {_TITLES[direction]}", block
+
+
+def _twin_rows(card: Card) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for kind, block in card.get("twins", {}).items():
+        yield kind, block
+    for name, control in card.get("controls", {}).items():
+        for kind, block in control.get("twins", {}).items():
+            yield f"control {name}, {kind}", block
+
+
+def _notes(card: Card) -> list[str]:
+    notes = [
+        f"tied queries, {_TITLES[direction]}, {kind}: {count}"
+        for direction, kinds in card.get("ties", {}).items()
+        for kind, count in kinds.items()
+        if count
+    ]
+    notes += [
+        f"control {name}: {control['verdict']}"
+        for name, control in card.get("controls", {}).items()
+        if control.get("verdict")
+    ]
+    missing = card.get("data", {}).get("missing", [])
+    if missing:
+        notes.append(f"{len(missing)} clips missing or unreadable, left out; they are listed in the card")
+    return notes
+
+
+def _cell(name: str, entry: Mapping[str, float] | None) -> str:
+    if entry is None:
+        return "-"
+    scale = 1.0 if name.endswith("rank") else 100.0
+    text = f"{scale * entry['value']:.1f}"
+    if "low" in entry:
+        text += f" [{scale * entry['low']:.1f}, {scale * entry['high']:.1f}]"
+    return text
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]

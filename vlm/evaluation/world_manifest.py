@@ -1,0 +1,86 @@
+"""The manifest of `vlm data world` as an evaluation set: truth comes from the scenes, never from the text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm import world
+from vlm.errors import InvalidInput
+from vlm.evaluation.card import file_sha256
+from vlm.evaluation.dataset import EvaluationSet
+from vlm.evaluation.protocol import Protocol
+from vlm.metrics import Positives
+from vlm.metrics.retrieval import Ints
+
+
+def read_world(manifest: Path, videos: Path, protocol: Protocol) -> EvaluationSet:
+    """Read a world's manifest.
+
+    Args:
+        manifest: ``manifest.jsonl``, one clip a line.
+        videos: Folder that the clips' file names are relative to.
+        protocol: Which captions are queries, and what counts as a positive.
+
+    Raises:
+        InvalidInput: The manifest is missing, empty, or a line is not a clip of this world.
+    """
+    rows = list(read_manifest(manifest))
+    scenes = [row["scene"] for row in rows]
+    counts = [1 if protocol.captions == "first" else len(row["captions"]) for row in rows]
+    query_clip = np.repeat(np.arange(len(rows), dtype=np.int64), counts)
+    queries = [text for row, count in zip(rows, counts, strict=True) for text in row["captions"][:count]]
+    if protocol.positives == "all-true":
+        truth = world.truth_matrix(scenes, scenes)[query_clip]
+    else:
+        truth = np.arange(len(rows)) == query_clip[:, None]
+    twin_of = _twins([row["id"] for row in rows], [row["twin"] for row in rows], manifest)
+    return EvaluationSet(
+        clip_ids=tuple(row["id"] for row in rows),
+        paths=tuple(videos / row["file"] for row in rows),
+        queries=tuple(queries),
+        query_clip=query_clip,
+        positives=Positives.from_matrix(truth),
+        groups=np.minimum(np.arange(len(rows)), np.where(twin_of >= 0, twin_of, len(rows))),
+        twin_of=twin_of,
+        annotations_sha256=file_sha256(manifest),
+    )
+
+
+def read_manifest(manifest: Path) -> Iterator[dict[str, Any]]:
+    """Yield each clip of a manifest with ``scene`` as a Scene.
+
+    Raises:
+        InvalidInput: The file is missing or empty, or a line is not a clip of this world.
+    """
+    try:
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{manifest}: cannot be read as a manifest: {error}") from error
+    if not any(line.strip() for line in lines):
+        raise InvalidInput(f"{manifest}: the manifest is empty; make one with: vlm data world --out DIR")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            row["scene"] = world.Scene.from_json(json.dumps(row["scene"]))
+            if not row["captions"]:
+                raise ValueError("no caption")
+            yield {"twin": None, **row, "id": row["scene"].clip_id}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(
+                f"{manifest}: line {number} is not a clip of the digit world ({error}); "
+                "make one with: vlm data world --out DIR"
+            ) from error
+
+
+def _twins(clip_ids: list[str], twins: list[str | None], manifest: Path) -> Ints:
+    column = {clip: place for place, clip in enumerate(clip_ids)}
+    if len(column) != len(clip_ids):
+        raise InvalidInput(f"{manifest}: a clip is listed twice; {len(clip_ids)} lines, {len(column)} clips")
+    return np.asarray([column.get(twin, -1) if twin else -1 for twin in twins], np.int64)
