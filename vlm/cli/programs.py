@@ -34,7 +34,10 @@ def run_program(folder: str, name: str | None, argv: list[str]) -> int:
         near = difflib.get_close_matches(name or "", programs, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(programs)}"
         raise UsageError(f"no program {name!r}; {hint}" if name else f"a program is needed; {hint}")
-    code: int = runpy.run_path(str(programs[name]))["main"](argv)
+    try:
+        code: int = runpy.run_path(str(programs[name]))["main"](argv)
+    except SystemExit as leaving:  # 0 after --help, 2 after a wrong flag
+        return leaving.code if isinstance(leaving.code, int) else 2
     return code
 
 
