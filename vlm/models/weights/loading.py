@@ -1,0 +1,146 @@
+"""``load_model``: one name or path in, one evaluating model out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm.errors import CheckpointError, InvalidInput
+from vlm.models.presets import PRESETS, resolve
+from vlm.models.video_model import VideoModel
+from vlm.models.video_text_model import VideoTextModel
+from vlm.models.weights.files import read_state_dict
+from vlm.models.weights.folder import is_model_folder, load_folder
+from vlm.models.weights.official import from_official
+from vlm.models.weights.precision import set_dtype
+from vlm.models.weights.resizing import Overrides
+from vlm.text import Tokenizer
+
+_HUB = re.compile(r"hf:(?P<repository>[^/@\s]+/[^/@\s]+)(/(?P<file>[^@\s]+))?(@(?P<revision>[^@\s]+))?$")
+
+
+def load_model(
+    source: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str | None = None,
+    num_frames: int | None = None,
+    image_size: int | None = None,
+    overrides: Overrides | None = None,
+    tokenizer: str | Path | None = None,
+) -> VideoModel:
+    """Load a model for use.
+
+    Args:
+        source: A model folder, a training checkpoint that contains one as ``model/``, the name of a preset, a
+            published VideoMamba file, ``hf:owner/repo[/file][@revision]`` or ``open_clip:<arch>/<pretrained>``.
+            Nothing is downloaded: what is not on this machine yet is an error that names the command to fetch it.
+        device: ``auto`` takes a GPU if there is one.
+        dtype: Type of matrix products and activations; None = fp32, also for files in bf16. Decay rates, skip
+            weights, step biases, norms and the residual stream stay fp32.
+        num_frames: Other number of frames than the model's own.
+        image_size: Other input size than the model's own.
+        overrides: Settings that a file does not tell, see ``vlm.models.weights.resizing.SETTINGS``.
+        tokenizer: A ``tokenizer.json`` or ``vocab.txt`` for a model that comes without.
+
+    Raises:
+        InvalidInput: There is no such model, or it is not on this machine.
+        CheckpointError: Its files are incomplete, damaged or of another kind.
+        IntegrityError: Its files are not those that its card was written for.
+        ValueError: A setting is unknown or impossible.
+    """
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    settings: dict[str, Any] = {"num_frames": num_frames, "image_size": image_size, "overrides": overrides}
+    model = _read(str(source), settings)
+    if tokenizer is not None:
+        if not isinstance(model, VideoTextModel):
+            raise InvalidInput(f"a model of kind {model.kind!r} takes no tokenizer; leave it out")
+        model.tokenizer = Tokenizer.from_file(tokenizer)
+    if dtype is not None:
+        set_dtype(model, _dtype(dtype))
+    return model.to(place).eval()
+
+
+def _read(source: str, settings: dict[str, Any], name: str | None = None) -> VideoModel:
+    """Read a model onto the CPU, in fp32."""
+    if source in PRESETS:
+        return _read(resolve(source), settings, source)
+    if source.startswith("asset:"):
+        return _named(load_folder(_asset(source.removeprefix("asset:")), **settings), None)
+    if source.startswith("open_clip:"):
+        from vlm.models.teachers.frame_encoders import load_frame_encoder
+
+        return _named(load_frame_encoder(source.removeprefix("open_clip:"), **settings), name)
+    if source.startswith("hf:"):
+        return _named(_read_path(_cached(source), settings), name or source)
+    path = Path(source)
+    if not path.exists():
+        resolve(source)  # raises, with the nearest name
+    return _named(_read_path(path, settings), name)
+
+
+def _read_path(path: Path, settings: dict[str, Any]) -> VideoModel:
+    if path.is_dir():
+        folder = path if is_model_folder(path) or not is_model_folder(path / "model") else path / "model"
+        return load_folder(folder, **settings)
+    try:
+        model, _ = from_official(read_state_dict(path), **settings)
+    except CheckpointError as error:
+        message = str(error)
+        raise error if str(path) in message else CheckpointError(f"{path}: {message}") from error
+    return _named(model, path.stem)
+
+
+def _named(model: VideoModel, name: str | None) -> VideoModel:
+    if name is not None:
+        model.name = name
+    return model
+
+
+def _asset(path: str) -> Path:
+    from vlm.assets import asset
+
+    return asset(path)
+
+
+def _cached(source: str) -> Path:
+    """Return where a file or folder of the hub lies on this machine.
+
+    Raises:
+        InvalidInput: The source is mis-spelt, or it was not fetched yet.
+    """
+    found = _HUB.match(source)
+    if found is None:
+        raise InvalidInput(f"expected hf:owner/repo[/file][@revision], got {source!r}")
+    try:
+        from huggingface_hub import hf_hub_download, snapshot_download
+    except ImportError as error:
+        raise InvalidInput(f"{source} needs huggingface_hub: pip install huggingface-hub") from error
+    repository, file, revision = found["repository"], found["file"], found["revision"]
+    try:
+        if file is not None:
+            return Path(hf_hub_download(repository, file, revision=revision, local_files_only=True))
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"{source} is not on this machine, and models are fetched only when asked: vlm models pull {source}"
+        ) from error
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    names = {
+        "float32": "float32",
+        "fp32": "float32",
+        "bf16": "bfloat16",
+        "fp16": "float16",
+        "fp64": "float64",
+    }
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, names.get(dtype, dtype), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype must be a torch dtype or one of {', '.join(names)}, got {dtype!r}")
+    return found
