@@ -1,0 +1,94 @@
+"""Which implementation serves an operator: asked for by ``VLM_SCAN_BACKEND`` or chosen here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import torch
+
+from vlm.errors import KernelError
+from vlm.ops import cpu_library
+
+VARIABLE = "VLM_SCAN_BACKEND"
+CHOICES = ("auto", "cuda", "cpu", "chunked", "reference", "mamba_ssm")
+OPERATORS = ("selective_scan", "bi_scan", "conv2")
+
+
+def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> str:
+    """Return the name of the implementation that serves ``op`` on ``device`` for tensors of ``dtype``.
+
+    ``VLM_SCAN_BACKEND`` forces one of ``cuda``, ``cpu``, ``chunked``, ``reference``, ``mamba_ssm``; unset or
+    ``auto``, the fastest that can serve is chosen. ``mamba_ssm`` has scans only, so ``conv2`` then runs as
+    ``chunked``. The first question about a CPU operator may compile the C++ kernels (some seconds, once).
+
+    Args:
+        op: ``selective_scan``, ``bi_scan`` or ``conv2``.
+        device: Where the tensors are.
+        dtype: Their dtype.
+
+    Raises:
+        ValueError: Unknown ``op``.
+        KernelError: The forced backend cannot serve; the message says why and what to do.
+    """
+    if op not in OPERATORS:
+        raise ValueError(f"op must be one of {', '.join(OPERATORS)}, got {op!r}")
+    kind = torch.device(device).type
+    wanted = os.environ.get(VARIABLE, "auto") or "auto"
+    if wanted not in CHOICES:
+        raise KernelError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, got {wanted!r}")
+    if wanted == "auto":
+        return "cpu" if kind == "cpu" and cpu_library.available(dtype) else "chunked"
+    if wanted == "cpu":
+        _check_cpu(op, kind, dtype)
+    elif wanted == "cuda":
+        raise KernelError(
+            f"{VARIABLE}=cuda, but this version has no CUDA kernel for {op}; use chunked or mamba_ssm on a GPU"
+        )
+    elif wanted == "mamba_ssm":
+        _check_mamba_ssm(op, kind, dtype)
+        return "chunked" if op == "conv2" else "mamba_ssm"
+    return wanted
+
+
+def _check_cpu(op: str, kind: str, dtype: torch.dtype) -> None:
+    """Raise unless the C++ kernels can serve."""
+    if kind != "cpu":
+        raise KernelError(
+            f"{VARIABLE}=cpu, but the tensors of {op} are on {kind}; move them to the CPU or use {VARIABLE}=auto"
+        )
+    if not cpu_library.available(dtype):
+        raise KernelError(
+            f"{VARIABLE}=cpu, but the C++ kernels cannot serve {op} in {dtype}: "
+            f"{cpu_library.unavailable_reason(dtype)}; use {VARIABLE}=chunked"
+        )
+
+
+def _check_mamba_ssm(op: str, kind: str, dtype: torch.dtype) -> None:
+    """Raise unless mamba-ssm's CUDA extension can serve."""
+    if kind != "cuda":
+        raise KernelError(
+            f"{VARIABLE}=mamba_ssm, but the tensors of {op} are on {kind} and mamba-ssm runs on CUDA only; "
+            f"use {VARIABLE}=auto"
+        )
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise KernelError(
+            f"{VARIABLE}=mamba_ssm serves float32, bfloat16 and float16, got {dtype}; use chunked"
+        )
+    mamba_ssm_extension()
+
+
+def mamba_ssm_extension() -> Any:
+    """Return mamba-ssm's compiled module.
+
+    Raises:
+        KernelError: It is not installed, or was installed without its CUDA extension.
+    """
+    try:
+        return importlib.import_module("selective_scan_cuda")
+    except ImportError as error:
+        raise KernelError(
+            f"{VARIABLE}=mamba_ssm, but its extension selective_scan_cuda cannot be imported ({error}); install "
+            "mamba-ssm with MAMBA_KEEP_CUDA_BUILD=TRUE or use another backend"
+        ) from error

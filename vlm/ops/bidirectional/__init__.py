@@ -1,0 +1,131 @@
+"""VideoMamba's two-directional mixer between its input and output projections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm.ops.bidirectional import registration as _registration  # noqa: F401  registers the operators
+from vlm.ops.causal_conv import conv2
+from vlm.ops.selective_scan import segment_numbers
+
+Projection = Tensor | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """The parameters of one direction.
+
+    Attributes:
+        conv_weight: (e, 1, w) or (e, w) depthwise taps.
+        conv_bias: (e,) or None.
+        x_proj: (r + 2n, e) weight, or a module or function (b, l, e) -> (b, l, r + 2n); the rows are
+            [dt (r) | B (n) | C (n)].
+        dt_proj: (e, r) weight, or a module or function (b, l, r) -> (b, l, e). A module that adds a bias of its
+            own needs ``dt_bias=None``; a weight goes with ``dt_bias``, added in fp32.
+        dt_bias: (e,) added before softplus, or None.
+        A_log: (e, n); A = -exp(A_log).
+        D: (e,) skip weight.
+    """
+
+    conv_weight: Tensor
+    conv_bias: Tensor | None
+    x_proj: Projection
+    dt_proj: Projection
+    dt_bias: Tensor | None
+    A_log: Tensor
+    D: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse a bias that would be added twice."""
+        if self.dt_bias is not None and getattr(self.dt_proj, "bias", None) is not None:
+            raise ValueError(
+                "dt_proj has a bias of its own, which it adds; pass dt_bias=None, or dt_proj's weight and dt_bias"
+            )
+
+
+def bidirectional_mamba(
+    xz: Tensor, forward: Branch, backward: Branch | None, *, segment_starts: Tensor | None = None
+) -> Tensor:
+    """Mix a sequence in both directions: convolve, project, scan, add, gate.
+
+    out = (scan_forward(x) + scan_backward(x)) * silu(z), where x and z are the halves of ``xz``. Both branches
+    are summed, not averaged. No tensor is flipped.
+
+    Args:
+        xz: (batch, length, 2e): the input projection's output; x first, then the gate z.
+        forward: Parameters of the direction that sees the past.
+        backward: Parameters of the direction that sees the future, or None for a one-directional block.
+        segment_starts: (length,) or (batch, length) bool, True where another sequence begins; nothing crosses
+            such a border.
+
+    Returns:
+        (batch, length, e) in the dtype of ``xz``, for the output projection.
+
+    Raises:
+        ValueError: A shape does not fit; the message names the argument.
+        KernelError: ``VLM_SCAN_BACKEND`` forces a backend that cannot serve.
+
+    Source: Li et al. 2024, VideoMamba, section 3.2; Zhu et al. 2024, Vision Mamba, algorithm 1.
+    """
+    channels = forward.A_log.shape[0]
+    if xz.dim() != 3 or xz.shape[2] != 2 * channels:
+        raise ValueError(
+            f"xz must be (batch, length, {2 * channels}), twice A_log's rows; got {tuple(xz.shape)}"
+        )
+    x, z = xz.chunk(2, -1)
+    u_f, u_b = conv2(
+        x,
+        forward.conv_weight,
+        forward.conv_bias,
+        None if backward is None else backward.conv_weight,
+        None if backward is None else backward.conv_bias,
+        segment_starts=segment_starts,
+    )
+    delta_f, bc_f, A_f = _project("forward", u_f, forward)
+    if backward is None or u_b is None:
+        delta_b = bc_b = A_b = None
+    else:
+        delta_b, bc_b, A_b = _project("backward", u_b, backward)
+    inputs = (u_f, u_b, z, delta_f, delta_b, bc_f, bc_b, A_f, A_b, _skip(forward), _skip(backward))
+    biases = (forward.dt_bias, None if backward is None else backward.dt_bias)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*inputs, *biases))
+    segments = segment_numbers(segment_starts, xz.shape[0], xz.shape[1], xz.device)
+    out: Tensor = torch.ops.vlm.bi_scan(*inputs, *biases, segments, save)[0]
+    return out
+
+
+def _project(name: str, u: Tensor, branch: Branch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return delta (b, l, e) before bias and softplus, [B | C] (b, l, 2n) and A (e, n)."""
+    num_states = branch.A_log.shape[1]
+    rows = _apply(branch.x_proj, u)
+    rank = rows.shape[-1] - 2 * num_states
+    if rank < 1:
+        raise ValueError(
+            f"{name}.x_proj must give more than 2 x {num_states} rows [dt | B | C], got {rows.shape[-1]}"
+        )
+    dt, bc = rows.split([rank, 2 * num_states], -1)
+    delta = _apply(branch.dt_proj, dt)
+    if delta.shape != u.shape:
+        raise ValueError(f"{name}.dt_proj must give {tuple(u.shape)}, got {tuple(delta.shape)}")
+    return delta.to(u.dtype), bc.to(u.dtype), -torch.exp(_at_least_fp32(branch.A_log))
+
+
+def _apply(projection: Projection, x: Tensor) -> Tensor:
+    """Multiply by a weight, or call the module."""
+    if isinstance(projection, Tensor):
+        return torch.nn.functional.linear(x, projection.to(x.dtype))
+    return projection(x)
+
+
+def _skip(branch: Branch | None) -> Tensor | None:
+    """Return D."""
+    return None if branch is None else branch.D
+
+
+def _at_least_fp32(x: Tensor) -> Tensor:
+    """Return ``x`` in fp32 or fp64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

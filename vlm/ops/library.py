@@ -1,0 +1,44 @@
+"""The one ``torch.library`` namespace that every operator of this package is registered in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+NAMESPACE = torch.library.Library("vlm", "FRAGMENT")
+
+
+def register(
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+) -> None:
+    """Define ``vlm::<schema>`` with one implementation for CPU and CUDA and its shape function.
+
+    The implementation chooses the backend itself (``vlm.ops.backends``), so that the choice is made at run
+    time and never traced. ``Library.define`` and ``impl`` cost a third of ``custom_op`` per call.
+    """
+    name = schema.partition("(")[0]
+    NAMESPACE.define(schema)
+    for key in ("CPU", "CUDA"):
+        NAMESPACE.impl(name, implementation, key)
+    torch.library.register_fake(f"vlm::{name}", fake, lib=NAMESPACE)
+
+
+def register_autograd(
+    name: str,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> None:
+    """Give ``vlm::<name>`` its gradient, and make ``vlm::<name>_backward`` refuse a second derivative."""
+    torch.library.register_autograd(f"vlm::{name}", backward, setup_context=setup_context, lib=NAMESPACE)
+
+    def refuse(_ctx: Any, *_gradients: Any) -> None:
+        raise NotImplementedError(
+            f"vlm::{name} is differentiable once; got a second derivative; use "
+            "VLM_SCAN_BACKEND-independent PyTorch code if you need one"
+        )
+
+    torch.library.register_autograd(f"vlm::{name}_backward", refuse, lib=NAMESPACE)
