@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path, PurePosixPath
 
 from vlm.errors import InvalidInput
@@ -27,6 +29,20 @@ def asset(path: str) -> Path:
     if not found.exists():
         raise InvalidInput(f"no shipped file {path!r} in {_root()}")
     return found
+
+
+def user_folder() -> Path:
+    """Return where this user's models and built kernels lie: ``VLM_HOME``, else the platform's cache folder.
+
+    The folder may not exist yet.
+    """
+    named = os.environ.get("VLM_HOME")
+    if named:
+        return Path(named).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "vlm"
+    cache = os.environ.get("XDG_CACHE_HOME" if sys.platform != "win32" else "LOCALAPPDATA")
+    return (Path(cache) if cache else Path.home() / ".cache") / "vlm"
 
 
 def _root() -> Path:
