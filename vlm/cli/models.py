@@ -58,7 +58,7 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     table = [("NAME", "MB", "LICENCE", "DOMAIN", "CAN", "HERE")]
     for row in rows:
-        size = f"{row['size_mb']:.0f}" if row["size_mb"] else "-"
+        size = f"{row['size_mb']:.0f}" if row["files"] else "-"
         can = ",".join(row["capabilities"]) or "-"
         table.append((row["name"], size, row["licence"], row["domain"], can, "yes" if row["here"] else "no"))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
