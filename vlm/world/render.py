@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,12 +133,14 @@ def _background(scene: Scene, stored: Frames, scale: int) -> Floats:
     side = SIDE * scale
     tile = texture(ground.texture % _NUM_TEXTURES, scale)
     tile = ground.base + ground.contrast * tile
+    coloured = np.empty((*tile.shape, 3), dtype=np.float32)
+    for channel in range(3):
+        coloured[:, :, channel] = tile * np.float32(ground.tint[channel])
     picture = np.empty((len(stored), side, side, 3), dtype=np.float32)
     left = np.rint((ground.x + ground.vx * stored) * scale).astype(np.int64) % side
     top = np.rint((ground.y + ground.vy * stored) * scale).astype(np.int64) % side
-    tint = np.array(ground.tint, dtype=np.float32)
     for frame, (row, column) in enumerate(zip(top, left, strict=True)):
-        np.multiply(tile[row : row + side, column : column + side, None], tint, out=picture[frame])
+        picture[frame] = coloured[row : row + side, column : column + side]
     return picture
 
 
@@ -193,7 +196,7 @@ def _upright(
 ) -> Floats:
     columns = _taps(across / box * 8 + 3.5)
     rows = _taps(down / box * 8 + 3.5)
-    return _inked(np.einsum("tri,ij,tcj->trc", rows, image, columns, optimize=True))
+    return _inked((rows @ image) @ columns.transpose(0, 2, 1))
 
 
 def _turned(
@@ -218,16 +221,18 @@ def _turned(
 
 
 def _taps(place: npt.NDArray[np.float64]) -> Floats:
-    """Cubic B-spline weights (t, n, 8) of the 8 pixels of a digit at ``place`` (t, n), in digit pixels."""
+    """Catmull-Rom weights (t, n, 8) of the 8 pixels of a digit at ``place`` (t, n), in digit pixels."""
     distance = np.abs(place[..., None] - np.arange(8))
-    near = 2 / 3 - distance**2 * (1 - distance / 2)
-    far = np.clip(2 - distance, 0, None) ** 3 / 6
-    return np.where(distance < 1, near, far).astype(np.float32)
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = np.where(distance < 2, ((2.5 - 0.5 * distance) * distance - 4) * distance + 2, 0)
+    weights: Floats = np.where(distance < 1, near, far).astype(np.float32)
+    return weights
 
 
-def _inked(smooth: npt.NDArray[np.float32]) -> Floats:
+def _inked(smooth: npt.NDArray[np.floating[Any]]) -> Floats:
     """Sharpen the stroke's edge and quantise, so that machines cannot differ by a rounding."""
-    return (np.rint(np.clip((smooth - 0.3) * 3.4, 0, 1) * 64) / 64).astype(np.float32)
+    ink: Floats = (np.rint(np.clip((smooth - 0.3) * 1.9, 0, 1) * 64) / 64).astype(np.float32)
+    return ink
 
 
 def _blend(
@@ -241,11 +246,17 @@ def _blend(
     """Paint ``colour`` through ``ink`` (t, n, n) at rows ``top`` and columns ``left``, around the torus."""
     side = picture.shape[1]
     reach = np.arange(ink.shape[1])
-    rows = ((top[:, None] + reach) % side)[:, :, None]
-    columns = ((left[:, None] + reach) % side)[:, None, :]
-    where = (frames[:, None, None], rows, columns)
-    under = picture[where]
-    picture[where] = under + ink[..., None] * (colour - under)
+    rows = (frames[:, None] * side + (top[:, None] + reach) % side) * side
+    columns = (left[:, None] + reach) % side
+    places = (rows[:, :, None] + columns[:, None, :]).ravel()
+    strength = ink.ravel()
+    inked = np.flatnonzero(strength)
+    places, strength = places[inked], strength[inked]
+    pixels = picture.reshape(-1, 3)
+    for channel in range(3):
+        plane = pixels[:, channel]
+        under = plane[places]
+        plane[places] = under + strength * (colour[channel] - under)
 
 
 def _draw_distractor(picture: Floats, item: Distractor, stored: Frames, scale: int) -> None:

@@ -269,7 +269,7 @@ def _with_path(rng: np.random.Generator, event: Event) -> Event:
 
 
 def _place(rng: np.random.Generator, thing: Thing, offsets: npt.NDArray[np.float64], free: bool) -> float:
-    """Draw one coordinate: anywhere on the torus along a way, else so that the thing is never cut by an edge."""
+    """Draw one coordinate: anywhere on the torus along a way, else so that no edge ever cuts the thing."""
     low, high = float(offsets.min()), float(offsets.max())
     if free:
         return round(SIDE * float(rng.random()), 2)

@@ -162,7 +162,7 @@ class Scene:
 
     @property
     def clip_id(self) -> str:
-        """Name of the clip within its stream, such as ``test-7-000012-a``; its reversed twin ends in ``-b``."""
+        """Name of the clip, such as ``test-7-000012-a``; its reversed twin has the other letter."""
         return f"{self.split}-{self.seed}-{self.index:06d}" + ("-b" if self.reversed else "-a")
 
     def to_json(self) -> str:

@@ -21,7 +21,7 @@ def digest(text: str, modulus: int) -> int:
 
 
 def scene_key(scene: Scene) -> str:
-    """Return 16 hex digits that name what the scene says (things, events, order), not where or how it looks."""
+    """Return 16 hex digits that name what happens (things, events, order), not where or how it looks."""
     return _key(content(scene))
 
 
