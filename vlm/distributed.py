@@ -90,7 +90,8 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 def all_max(value: int) -> int:
     """Return the largest ``value`` of the processes."""
-    return max(gather_objects(value))
+    values: list[int] = gather_objects(value)
+    return max(values)
 
 
 def gather(tensor: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ def gather(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    gathered: Tensor = _Gather.apply(tensor, True)
+    gathered: Tensor = _Gather.apply(tensor, True)  # type: ignore[no-untyped-call]
     return gathered
 
 
@@ -119,7 +120,7 @@ def gather_local_gradient(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    gathered: Tensor = _Gather.apply(tensor, False)
+    gathered: Tensor = _Gather.apply(tensor, False)  # type: ignore[no-untyped-call]
     return gathered
 
 

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("vlm.cli.doctor", "say what this machine can do, and what is wrong"),
     "eval": ("vlm.cli.eval", "measure models by pinned protocols, compare the cards"),
     "models": ("vlm.cli.models", "list, pull, import, show and remove models"),
+    "train": ("vlm.cli.train", "train a model from a configuration file"),
 }
 
 

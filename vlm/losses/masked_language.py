@@ -17,8 +17,8 @@ IGNORED = -100
 class MaskingRule(NamedTuple):
     """How texts are masked; the ids are the tokenizer's.
 
-    ``focus`` (vocabulary,) float or None multiplies ``probability`` by token id: 0 never hides a word, 2 hides
-    it twice as often, up to always.
+    ``focus`` (vocabulary,) float or None multiplies ``probability`` by token id: 0 never hides a word, 2
+    hides it twice as often, up to always.
     """
 
     pad_id: int
@@ -30,7 +30,7 @@ class MaskingRule(NamedTuple):
 
 
 class MaskedText(NamedTuple):
-    """``input_ids`` (b, l) to encode; ``labels`` (b, l), the hidden word's id or -100 where nothing is asked."""
+    """``input_ids`` (b, l) to encode; ``labels`` (b, l): a hidden word's id, -100 where nothing is asked."""
 
     input_ids: Tensor
     labels: Tensor

@@ -1,0 +1,1 @@
+"""Training: one flat loop over interchangeable data sources and engines, resumable to the bit."""

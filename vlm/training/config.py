@@ -1,0 +1,207 @@
+"""TrainingConfig: the root of a training YAML; what each key decides stands in its class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from vlm.models.video_text_model import VideoTextConfig
+from vlm.training.objective import LossesConfig
+from vlm.training.schedule import Curve, OptimizerConfig, check_curve, is_ever_positive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldConfig:
+    """Clips of the digit world, rendered in memory.
+
+    Attributes:
+        split: Which split's digits, combinations and templates are used.
+        grouped: Share of the batch that comes in minimal-pair groups; a number or a curve over steps.
+        group_size: Clips of a group: a scene with its reversed twin and variants that differ in one thing.
+        twins: Share of the groups that contain the scene's reversed twin, where it has one.
+    """
+
+    split: Literal["train", "val", "test", "combo"] = "train"
+    grouped: Curve = 0.5
+    group_size: int = 4
+    twins: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_curve("data.world.grouped", self.grouped)
+        if self.group_size < 2 or not 0 <= self.twins <= 1:
+            raise ValueError("data.world.group_size must be at least 2 and twins in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where clips and captions come from.
+
+    Attributes:
+        source: ``world`` renders clips in memory; ``shards`` reads packed videos.
+        world: Settings of the world source.
+        shards: Folders or tar files of the shards source.
+        workers: Processes (spawned) that prepare batches; 0 = prepare them in the training process.
+        prefetch: Batches that each worker keeps ready.
+        max_words: Longest caption in tokens; longer ones are cut.
+    """
+
+    source: Literal["world", "shards"] = "world"
+    world: WorldConfig = field(default_factory=WorldConfig)
+    shards: tuple[str, ...] = ()
+    workers: int = 1
+    prefetch: int = 4
+    max_words: int = 64
+
+    def __post_init__(self) -> None:
+        if self.source == "shards" and not self.shards:
+            raise ValueError("data.shards must name at least one folder when data.source is 'shards'")
+        if self.workers < 0 or self.prefetch < 1 or self.max_words < 4:
+            raise ValueError("data.workers must not be negative, prefetch at least 1, max_words at least 4")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """The loop's own numbers.
+
+    Attributes:
+        max_steps: Updates of the whole run.
+        batch_size: Clips of one update, over all processes.
+        precision: ``fp32``; or ``bf16``: matrix products in bf16, weights and sums in fp32.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        init_from: A model folder or checkpoint to start from; None starts from random weights.
+        freeze: Prefixes of parameter names that do not learn.
+        log_every: Updates between two lines of metrics.
+        deterministic: Refuse operations without repeatable results.
+        timeout_s: Seconds a process waits for the others before it gives up.
+    """
+
+    max_steps: int = 1000
+    batch_size: int = 48
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    init_from: str | None = None
+    freeze: tuple[str, ...] = ()
+    log_every: int = 1
+    deterministic: bool = True
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1 or self.batch_size < 1 or self.log_every < 1:
+            raise ValueError("train.max_steps, train.batch_size and train.log_every must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationConfig:
+    """Evaluation in the course of training, on held-out clips of the world and their reversed twins.
+
+    Attributes:
+        every: Updates between two evaluations; 0 = never.
+        clips: Scenes; each comes with its reversed twin.
+        seed: Which scenes; the same in every run that is to be compared.
+    """
+
+    every: int = 250
+    clips: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.clips < 2:
+            raise ValueError("evaluation.every must not be negative and evaluation.clips at least 2")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the state is saved: every ``every`` updates and at the end; the newest ``keep`` stay."""
+
+    every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 2:
+            raise ValueError("checkpoint.every must be at least 1 and checkpoint.keep at least 2")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """What updates the weights.
+
+    Attributes:
+        name: ``plain`` PyTorch, or ``deepspeed``.
+        zero_stage: DeepSpeed's partitioning: 0 nothing, 1 optimiser state, 2 gradients too.
+        file: A DeepSpeed JSON for what is not in this config, such as offloading.
+    """
+
+    name: Literal["plain", "deepspeed"] = "plain"
+    zero_stage: Literal[0, 1, 2] = 0
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name == "plain" and (self.zero_stage or self.file):
+            raise ValueError("engine.zero_stage and engine.file need engine.name 'deepspeed'")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """A training run.
+
+    Attributes:
+        seed: Every random number of the run follows from it.
+        name: The trained model's short name.
+        domain: What the trained model knows, such as ``open`` or ``digit-world``.
+        tokenizer: ``world`` (the digit world's words), ``bert`` (bert-base-uncased), or a file. With
+            ``world`` the vocabulary decides ``model.text.vocabulary_size``.
+        model: Sizes of the model.
+        data: Where clips come from.
+        losses: What is learned from them.
+        optimizer: AdamW and its schedule.
+        train: The loop's own numbers.
+        evaluation: Evaluation in the course of training.
+        checkpoint: When the state is saved.
+        engine: What updates the weights.
+    """
+
+    seed: int = 0
+    name: str = "model"
+    domain: str = "open"
+    tokenizer: str = "bert"
+    model: VideoTextConfig = field(default_factory=VideoTextConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    losses: LossesConfig = field(default_factory=LossesConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: RunConfig = field(default_factory=RunConfig)
+    evaluation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        parts = (self.losses.contrastive, self.losses.matching, self.losses.masked_language)
+        if not any(is_ever_positive(part.weight) for part in parts):
+            raise ValueError("losses: at least one weight must be above 0")
+
+
+# what may differ between a run and its continuation: nothing that changes what is learned
+_FREE = {
+    "train.max_steps", "train.log_every", "train.timeout_s", "data.workers", "data.prefetch",
+    "evaluation.every", "checkpoint.every", "checkpoint.keep",
+}  # fmt: skip
+
+
+def forbidden_changes(before: TrainingConfig, now: TrainingConfig) -> list[str]:
+    """Return ``key: old -> new`` for each difference that a continued run must not have."""
+    changes = [(key, old, new) for key, old, new in _differences(before, now, "") if key not in _FREE]
+    if before.optimizer.decay_steps is None and before.train.max_steps != now.train.max_steps:
+        old, new = before.train.max_steps, now.train.max_steps
+        changes.append(("train.max_steps (it ends the decay, as optimizer.decay_steps is not set)", old, new))
+    return [f"{key}: {old!r} -> {new!r}" for key, old, new in changes]
+
+
+def _differences(before: Any, now: Any, prefix: str) -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = []
+    for item in fields(before):
+        old, new = getattr(before, item.name), getattr(now, item.name)
+        key = f"{prefix}{item.name}"
+        if is_dataclass(old) and is_dataclass(new):
+            found.extend(_differences(old, new, f"{key}."))
+        elif old != new:
+            found.append((key, old, new))
+    return found

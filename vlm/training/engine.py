@@ -1,0 +1,101 @@
+"""The plain engine: backward, average over processes, clip, step, in ordinary PyTorch.
+
+``DeepSpeedEngine`` offers the same five methods; the loop knows no difference.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vlm import distributed
+from vlm.training.checkpoint import load_tensors, save_tensors
+
+_STATE = "engine.pt"
+
+
+class Engine(Protocol):
+    """What the loop needs of an engine."""
+
+    def losses(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the module forward: the loss to differentiate, and its parts."""
+
+    def update(self, loss: Tensor, learning_rate: float) -> float:
+        """Differentiate, average over processes, clip and step; return the gradient norm before clipping."""
+
+    def save(self, folder: Path) -> None:
+        """Write what a resume needs into ``folder``; every process calls this."""
+
+    def load(self, folder: Path) -> None:
+        """Restore what ``save`` wrote."""
+
+    def close(self) -> None:
+        """Release what the engine holds."""
+
+
+class PlainEngine:
+    """One process, or several that average their gradients; the state is equal in all of them.
+
+    Args:
+        module: Called by ``losses``.
+        optimizer: Over the module's learning parameters.
+        clip_norm: Largest global gradient norm; 0 = no clipping.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, clip_norm: float) -> None:
+        self._module = module
+        self._optimizer = optimizer
+        self._clip_norm = clip_norm
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+    def losses(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the module forward."""
+        result: tuple[Tensor, dict[str, Tensor]] = self._module(*arguments)
+        return result
+
+    def update(self, loss: Tensor, learning_rate: float) -> float:
+        """Differentiate, average over processes, clip and step; return the gradient norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._average_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm or torch.inf)
+        self._optimizer.step()
+        return float(norm)
+
+    def save(self, folder: Path) -> None:
+        """Write parameters and optimiser state; process 0 writes, since all hold the same."""
+        if distributed.is_main():
+            state = {"module": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
+            save_tensors(folder / _STATE, state)
+
+    def load(self, folder: Path) -> None:
+        """Restore parameters and optimiser state; the number of processes may have changed."""
+        state = load_tensors(folder / _STATE)
+        self._module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _average_gradients(self) -> None:
+        for parameter in self._parameters:
+            if (
+                parameter.grad is None
+            ):  # unused this step, here or in another process: no step may depend on it
+                parameter.grad = torch.zeros_like(parameter)
+        if distributed.world_size() == 1:
+            return
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= distributed.world_size()
+        start = 0
+        for gradient in gradients:
+            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+            start += gradient.numel()

@@ -1,0 +1,291 @@
+"""A training run from its config to a model folder, in the order in which it happens."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm import distributed
+from vlm.config import dump, load_config
+from vlm.errors import ConfigError, Interrupted, InvalidInput, VlmError
+from vlm.models.video_text_model import VideoTextModel
+from vlm.models.weights import save_model
+from vlm.progress import progress_bar
+from vlm.training.checkpoint import CheckpointStore, load_tensors, save_tensors, verify, write_durably
+from vlm.training.config import TrainingConfig, forbidden_changes
+from vlm.training.engine import Engine
+from vlm.training.schedule import learning_rate
+from vlm.training.setup import (
+    MovingAverage,
+    make_engine,
+    make_model,
+    make_objective,
+    make_tokenizer,
+    prepare_process,
+)
+from vlm.training.sources import open_source
+from vlm.training.tracking import Tracker, circumstances, draw_curves
+from vlm.training.validation import Validation
+
+_AVERAGE = "average.pt"
+
+
+def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
+    """Train a model and return its folder, ``RUN/model``.
+
+    Args:
+        config: What to train; written to ``RUN/config.yaml`` in full.
+        run: The run's folder; new, unless ``resume``.
+        resume: Continue from the newest undamaged checkpoint, to the bit as if there had been no stop (plain
+            engine; the same number of processes and threads on the same machine).
+
+    Raises:
+        InvalidInput: The folder holds a run already, or none to resume.
+        ConfigError: The config does not fit, or differs from the resumed run's in what is learned.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        VlmError: The loss is not finite.
+    """
+    device = prepare_process(config)
+    _prepare_folder(config, run, resume)
+    state = build(config, run, device)
+    done = state.restore() if resume else 0
+    last, evaluation = config.train.max_steps, config.evaluation
+    validation = Validation(config, state.model) if evaluation.every and done < last else None
+    clock = _Clock(config.train.batch_size)
+    with (
+        _tracking(run, done) as tracker,
+        open_source(config, state.model, done) as batches,
+        _Signals() as signals,
+        progress_bar(last, "train", "step", initial=done) as bar,
+    ):
+        bar.disable = not distributed.is_main()
+        while done < last:
+            with clock.waiting():
+                batch = next(batches)
+            values = state.update(batch, done, signals.number)
+            done += 1
+            stop_signal = int(values.pop("stop"))
+            if validation is not None and (done % evaluation.every == 0 or done == last):
+                with clock.pausing(), state.average.applied():
+                    values |= {f"val/{name}": value for name, value in validation.run().items()}
+            _report(tracker, bar, clock, done, values, config.train.log_every)
+            if done % config.checkpoint.every == 0 or done == last or stop_signal:
+                with clock.pausing():
+                    state.save(done)
+            if stop_signal:
+                raise Interrupted(
+                    f"stopped after step {done}, saved; continue with vlm train CONFIG --resume {run}",
+                    stop_signal,
+                )
+    return _finish(config, state, run)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunState:
+    """The objects that a run updates and saves."""
+
+    config: TrainingConfig
+    model: VideoTextModel
+    engine: Engine
+    average: MovingAverage
+    store: CheckpointStore
+
+    def update(self, batch: Any, step: int, signal_number: int) -> dict[str, float]:
+        """Do update ``step`` (from 0); return its metrics, means over processes, and the signal to stop for.
+
+        Raises:
+            VlmError: The loss or the gradient is not finite.
+        """
+        rate = learning_rate(step, self.config.optimizer, self.config.train.max_steps)
+        loss, parts = self.engine.losses(batch, step)
+        temperature = float(self.model.temp.detach())
+        norm = self.engine.update(loss, rate)
+        self.average.update(step)
+        values = _mean_over_processes({"loss": loss.detach(), **parts}, signal_number)
+        values |= {"temperature": temperature, "learning_rate": rate, "gradient_norm": norm}
+        wrong = [name for name, value in values.items() if not abs(value) < float("inf")]
+        if wrong:
+            raise VlmError(
+                f"step {step + 1}: {', '.join(wrong)} not finite ({values}); lower optimizer.learning_rate, "
+                "or use train.precision fp32, and continue from the last checkpoint with --resume"
+            )
+        return values
+
+    def save(self, done: int) -> None:
+        """Save a checkpoint after ``done`` updates."""
+
+        def write(folder: Path) -> None:
+            self.engine.save(folder)
+            if distributed.is_main():
+                save_tensors(folder / _AVERAGE, {"values": self.average.values})
+                with self.average.applied():
+                    save_model(self.model, folder / "model")
+
+        self.store.save(done, write, {"processes": distributed.world_size()})
+
+    def restore(self) -> int:
+        """Load the newest undamaged checkpoint; return how many updates are done, 0 without one."""
+        newest = distributed.broadcast_object(self.store.latest() if distributed.is_main() else None)
+        if newest is None:
+            return 0
+        self.engine.load(newest)
+        self.average.load(load_tensors(newest / _AVERAGE, self.model.device)["values"])
+        return int(verify(newest)["step"])
+
+
+def build(config: TrainingConfig, run: Path, device: torch.device) -> RunState:
+    """Make the objects of a run from its config, at update 0."""
+    model = make_model(config, make_tokenizer(config), device)
+    return RunState(
+        config=config,
+        model=model,
+        engine=make_engine(config, make_objective(config, model), device),
+        average=MovingAverage(model, config.optimizer.ema_decay),
+        store=CheckpointStore(run / "checkpoints", config.checkpoint.keep),
+    )
+
+
+def _prepare_folder(config: TrainingConfig, run: Path, resume: bool) -> None:
+    """Check that the folder fits what is asked, in every process, then write the resolved config."""
+    before = run / "config.yaml"
+    if resume and not before.is_file():
+        raise InvalidInput(f"{run}: no run to resume, {before.name} is missing; start one with --out {run}")
+    if resume:
+        changes = forbidden_changes(load_config(TrainingConfig, before), config)
+        if changes:
+            raise ConfigError(
+                f"{run}: the config differs from the run's in what is learned:\n  "
+                + "\n  ".join(changes)
+                + "\nrestore these values, or start a new run with --out"
+            )
+    elif before.exists() or (run / "checkpoints").exists():
+        raise InvalidInput(
+            f"{run} holds a run already; continue it with --resume {run}, or choose another --out"
+        )
+    distributed.barrier()
+    if distributed.is_main():
+        run.mkdir(parents=True, exist_ok=True)
+        write_durably(before, dump(config).encode())
+        facts = json.dumps(circumstances(config.seed), indent=1)
+        write_durably(run / "environment.json", facts.encode())
+
+
+def _finish(config: TrainingConfig, state: RunState, run: Path) -> Path:
+    """Write ``RUN/model`` and the curves."""
+    if distributed.is_main():
+        draw_curves(run)
+        card = {"training": {"steps": config.train.max_steps, **circumstances(config.seed)}}
+        with state.average.applied():
+            save_model(state.model, run / "model", card=card)
+    state.engine.close()
+    distributed.barrier()
+    return run / "model"
+
+
+def _mean_over_processes(losses: dict[str, Tensor], signal_number: int) -> dict[str, float]:
+    """Average the losses, and agree on the signal to stop for: all must stop after the same step."""
+    numbers = torch.stack(
+        [*losses.values(), torch.tensor(float(signal_number), device=losses["loss"].device)]
+    )
+    numbers = distributed.all_sum(numbers.double())
+    *means, received = (numbers / distributed.world_size()).tolist()
+    values = dict(zip(losses, means, strict=True))
+    return values | {"stop": signal.SIGINT if 0 < received < signal.SIGINT else received}
+
+
+def _report(
+    tracker: Tracker | None, bar: Any, clock: _Clock, done: int, values: dict[str, float], every: int
+) -> None:
+    evaluated = "val/r1" in values
+    if tracker is not None and (done % every == 0 or evaluated):
+        tracker.metrics(done, **values)
+        tracker.speed(done, **clock.lap())
+        shown = {name.removeprefix("val/"): f"{value:.3g}" for name, value in values.items()}
+        bar.set_postfix(shown, refresh=False)
+        if evaluated:
+            draw_curves(tracker.metrics_path.parent)
+    bar.update()
+
+
+@contextmanager
+def _tracking(run: Path, done: int) -> Iterator[Tracker | None]:
+    if not distributed.is_main():
+        yield None
+        return
+    tracker = Tracker(run, done)
+    try:
+        yield tracker
+    finally:
+        tracker.close()
+
+
+class _Signals:
+    """Turns the first SIGINT or SIGTERM into a number to look at; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.number = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _Clock:
+    """How fast the updates are, and how much of their time is waiting for data; saving does not count."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._waited_s = self._paused_s = 0.0
+        self._start = time.perf_counter()
+        self._updates = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - start
+        self._updates += 1
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._paused_s += time.perf_counter() - start
+
+    def lap(self) -> dict[str, float]:
+        """Return the figures since the last lap."""
+        now = time.perf_counter()
+        seconds = max(now - self._start - self._paused_s, 1e-9)
+        figures = {
+            "samples_per_s": self._updates * self._batch_size / seconds,
+            "step_s": seconds / max(self._updates, 1),
+            "data_wait": self._waited_s / seconds,
+        }
+        self._waited_s = self._paused_s = 0.0
+        self._start, self._updates = now, 0
+        return figures

@@ -1,0 +1,231 @@
+"""One update's losses: the model forward, the pairs to match, the words to guess, and their weighted sum.
+
+Every random choice is a pure function of (seed, step) over the global batch, so neither the number of
+processes nor an interruption changes what is learned from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm import distributed
+from vlm.losses.contrastive import GatherMode, embedding_contrastive_loss
+from vlm.losses.masked_language import (
+    IGNORED,
+    MaskingRule,
+    mask_tokens,
+    masked_language_loss,
+    masking_draws,
+)
+from vlm.losses.matching import matching_loss, matching_pairs
+from vlm.training.schedule import Curve, check_curve, value_at
+from vlm.types import Batch, TextFeatures, TokenBatch, VideoFeatures
+
+TEMPERATURE_LIMITS = (0.001, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContrastiveConfig:
+    """Video-text contrastive loss.
+
+    Attributes:
+        weight: Factor, a number or a curve over steps.
+        mode: ``gradient`` (true over processes), ``local_gradient`` (as published), ``none`` (no gather).
+    """
+
+    weight: Curve = 1.0
+    mode: GatherMode = "gradient"
+
+    def __post_init__(self) -> None:
+        check_curve("losses.contrastive.weight", self.weight)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatchingConfig:
+    """Video-text matching loss.
+
+    Attributes:
+        weight: Factor, a number or a curve over steps; while it is 0 the fusion layers do not run.
+        num_negatives: Negatives for each video and each text, drawn by the model's own similarity.
+        num_siblings: Further negatives drawn from the clip's minimal-pair group.
+        candidates: ``global``: negatives from all processes' clips; ``local``: from one's own, as published.
+        detach_video: Whether the matching loss leaves the video encoder alone.
+    """
+
+    weight: Curve = 1.0
+    num_negatives: int = 1
+    num_siblings: int = 0
+    candidates: Literal["global", "local"] = "global"
+    detach_video: bool = False
+
+    def __post_init__(self) -> None:
+        check_curve("losses.matching.weight", self.weight)
+        if self.num_negatives < 0 or self.num_siblings < 0:
+            raise ValueError("num_negatives and num_siblings must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskedLanguageConfig:
+    """Masked language loss, with the video in view.
+
+    Attributes:
+        weight: Factor, a number or a curve over steps.
+        probability: Share of the words that are hidden.
+        words: Words that are hidden by preference; all alike if empty.
+        other_words: Factor on ``probability`` for all other words when ``words`` are given.
+    """
+
+    weight: Curve = 0.0
+    probability: float = 0.5
+    words: tuple[str, ...] = ()
+    other_words: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_curve("losses.masked_language.weight", self.weight)
+        if not 0 < self.probability <= 1:
+            raise ValueError(f"probability must be in (0, 1], got {self.probability}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossesConfig:
+    """The parts of the training loss."""
+
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    masked_language: MaskedLanguageConfig = field(default_factory=MaskedLanguageConfig)
+
+
+def step_seed(*counters: int) -> int:
+    """Return 63 bits that depend on every counter, such as (seed, step, purpose)."""
+    state = np.random.SeedSequence(counters).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def step_generator(*counters: int) -> torch.Generator:
+    """Return a CPU generator seeded with ``step_seed``."""
+    return torch.Generator().manual_seed(step_seed(*counters))
+
+
+class Objective(nn.Module):
+    """Wraps the model so that an engine sees one call from batch to loss.
+
+    Args:
+        model: A ``VideoTextModel``.
+        config: Weights and rules of the losses.
+        seed: The run's seed.
+        masking: How words are hidden; needed if the masked-language loss is used.
+        autocast: Whether matrix products run in bf16 (weights stay fp32).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: LossesConfig,
+        *,
+        seed: int,
+        masking: MaskingRule | None = None,
+        autocast: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.seed = seed
+        self.masking = masking
+        self.autocast = autocast
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted loss of this process and its parts, detached and unweighted."""
+        torch.manual_seed(step_seed(self.seed, step, 1, distributed.rank()))  # dropout, if the model has any
+        with torch.no_grad():
+            self.model.temp.clamp_(*TEMPERATURE_LIMITS)
+        with torch.autocast(batch.video.device.type, torch.bfloat16, enabled=self.autocast):
+            videos = self.model.encode_video(batch.video)
+            texts = self.model.encode_text(_equal_length(batch.text))
+            parts = {
+                "contrastive": self._contrastive(videos, texts, batch, step),
+                "matching": self._matching(videos, texts, batch, step),
+                "masked_language": self._masked_language(videos, batch.text, step),
+            }
+        weighted = [weight * loss for weight, loss in parts.values() if loss is not None]
+        total = torch.stack(weighted).sum()
+        return total, {name: loss.detach() for name, (_, loss) in parts.items() if loss is not None}
+
+    def _contrastive(
+        self, videos: VideoFeatures, texts: TextFeatures, batch: Batch, step: int
+    ) -> tuple[float, Tensor | None]:
+        weight = value_at(self.config.contrastive.weight, step)
+        if weight <= 0:
+            return weight, None
+        loss = embedding_contrastive_loss(
+            videos.embedding.float(),
+            texts.embedding.float(),
+            self.model.temp,
+            batch.positives,
+            mode=self.config.contrastive.mode,
+        )
+        return weight, loss
+
+    def _matching(
+        self, videos: VideoFeatures, texts: TextFeatures, batch: Batch, step: int
+    ) -> tuple[float, Tensor | None]:
+        config = self.config.matching
+        weight = value_at(config.weight, step)
+        if weight <= 0:
+            return weight, None
+        everywhere = config.candidates == "global"
+        share = distributed.gather if everywhere else _keep
+        window = slice(None) if everywhere else slice(batch.offset, batch.offset + len(batch.video))
+        with torch.no_grad():
+            similarity = share(videos.embedding.float()) @ share(texts.embedding.float()).T / self.model.temp
+        pairs = matching_pairs(
+            similarity,
+            batch.positives[window, window],
+            num_negatives=config.num_negatives,
+            siblings=None if batch.siblings is None else batch.siblings[window, window],
+            num_siblings=config.num_siblings,
+            generator=step_generator(self.seed, step, 2, 0 if everywhere else distributed.rank()),
+        )
+        total = len(pairs.label)
+        if everywhere:  # each process scores its share of the one list of pairs
+            turn = torch.arange(total, device=pairs.label.device) % distributed.world_size()
+            pairs = pairs.select(turn == distributed.rank())
+        video_tokens = videos.tokens.detach() if config.detach_video else videos.tokens
+        logits = self.model.match(
+            share(video_tokens)[pairs.video], share(texts.tokens)[pairs.text], share(texts.mask)[pairs.text]
+        )
+        return weight, matching_loss(
+            logits, pairs.label, total / distributed.world_size() if everywhere else None
+        )
+
+    def _masked_language(
+        self, videos: VideoFeatures, text: TokenBatch, step: int
+    ) -> tuple[float, Tensor | None]:
+        weight = value_at(self.config.masked_language.weight, step)
+        if weight <= 0:
+            return weight, None
+        assert self.masking is not None
+        rows, length = text.input_ids.shape
+        draws = masking_draws(rows * distributed.world_size(), length, step_generator(self.seed, step, 3))
+        own = draws[distributed.rank() * rows :][:rows].to(text.input_ids.device)
+        masked = mask_tokens(text.input_ids, self.masking, own)
+        logits = self.model.masked_language_logits(masked.input_ids, text.attention_mask, videos.tokens)
+        hidden = distributed.all_sum((masked.labels != IGNORED).sum()).clamp_min(1)
+        return weight, masked_language_loss(logits, masked.labels, hidden / distributed.world_size())
+
+
+def _keep(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _equal_length(text: TokenBatch) -> TokenBatch:
+    """Pad to the longest text of all processes, so that token features can be gathered."""
+    if distributed.world_size() == 1:
+        return text
+    more = distributed.all_max(text.input_ids.shape[1]) - text.input_ids.shape[1]
+    return TokenBatch(F.pad(text.input_ids, (0, more)), F.pad(text.attention_mask, (0, more)))

@@ -1,0 +1,226 @@
+"""From a config to the objects of a run: device, tokenizer, model, objective, engine, moving average."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vlm import distributed
+from vlm.errors import ConfigError
+from vlm.losses.masked_language import MaskingRule
+from vlm.models.video_text_model import VideoTextModel
+from vlm.text import Tokenizer, build_tokenizer
+from vlm.training.config import TrainingConfig
+from vlm.training.engine import Engine, PlainEngine
+from vlm.training.objective import MaskedLanguageConfig, Objective, step_seed
+from vlm.training.schedule import is_ever_positive, make_optimizer
+
+
+def prepare_process(config: TrainingConfig) -> torch.device:
+    """Join the other processes, make arithmetic repeatable, and return this process's device.
+
+    Raises:
+        ConfigError: The batch does not divide by the number of processes, or CUDA is asked for and absent.
+    """
+    device = _device(config.train.device)
+    if config.engine.name == "deepspeed":
+        from vlm.training.deepspeed_engine import initialise_deepspeed
+
+        initialise_deepspeed(device, config.train.timeout_s)
+    else:
+        distributed.initialise(device, config.train.timeout_s)
+    processes = distributed.world_size()
+    if config.train.batch_size % processes:
+        raise ConfigError(
+            f"train.batch_size {config.train.batch_size} is not a multiple of the {processes} processes"
+        )
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        # filling fresh memory with NaN is a debugging aid that costs time
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return device
+
+
+def make_tokenizer(config: TrainingConfig) -> Tokenizer:
+    """Return the tokenizer that ``config.tokenizer`` names: ``world``, ``bert`` or a file."""
+    if config.tokenizer == "world":
+        from vlm.world import vocabulary
+
+        return build_tokenizer(vocabulary())
+    if config.tokenizer == "bert":
+        from vlm.text.vocabulary import bert_tokenizer
+
+        return bert_tokenizer()
+    return Tokenizer.from_file(config.tokenizer)
+
+
+def make_model(config: TrainingConfig, tokenizer: Tokenizer, device: torch.device) -> VideoTextModel:
+    """Return the model to train, with the run's random weights or those of ``train.init_from``."""
+    if config.train.init_from is not None:
+        from vlm.models import load_model
+
+        model = load_model(config.train.init_from, device=device)
+        if not isinstance(model, VideoTextModel):
+            raise ConfigError(
+                f"train.init_from: expected a video-text model, got {type(model).__name__} from "
+                f"{config.train.init_from}"
+            )
+        model.name, model.domain = config.name, config.domain
+    else:
+        torch.manual_seed(step_seed(config.seed, 0, 0))
+        sizes = config.model
+        if sizes.text.vocabulary_size < tokenizer.vocabulary_size or config.tokenizer == "world":
+            text = dataclasses.replace(sizes.text, vocabulary_size=tokenizer.vocabulary_size)
+            sizes = dataclasses.replace(sizes, text=text)
+        model = VideoTextModel(
+            sizes, tokenizer=tokenizer, name=config.name, domain=config.domain, capabilities=abilities(config)
+        )
+    freeze(model, config.train.freeze)
+    return model.to(device).train()
+
+
+def abilities(config: TrainingConfig) -> frozenset[str]:
+    """Return what a model trained by ``config`` can be used for."""
+    able = set()
+    if is_ever_positive(config.losses.contrastive.weight):
+        able.add("search")
+    if is_ever_positive(config.losses.matching.weight):
+        able.add("rerank")
+    if len(able) == 2:  # multiple choice weighs both scores
+        able.add("choose")
+    return frozenset(able)
+
+
+def make_objective(config: TrainingConfig, model: VideoTextModel) -> Objective:
+    """Wrap the model with its losses."""
+    masking = None
+    if is_ever_positive(config.losses.masked_language.weight):
+        if not config.model.text.has_language_head:
+            raise ConfigError("losses.masked_language needs model.text.has_language_head: true")
+        masking = masking_rule(config.losses.masked_language, model.tokenizer)
+    return Objective(
+        model, config.losses, seed=config.seed, masking=masking, autocast=config.train.precision == "bf16"
+    )
+
+
+def masking_rule(config: MaskedLanguageConfig, tokenizer: Tokenizer) -> MaskingRule:
+    """Return how words are hidden.
+
+    Raises:
+        ConfigError: A preferred word is not in the vocabulary.
+    """
+    focus = None
+    if config.words:
+        focus = torch.full((tokenizer.vocabulary_size,), config.other_words)
+        for word in config.words:
+            unknown = tokenizer.unknown_words(word)
+            if unknown:
+                raise ConfigError(f"losses.masked_language.words: the tokenizer does not know {unknown[0]!r}")
+            ids = tokenizer([word], max_tokens=64).input_ids[0, 1:-1]
+            focus[ids] = 1.0
+    return MaskingRule(
+        pad_id=tokenizer.pad_id,
+        start_id=tokenizer.class_id,
+        mask_id=tokenizer.mask_id,
+        vocabulary_size=tokenizer.vocabulary_size,
+        probability=config.probability,
+        focus=focus,
+    )
+
+
+def make_engine(config: TrainingConfig, objective: Objective, device: torch.device) -> Engine:
+    """Return the engine that updates the objective's weights."""
+    optimizer = make_optimizer(objective, config.optimizer)
+    if config.engine.name == "plain":
+        return PlainEngine(objective, optimizer, clip_norm=config.optimizer.clip_norm)
+    from vlm.training.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(
+        objective,
+        optimizer,
+        device=device,
+        clip_norm=config.optimizer.clip_norm,
+        batch_size=config.train.batch_size,
+        zero_stage=config.engine.zero_stage,
+        file=Path(config.engine.file) if config.engine.file else None,
+    )
+
+
+def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> list[str]:
+    """Stop the parameters whose names start with one of ``prefixes`` from learning; return their names.
+
+    Raises:
+        ConfigError: A prefix fits no parameter.
+    """
+    frozen = []
+    for prefix in prefixes:
+        names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+        if not names:
+            parts = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
+            raise ConfigError(f"train.freeze: no parameter starts with {prefix!r}; parts: {', '.join(parts)}")
+        frozen.extend(names)
+    chosen = set(frozen)
+    for name, parameter in model.named_parameters():
+        if name in chosen:
+            parameter.requires_grad_(False)
+    return sorted(chosen)
+
+
+class MovingAverage:
+    """An exponential moving average of the learning weights, swapped in for evaluation and saving.
+
+    Args:
+        module: Whose weights are followed.
+        decay: Share of the old average that stays at each update; 0 keeps no average.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._weights: list[torch.Tensor] = [p for p in module.parameters() if p.requires_grad and decay]
+        self.values = [weight.detach().clone() for weight in self._weights]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Follow the weights after update ``step`` (from 0); early on faster, to forget the start."""
+        if self._weights:
+            decay = min(self._decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(self.values, self._weights, 1 - decay)
+
+    @torch.no_grad()
+    def load(self, values: list[torch.Tensor]) -> None:
+        """Take over saved averages."""
+        for value, saved in zip(self.values, values, strict=True):
+            value.copy_(saved)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the averages in the place of the weights for a while."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for weight, value in zip(self._weights, self.values, strict=True):
+            kept = weight.clone()
+            weight.copy_(value)
+            value.copy_(kept)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device is cuda, but no CUDA device answers; use auto or cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", distributed.local_rank())
+    torch.cuda.set_device(device)
+    return device

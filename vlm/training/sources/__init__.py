@@ -1,0 +1,37 @@
+"""Where batches come from. Every source gives the same global batches to any number of processes.
+
+The content of batch ``step`` is a pure function of (seed, step): workers, prefetching, processes and
+interruptions change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+from vlm.models.video_text_model import VideoTextModel
+from vlm.training.config import TrainingConfig
+from vlm.types import Batch
+
+
+def open_source(
+    config: TrainingConfig, model: VideoTextModel, done: int
+) -> AbstractContextManager[Iterator[Batch]]:
+    """Open the source that ``config.data`` names.
+
+    Args:
+        config: The run's config.
+        model: Decides preprocessing, tokenizer and device.
+        done: The first batch that is wanted.
+
+    Returns:
+        A context that yields an iterator over this process's part of the batches ``done``, ``done + 1``, ...,
+        on the model's device; leaving it stops the workers.
+    """
+    if config.data.source == "world":
+        from vlm.training.sources.world import open_world
+
+        return open_world(config, model, done)
+    from vlm.training.sources.shards import open_shards
+
+    return open_shards(config, model, done)
