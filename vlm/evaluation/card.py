@@ -34,7 +34,7 @@ def measure(
         for k in recall_at
         if k <= counts.num_scored
     }
-    if counts.tied_positives.all():
+    if counts.has_ranks:
         ranks = counts.expected_rank()
         block["median_rank"] = as_json(bootstrap.median(ranks, groups))
         block["mean_rank"] = as_json(bootstrap.mean(ranks, groups, bounds=False))
@@ -64,6 +64,7 @@ def counts_as_json(counts: RankCounts, groups: Ints) -> dict[str, Any]:
         "tied": counts.tied.tolist(),
         "tied_positives": counts.tied_positives.tolist(),
         "num_scored": counts.num_scored,
+        "num_items": counts.num_items,
         "groups": groups.tolist(),
     }
 
@@ -73,7 +74,7 @@ def counts_from_json(block: Mapping[str, Any]) -> tuple[RankCounts, Ints]:
     above, tied, positives, groups = (
         np.asarray(block[name], np.int64) for name in ("above", "tied", "tied_positives", "groups")
     )
-    return RankCounts(above, tied, positives, int(block["num_scored"])), groups
+    return RankCounts(above, tied, positives, int(block["num_scored"]), int(block["num_items"])), groups
 
 
 def write_card(card: Card, path: Path) -> None:

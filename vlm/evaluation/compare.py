@@ -97,5 +97,5 @@ def _measures(a: RankCounts, b: RankCounts, recall_at: list[int]) -> Iterator[tu
     for k in recall_at:
         if k <= min(a.num_scored, b.num_scored):
             yield f"recall@{k}", a.recall(k), b.recall(k)
-    if a.tied_positives.all() and b.tied_positives.all():
+    if a.has_ranks and b.has_ranks:
         yield "mean_rank", a.expected_rank(), b.expected_rank()

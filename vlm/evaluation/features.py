@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,6 @@ class VideoSet:
     tokens: Floats | None
     seconds: float
     rejected: list[tuple[int, str]] = field(default_factory=list)
-    folder: tempfile.TemporaryDirectory[str] | None = None
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ def encode_videos(
         batch_size: Clips encoded at once.
         variants: Name → function of (clip, clip's number); the clip as it is comes first, named ``""``.
         keep_tokens: Keep the token features too, for the matching head: in memory up to 1 GiB, else in a
-            temporary file.
+            temporary file that vanishes with the process.
 
     Raises:
         InvalidInput: The model's output is not finite.
@@ -156,15 +156,18 @@ def _encode_batch(
             if keep_tokens:
                 tokens = _array(features.tokens)
                 if result.tokens is None:
-                    result.tokens, result.folder = _token_store((num_clips, *tokens.shape[1:]))
+                    result.tokens = _token_store((num_clips, *tokens.shape[1:]))
                 result.tokens[numbers] = tokens
 
 
-def _token_store(shape: tuple[int, ...]) -> tuple[Floats, tempfile.TemporaryDirectory[str] | None]:
-    if 4 * int(np.prod(shape)) <= _IN_MEMORY_BYTES:
-        return np.zeros(shape, np.float32), None
-    folder = tempfile.TemporaryDirectory(prefix="vlm-tokens-", ignore_cleanup_errors=True)
-    return np.memmap(Path(folder.name) / "tokens.f32", np.float32, "w+", shape=shape), folder
+def _token_store(shape: tuple[int, ...]) -> Floats:
+    num_bytes = 4 * int(np.prod(shape))
+    if num_bytes <= _IN_MEMORY_BYTES:
+        return np.zeros(shape, np.float32)
+    with tempfile.TemporaryFile(prefix="vlm-tokens-") as file:
+        # reserved now: a full disk is an error here, and a bus error when a mapped page is written
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+        return np.memmap(file, np.float32, "r+", shape=shape)
 
 
 def _array(tensor: Tensor, what: str = "", numbers: Sequence[int] = ()) -> Floats:

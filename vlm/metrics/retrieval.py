@@ -121,12 +121,14 @@ class RankCounts:
             positive was scored at all (a positive outside the reranked candidates).
         tied_positives: Positives among the tied.
         num_scored: How deep the ranks are valid: the gallery's size, or k of ``itm@k``.
+        num_items: The gallery's size.
     """
 
     above: Ints
     tied: Ints
     tied_positives: Ints
     num_scored: int
+    num_items: int
 
     def recall(self, k: int) -> Floats:
         """Return each query's probability that a positive is among its first ``k`` items; (queries,).
@@ -155,11 +157,16 @@ class RankCounts:
         ``above + (tied + 1) / (tied_positives + 1)``: the mean of the smallest of p draws from 1..tied.
 
         Raises:
-            ValueError: Some positive was not scored, so that its rank does not exist.
+            ValueError: Only some items were scored, so that ranks beyond them do not exist.
         """
-        if not self.tied_positives.all():
+        if not self.has_ranks:
             raise ValueError("ranks beyond the reranked candidates do not exist; use recall at k <= k_test")
         return np.asarray(self.above + (self.tied + 1) / (self.tied_positives + 1))
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether every item was scored, so that every positive has a rank."""
+        return self.num_scored == self.num_items
 
     @property
     def is_tied(self) -> NDArray[np.bool_]:
@@ -203,7 +210,7 @@ def rank_scores(
         above[start:stop] = np.count_nonzero(block > best[:, None], axis=1)
         tied[start:stop] = np.count_nonzero(block == best[:, None], axis=1)
         tied_positives[start:stop] = np.bincount(owners[right == best[owners]], minlength=stop - start)
-    return RankCounts(above, tied, tied_positives, scores.shape[1])
+    return RankCounts(above, tied, tied_positives, scores.shape[1], scores.shape[1])
 
 
 def rank_candidates(candidates: Ints, scores: Floats, positives: Positives) -> RankCounts:
@@ -235,6 +242,7 @@ def rank_candidates(candidates: Ints, scores: Floats, positives: Positives) -> R
         np.count_nonzero(scores == best[:, None], axis=1).astype(np.int64),
         np.count_nonzero(right & (scores == best[:, None]), axis=1).astype(np.int64),
         candidates.shape[1],
+        positives.num_items,
     )
 
 
@@ -272,7 +280,8 @@ def top_candidates(scores: NDArray[Any], k: int, *, seed: int = 0) -> tuple[Ints
 def chance_counts(positives: Positives) -> RankCounts:
     """Return what a model without any knowledge reaches: every item ties with every other."""
     size = np.full(len(positives), positives.num_items, np.int64)
-    return RankCounts(np.zeros_like(size), size, positives.sizes, positives.num_items)
+    num_items = positives.num_items
+    return RankCounts(np.zeros_like(size), size, positives.sizes, num_items, num_items)
 
 
 def check_finite(scores: NDArray[Any]) -> None:
