@@ -6,6 +6,8 @@ are plain ``ValueError``; the classes here are for the world outside: files, wei
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class VlmError(Exception):
     """Base of all errors raised on purpose; exit code 1 if nothing more specific applies."""
@@ -44,7 +46,26 @@ class DataError(InvalidInput):
 
 
 class CheckpointError(InvalidInput):
-    """A weights file is not what it claims to be: keys, shapes, sizes or format do not fit."""
+    """A weights file is not what it claims to be: keys, shapes, sizes or format do not fit.
+
+    Attributes:
+        missing: Names that the model needs and the file lacks, where that is what is wrong.
+        unexpected: Names in the file that no model knows.
+        misshaped: Names with both shapes, as text.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        misshaped: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+        self.unexpected = tuple(unexpected)
+        self.misshaped = tuple(misshaped)
 
 
 class CapabilityError(InvalidInput):

@@ -2,7 +2,6 @@
 
 from vlm.models.classifier import Classifier, ClassifierConfig, EncoderConfig, EncoderModel
 from vlm.models.masking import make_mask
-from vlm.models.presets import PRESETS
 from vlm.models.text_encoder import TextEncoder, TextEncoderConfig
 from vlm.models.video_mamba import VideoMamba, VideoMambaConfig, sized
 from vlm.models.video_model import VideoModel
@@ -11,7 +10,6 @@ from vlm.models.weights import LoadReport, from_official, load_model, save_model
 from vlm.types import TokenBatch
 
 __all__ = [
-    "PRESETS",
     "Classifier",
     "ClassifierConfig",
     "EncoderConfig",

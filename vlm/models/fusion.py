@@ -24,7 +24,8 @@ def fuse(encoder: TextEncoder, text_tokens: Tensor, mask: Tensor, video_tokens: 
     """
     if len(text_tokens) != len(video_tokens):
         raise ValueError(
-            f"expected as many videos as texts, got {len(video_tokens)} and {len(text_tokens)}; repeat one of them"
+            f"expected as many videos as texts, got {len(video_tokens)} and "
+            f"{len(text_tokens)}; repeat one of them"
         )
     bias = padding_bias(mask)
     video_tokens = video_tokens.to(text_tokens.dtype)

@@ -30,9 +30,9 @@ def make_mask(
     """Draw one mask for each sample of a batch.
 
     Args:
-        kind: ``random`` patches of the clip; ``tube``: one pattern for all steps; ``clip_row``: rows drawn over
-            the whole clip; ``frame_row``: rows drawn in each step; ``attention``: in each step, patches are kept
-            with a probability that follows a teacher's attention.
+        kind: ``random`` patches of the clip; ``tube``: one pattern for all steps; ``clip_row``: rows drawn
+            over the whole clip; ``frame_row``: rows drawn in each step; ``attention``: in each step, patches
+            are kept with a probability that follows a teacher's attention.
         ratio: Share that is dropped, in [0, 1).
         batch: Samples.
         num_steps: Time steps, which are tubelets.
@@ -54,13 +54,14 @@ def make_mask(
         return _choose(batch, num_steps * patches, int(ratio * num_steps * patches), generator)
     if kind == "tube":
         pattern = _choose(batch, patches, int(ratio * patches), generator)
-        return repeat(pattern, "b n -> b (t n)", t=num_steps)
+        tube: Tensor = repeat(pattern, "b n -> b (t n)", t=num_steps)
+        return tube
     if kind == "clip_row":
-        chosen = _choose(batch, num_steps * rows, num_steps * int(ratio * rows), generator)
-        return repeat(chosen, "b r -> b (r w)", w=columns)
+        rows_of_clip = _choose(batch, num_steps * rows, num_steps * int(ratio * rows), generator)
+        return rows_of_clip.repeat_interleave(columns, dim=1)
     if kind == "frame_row":
-        chosen = _choose(batch * num_steps, rows, int(ratio * rows), generator)
-        return repeat(chosen, "(b t) r -> b (t r w)", t=num_steps, w=columns)
+        rows_of_steps = _choose(batch * num_steps, rows, int(ratio * rows), generator)
+        return rows_of_steps.reshape(batch, -1).repeat_interleave(columns, dim=1)
     if kind == "attention":
         expected = (batch, num_steps, patches)
         if attention is None or tuple(attention.shape) != expected:
@@ -91,4 +92,4 @@ def _follow(attention: Tensor, visible: int, generator: torch.Generator | None) 
     keys = weights.clamp_min(1e-300).log() - (-noise.clamp_min(1e-300).log()).log()
     kept = keys.topk(visible, dim=1).indices
     mask = torch.ones_like(weights, dtype=torch.bool).scatter_(1, kept, False)
-    return rearrange(mask, "(b t) n -> b (t n)", t=attention.shape[1])
+    return mask.reshape(attention.shape[0], -1)

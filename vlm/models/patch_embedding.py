@@ -65,7 +65,7 @@ def resize_times(table: Tensor, num_steps: int) -> Tensor:
         return table
     times = rearrange(table.float(), "1 t d -> 1 d t")
     times = F.interpolate(times, size=num_steps, mode="linear", align_corners=False)
-    return rearrange(times, "1 d t -> 1 t d").to(table.dtype)
+    return times.transpose(1, 2).to(table.dtype)
 
 
 def inflate_patches(weight: Tensor, tubelet: int, *, mode: str = "center") -> Tensor:
@@ -80,7 +80,8 @@ def inflate_patches(weight: Tensor, tubelet: int, *, mode: str = "center") -> Te
         ValueError: The mode is unknown.
     """
     if mode == "mean":
-        return repeat(weight / tubelet, "d c h w -> d c t h w", t=tubelet).contiguous()
+        spread: Tensor = repeat(weight / tubelet, "d c h w -> d c t h w", t=tubelet)
+        return spread.contiguous()
     if mode != "center":
         raise ValueError(f"mode must be 'center' or 'mean', got {mode!r}")
     inflated = weight.new_zeros(*weight.shape[:2], tubelet, *weight.shape[2:])

@@ -82,7 +82,8 @@ class Embeddings(nn.Module):
         length = input_ids.shape[1]
         if length > self.position_embeddings.num_embeddings:
             raise ValueError(
-                f"expected at most {self.position_embeddings.num_embeddings} text tokens, got {length}; truncate"
+                f"expected at most {self.position_embeddings.num_embeddings} text tokens, got {length}; "
+                "truncate the text"
             )
         total = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
         embedded: Tensor = self.dropout(self.LayerNorm(total + self.position_embeddings.weight[:length]))
@@ -101,7 +102,7 @@ class Projections(nn.Module):
         self.value = nn.Linear(context_width, config.width)
 
     def forward(self, tokens: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
-        """Attend from (b, l, width) to (b, n, context width); ``bias`` (b, 1, 1, n) is added to the scores."""
+        """Attend from (b, l, width) to (b, n, context width); ``bias`` (b, 1, 1, n) is added to scores."""
         heads = "b n (h d) -> b h n d"
         query = rearrange(self.query(tokens), heads, h=self.num_heads)
         key = rearrange(self.key(context), heads, h=self.num_heads)
@@ -109,7 +110,8 @@ class Projections(nn.Module):
         rate = self.dropout if self.training else 0.0
         bias = None if bias is None else bias.to(query.dtype)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=rate)
-        return rearrange(attended, "b h n d -> b n (h d)")
+        joined: Tensor = rearrange(attended, "b h n d -> b n (h d)")
+        return joined
 
 
 class AddAndNorm(nn.Module):
@@ -234,7 +236,7 @@ class LanguageHead(nn.Module):
 class TextEncoder(nn.Module):
     """Text layers and fusion layers in one stack, with an optional masked-language head.
 
-    Source: Devlin et al. 2018, BERT, section 3; Li et al. 2021, ALBEF, section 3.1 (the split into two halves).
+    Source: Devlin et al. 2018, BERT, section 3; Li et al. 2021, ALBEF, section 3.1 (the two halves).
     """
 
     def __init__(self, config: TextEncoderConfig) -> None:
@@ -282,7 +284,7 @@ class TextEncoder(nn.Module):
 
 def padding_bias(mask: Tensor) -> Tensor:
     """Return what to add to attention scores (b, 1, 1, l) so that padding (mask 0) gets no weight."""
-    return (1.0 - rearrange(mask, "b l -> b 1 1 l").float()) * PADDING_SCORE
+    return (1.0 - mask[:, None, None, :].float()) * PADDING_SCORE
 
 
 def _initialise(module: nn.Module) -> None:

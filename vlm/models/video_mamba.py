@@ -113,8 +113,10 @@ def sized(size: str, **settings: object) -> VideoMambaConfig:
 
 
 class EncoderOutput(NamedTuple):
-    """``tokens`` (b, 1 + visible, d), normalised, the class token first; ``alignment`` one (b, 1 + visible, d)
-    for each block that the token-alignment branch reads, in ascending order.
+    """What the encoder returns.
+
+    ``tokens`` (b, 1 + visible, d), normalised, the class token first; ``alignment``: one (b, 1 + visible, d)
+    for each block that the token-alignment branch reads, ascending.
     """
 
     tokens: Tensor
@@ -226,7 +228,7 @@ class VideoMamba(nn.Module):
                 streams[index] = residual
         hidden = drop_path(hidden, self.config.drop_path, self.training)
         tokens, _ = self.norm(hidden, residual)
-        # the last one as the published models were trained: before that block's output is added, not normalised
+        # the last as the published models were trained: before that block's output is added, not normalised
         alignment = tuple(
             streams[last] if index == last else self.norm(streams[index + 1])[0]
             for index in self.alignment_blocks
@@ -287,8 +289,8 @@ class VideoMamba(nn.Module):
         expected = (config.channels, config.image_size, config.image_size)
         if tuple(video.shape[2:]) != expected:
             raise ValueError(
-                f"expected frames of shape {expected}, got {tuple(video.shape[2:])}; preprocess to that size or "
-                f"load the model with image_size={video.shape[-1]}"
+                f"expected frames of shape {expected}, got {tuple(video.shape[2:])}; preprocess to that size "
+                f"or load the model with image_size={video.shape[-1]}"
             )
 
 
@@ -305,7 +307,8 @@ def keep_visible(tokens: Tensor, mask: Tensor) -> Tensor:
     counts = (~mask).sum(dim=1)
     if int(counts.min()) != int(counts.max()):
         raise ValueError(
-            f"every sample must keep the same number of tokens, got {int(counts.min())} to {int(counts.max())}"
+            "every sample must keep the same number of tokens, "
+            f"got {int(counts.min())} to {int(counts.max())}"
         )
     return tokens[~mask].reshape(len(tokens), -1, tokens.shape[-1])
 
@@ -330,7 +333,7 @@ def pool_tokens(tokens: Tensor, pool: Pool, num_groups: int = 1) -> Tensor:
         raise ValueError(
             f"{patches.shape[1]} tokens do not divide into {num_groups} equal groups; pool them as one"
         )
-    mean = reduce(patches, "b (t n) d -> b t d", "mean", t=num_groups)
+    mean: Tensor = reduce(patches, "b (t n) d -> b t d", "mean", t=num_groups)
     if pool == "avg":
         return mean
     if pool == "cls_cat_avg" and num_groups == 1:

@@ -79,7 +79,7 @@ class VideoModel(nn.Module):
         for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+            digest.update(flat.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def require(self, ability: str) -> None:

@@ -130,8 +130,8 @@ class VideoTextModel(VideoModel):
             keep_temporal: Pool each time step by itself; else the whole clip, ``pooled`` (b, 1, d).
 
         Returns:
-            Tokens (b, visible, d) without the class token, pooled (b, t/tubelet, d), embedding (b, e): the mean
-            over time steps of the L2-normalised projections, not renormalised.
+            Tokens (b, visible, d) without the class token, pooled (b, t/tubelet, d), embedding (b, e): the
+            mean over time steps of the L2-normalised projections, not renormalised.
 
         Raises:
             ValueError: Frames or size are not what the model was made for, or the mask leaves the time steps
@@ -150,7 +150,7 @@ class VideoTextModel(VideoModel):
         return VideoFeatures(output.tokens[:, 1:], pooled, mean_of_directions(self.vision_proj(pooled)))
 
     def project_frames(self, pooled: Tensor) -> Tensor:
-        """Return the unit vectors (b, t, e), fp32, of pooled features (b, t, d); their mean is the embedding."""
+        """Return the unit vectors (b, t, e) of pooled features (b, t, d); the embedding is their mean."""
         return F.normalize(self.vision_proj(pooled).float(), dim=-1)
 
     def encode_text(self, texts: list[str] | TokenBatch, *, max_tokens: int | None = None) -> TextFeatures:
@@ -300,6 +300,7 @@ def _options(candidates: Sequence[str] | Sequence[Sequence[str]], num_questions:
     lists: list[Sequence[str]] = [[str(option) for option in options] for options in candidates]
     if len(lists) != num_questions or not all(lists):
         raise ValueError(
-            f"expected candidates for each of {num_questions} questions, at least one each, got {len(lists)} lists"
+            f"expected candidates for each of {num_questions} questions, at least one each, "
+            f"got {len(lists)} lists"
         )
     return lists

@@ -35,8 +35,9 @@ class Tokenizer:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        ids = {token: engine.token_to_id(token) for token in SPECIAL}
-        absent = [token for token, number in ids.items() if number is None]
+        found = {token: engine.token_to_id(token) for token in SPECIAL}
+        ids = {token: number for token, number in found.items() if number is not None}
+        absent = [token for token in SPECIAL if token not in ids]
         if absent:
             raise InvalidInput(
                 f"the tokenizer lacks the special tokens {', '.join(absent)}; use BERT's vocabulary"

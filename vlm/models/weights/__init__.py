@@ -6,4 +6,13 @@ from vlm.models.weights.loading import load_model
 from vlm.models.weights.official import LoadReport, from_official
 from vlm.models.weights.precision import set_dtype
 
-__all__ = ["LoadReport", "from_official", "load_folder", "load_model", "read_card", "read_state_dict", "save_model", "set_dtype"]
+__all__ = [
+    "LoadReport",
+    "from_official",
+    "load_folder",
+    "load_model",
+    "read_card",
+    "read_state_dict",
+    "save_model",
+    "set_dtype",
+]

@@ -30,8 +30,8 @@ def read_state_dict(path: Path | str) -> dict[str, Any]:
         return _read_safetensors(path)
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
-            f"{path}: expected a .safetensors file or a PyTorch file (a zip archive); older PyTorch formats are not "
-            "read: save it again with torch.save, or as safetensors"
+            f"{path}: expected a .safetensors file or a PyTorch file (a zip archive); older PyTorch formats "
+            "are not read: save it again with torch.save, or as safetensors"
         )
     _check_archive(path)
     try:

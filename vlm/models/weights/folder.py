@@ -26,7 +26,7 @@ from vlm.text import Tokenizer
 from vlm.types import Preprocessing
 
 FORMAT = "vlm-model/1"
-KINDS: dict[str, tuple[type[VideoModel], type[Any]]] = {
+KINDS: dict[str, tuple[Any, type[Any]]] = {
     "video-text": (VideoTextModel, VideoTextConfig),
     "classifier": (Classifier, ClassifierConfig),
     "encoder": (EncoderModel, EncoderConfig),
@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[type[VideoModel], type[Any]]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _FolderConfig:
+class FolderConfig:
     """Root of ``config.yaml``."""
 
     format: str = FORMAT
@@ -77,7 +77,7 @@ def save_model(
     partial.mkdir()
     try:
         weights = _write_weights(model, partial / "model.safetensors", dtype)
-        settings = _FolderConfig(
+        settings = FolderConfig(
             kind=model.kind, model=to_dict(model.config), preprocessing=model.preprocessing
         )
         _write(partial / "config.yaml", _yaml(to_dict(settings)))
@@ -135,48 +135,55 @@ def load_folder(
         ConfigError: ``config.yaml`` has an unknown key or a wrong value.
         IntegrityError: The weights are not those that the card was written for.
     """
-    from vlm.config import build, load_config
-
     folder = Path(folder)
-    if not is_model_folder(folder):
-        raise CheckpointError(f"{folder}: expected a model folder with config.yaml and model.safetensors")
-    settings = load_config(_FolderConfig, folder / "config.yaml")
-    if settings.format != FORMAT or settings.kind not in KINDS:
-        raise CheckpointError(
-            f"{folder / 'config.yaml'}: expected format {FORMAT!r} and a kind of {', '.join(KINDS)}, "
-            f"got {settings.format!r} and {settings.kind!r}"
-        )
+    settings, config = read_settings(folder)
     card = read_card(folder)
+    weights = folder / "model.safetensors"
     expected = card.get("weights_sha256")
-    if expected is not None and _sha256(folder / "model.safetensors") != expected:
-        raise IntegrityError(
-            f"{folder / 'model.safetensors'}: the checksum differs from card.json; fetch it again"
-        )
-    model_class, schema = KINDS[settings.kind]
-    config = apply_overrides(
-        build(schema, settings.model, where=f"{folder / 'config.yaml'}: model"),
-        num_frames,
-        image_size,
-        overrides,
-    )
-    preprocessing = replace(
-        settings.preprocessing,
-        num_frames=config.vision.num_frames,
-        image_size=config.vision.image_size,
-    )
-    with torch.device("meta"):
-        model = model_class(
-            config,
-            preprocessing=preprocessing,
-            name=str(card.get("name", folder.name)),
-            domain=str(card.get("domain", "open")),
-            capabilities=card.get("capabilities"),
-        )
-    state = fit_tables(read_state_dict(folder / "model.safetensors"), config.vision, "vision_encoder.")[0]
-    fill(model, state, str(folder / "model.safetensors"))
+    if expected is not None and _sha256(weights) != expected:
+        raise IntegrityError(f"{weights}: the checksum differs from card.json; fetch it again")
+    config = apply_overrides(config, num_frames, image_size, overrides)
+    model = build_empty(settings, config, card, folder.name)
+    state, _, _ = fit_tables(read_state_dict(weights), config.vision, "vision_encoder.")
+    fill(model, state, str(weights))
     if isinstance(model, VideoTextModel) and (folder / "tokenizer.json").is_file():
         model.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     return model.eval()
+
+
+def read_settings(folder: Path) -> tuple[FolderConfig, Any]:
+    """Read ``config.yaml``: its root, and the model's own configuration.
+
+    Raises:
+        CheckpointError: This is no model folder, or of another format.
+        ConfigError: It has an unknown key or a wrong value.
+    """
+    from vlm.config import build, load_config
+
+    path = folder / "config.yaml"
+    if not is_model_folder(folder):
+        raise CheckpointError(f"{folder}: expected a model folder with config.yaml and model.safetensors")
+    settings = load_config(FolderConfig, path)
+    if settings.format != FORMAT or settings.kind not in KINDS:
+        raise CheckpointError(
+            f"{path}: expected format {FORMAT!r} and a kind of {', '.join(KINDS)}, "
+            f"got {settings.format!r} and {settings.kind!r}"
+        )
+    return settings, build(KINDS[settings.kind][1], settings.model, where=f"{path}: model")
+
+
+def build_empty(settings: FolderConfig, config: Any, card: Mapping[str, Any], name: str) -> VideoModel:
+    """Build a folder's model on the meta device, without weights."""
+    frames, size = config.vision.num_frames, config.vision.image_size
+    with torch.device("meta"):
+        model: VideoModel = KINDS[settings.kind][0](
+            config,
+            preprocessing=replace(settings.preprocessing, num_frames=frames, image_size=size),
+            name=str(card.get("name", name)),
+            domain=str(card.get("domain", "open")),
+            capabilities=card.get("capabilities"),
+        )
+    return model
 
 
 def _card(model: VideoModel, weights: Mapping[str, str]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from vlm.errors import CheckpointError, InvalidInput
-from vlm.models.presets import PRESETS, resolve
 from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.models.weights.files import read_state_dict
@@ -19,6 +18,7 @@ from vlm.models.weights.precision import set_dtype
 from vlm.models.weights.resizing import Overrides
 from vlm.text import Tokenizer
 
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _HUB = re.compile(r"hf:(?P<repository>[^/@\s]+/[^/@\s]+)(/(?P<file>[^@\s]+))?(@(?P<revision>[^@\s]+))?$")
 
 
@@ -35,9 +35,10 @@ def load_model(
     """Load a model for use.
 
     Args:
-        source: A model folder, a training checkpoint that contains one as ``model/``, the name of a preset, a
-            published VideoMamba file, ``hf:owner/repo[/file][@revision]`` or ``open_clip:<arch>/<pretrained>``.
-            Nothing is downloaded: what is not on this machine yet is an error that names the command to fetch it.
+        source: A model folder, a training checkpoint that contains one as ``model/``, a name that
+            ``vlm models list`` shows, a published VideoMamba file, ``hf:owner/repo[/file][@revision]`` or
+            ``open_clip:<arch>/<pretrained>``. A name goes before an equally spelt path (write ``./demo``).
+            Nothing is downloaded: what is not on this machine is an error with the command that fetches it.
         device: ``auto`` takes a GPU if there is one.
         dtype: Type of matrix products and activations; None = fp32, also for files in bf16. Decay rates, skip
             weights, step biases, norms and the residual stream stay fp32.
@@ -64,22 +65,48 @@ def load_model(
     return model.to(place).eval()
 
 
-def _read(source: str, settings: dict[str, Any], name: str | None = None) -> VideoModel:
+def _read(source: str, settings: dict[str, Any]) -> VideoModel:
     """Read a model onto the CPU, in fp32."""
-    if source in PRESETS:
-        return _read(resolve(source), settings, source)
-    if source.startswith("asset:"):
-        return _named(load_folder(_asset(source.removeprefix("asset:")), **settings), None)
     if source.startswith("open_clip:"):
         from vlm.models.teachers.frame_encoders import load_frame_encoder
 
-        return _named(load_frame_encoder(source.removeprefix("open_clip:"), **settings), name)
+        return load_frame_encoder(source.removeprefix("open_clip:"), **settings)
     if source.startswith("hf:"):
-        return _named(_read_path(_cached(source), settings), name or source)
+        return _read_path(_cached(source), settings)
     path = Path(source)
-    if not path.exists():
-        resolve(source)  # raises, with the nearest name
-    return _named(_read_path(path, settings), name)
+    if _NAME.fullmatch(source):
+        from vlm.models.registry import find_local, load_registry
+
+        if source in load_registry() or find_local(source) is not None:
+            return _read_known(source, settings)
+    if path.exists():
+        return _read_path(path, settings)
+    if path.suffix or path.parent != Path():
+        raise InvalidInput(
+            f"{path}: no such file or folder; give a model's path or a name of 'vlm models list'"
+        )
+    return _read_known(source, settings)
+
+
+def _read_known(name: str, settings: dict[str, Any]) -> VideoModel:
+    """Read a model that the registry or this machine's store knows by name."""
+    from vlm.models.registry import load_registry, local_model
+
+    local = local_model(name)
+    if local.kind == "open_clip":
+        from vlm.models.teachers.frame_encoders import load_frame_encoder
+
+        entry = load_registry()[name]
+        source = f"{entry.architecture}/{entry.pretrained}"
+        model: VideoModel = load_frame_encoder(source, weights=local.files["weights"], **settings)
+    else:
+        model = _read_path(local.files["folder" if local.kind == "folder" else "weights"], settings)
+    model.name = name
+    if local.kind != "folder":
+        model.domain = local.domain
+    if isinstance(model, VideoTextModel) and "tokenizer" in local.files:
+        model.tokenizer = Tokenizer.from_file(local.files["tokenizer"])
+    return model
 
 
 def _read_path(path: Path, settings: dict[str, Any]) -> VideoModel:
@@ -90,20 +117,12 @@ def _read_path(path: Path, settings: dict[str, Any]) -> VideoModel:
         model, _ = from_official(read_state_dict(path), **settings)
     except CheckpointError as error:
         message = str(error)
-        raise error if str(path) in message else CheckpointError(f"{path}: {message}") from error
-    return _named(model, path.stem)
-
-
-def _named(model: VideoModel, name: str | None) -> VideoModel:
-    if name is not None:
-        model.name = name
+        if str(path) in message:
+            raise
+        details = {"missing": error.missing, "unexpected": error.unexpected, "misshaped": error.misshaped}
+        raise CheckpointError(f"{path}: {message}", **details) from error
+    model.name = path.stem
     return model
-
-
-def _asset(path: str) -> Path:
-    from vlm.assets import asset
-
-    return asset(path)
 
 
 def _cached(source: str) -> Path:
@@ -125,8 +144,11 @@ def _cached(source: str) -> Path:
             return Path(hf_hub_download(repository, file, revision=revision, local_files_only=True))
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except (OSError, ValueError) as error:
+        command = " ".join(
+            filter(None, ("hf download", repository, file, revision and f"--revision {revision}"))
+        )
         raise InvalidInput(
-            f"{source} is not on this machine, and models are fetched only when asked: vlm models pull {source}"
+            f"{source} is not on this machine, and models are fetched only when asked: {command}"
         ) from error
 
 

@@ -1,11 +1,11 @@
-"""Published VideoMamba weights into our models: forms are recognised, sizes are read, nothing is skipped in silence."""
+"""Published VideoMamba weights into our models: forms recognised, sizes read, nothing skipped in silence."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class LoadReport:
     Attributes:
         kind: Form of the file: ``image``, ``classifier``, ``masked-pretrain`` or ``retrieval``.
         matched: Names, as in the file without wrappers, that were loaded.
-        missing: Allowed absences, filled by the model's initial values (times of an image model made a video's).
+        missing: Allowed absences: the table of times of an image model that becomes a video model.
         unexpected: Always empty: an unexpected name is an error.
         resized: Tables and kernels that were resized, with old and new length.
         ignored: Names that no model here needs.
@@ -79,8 +79,8 @@ def from_official(
             device, meta included (then so is the model).
         num_frames: Other number of frames than the file's; tables are resized, image kernels inflated.
         image_size: Other size than the file's.
-        overrides: Settings that tensors do not tell, such as ``num_attention_heads`` (default: a head for every
-            64 channels); see ``resizing.SETTINGS``.
+        overrides: Settings that tensors do not tell, such as ``num_attention_heads`` (default: a head for
+            every 64 channels); see ``resizing.SETTINGS``.
 
     Returns:
         The model in fp32, evaluating, and what was loaded.
@@ -93,6 +93,8 @@ def from_official(
     check_storage(tensors, "state dict")
     form, kept, ignored = recognise(tensors)
     config = configure(form, kept)
+    if isinstance(config, VideoTextConfig) and "num_attention_heads" not in (overrides or {}):
+        _check_heads(config.text.width)
     try:
         config = apply_overrides(config, num_frames, image_size, overrides)
     except (ValueError, TypeError) as error:
@@ -114,7 +116,7 @@ def from_official(
         resized=resized + tables,
         ignored=ignored + dropped,
         num_parameters=model.num_parameters,
-        dtype=_dtype(kept),
+        dtype=common_dtype(kept),
     )
     return model.eval(), report
 
@@ -205,10 +207,11 @@ class _Shapes:
 
     def of(self, name: str, *dimensions: int) -> tuple[int, ...]:
         if name not in self._tensors:
-            raise CheckpointError(f"the file lacks {name}: missing")
+            raise CheckpointError(f"the file lacks {name}: 1 missing: {name}", missing=[name])
         shape = tuple(self._tensors[name].shape)
         if len(shape) not in dimensions:
-            raise CheckpointError(f"{name} is mis-shaped: expected {dimensions} dimensions, got {shape}")
+            text = f"{name} is {shape} instead of {' or '.join(map(str, dimensions))} dimensions"
+            raise CheckpointError(f"1 mis-shaped: {text}", misshaped=[text])
         return shape
 
     def count(self, pattern: str) -> int:
@@ -270,7 +273,7 @@ def _text(shapes: _Shapes, vision_width: int) -> TextEncoderConfig:
         width=width,
         num_layers=layers,
         fusion_layer=min(crossed, default=layers),
-        num_heads=max(1, width // WIDTH_OF_A_HEAD),
+        num_heads=1 if width % WIDTH_OF_A_HEAD else width // WIDTH_OF_A_HEAD,
         intermediate_width=shapes.of(f"{root}encoder.layer.0.intermediate.dense.weight", 2)[0],
         max_positions=shapes.of(f"{root}embeddings.position_embeddings.weight", 2)[0],
         token_types=shapes.of(f"{root}embeddings.token_type_embeddings.weight", 2)[0],
@@ -316,28 +319,24 @@ def _build(config: VideoTextConfig | ClassifierConfig | EncoderConfig) -> VideoM
     return EncoderModel(config)
 
 
+def _check_heads(width: int) -> None:
+    if width % WIDTH_OF_A_HEAD:
+        raise CheckpointError(
+            f"the text width {width} is not a multiple of {WIDTH_OF_A_HEAD}, so the number of attention heads "
+            "is not known: pass overrides={'num_attention_heads': n}"
+        )
+
+
 def _equal(left: Tensor, right: Tensor) -> bool:
     if left.shape != right.shape or left.device.type == "meta" or right.device.type == "meta":
         return left.shape == right.shape
     return bool(torch.equal(left, right))
 
 
-def _dtype(tensors: Mapping[str, Tensor]) -> str:
+def common_dtype(tensors: Mapping[str, Tensor]) -> str:
     """Return the type that most weights have."""
     counts: dict[str, int] = {}
     for tensor in tensors.values():
         label = str(tensor.dtype).removeprefix("torch.")
         counts[label] = counts.get(label, 0) + tensor.numel()
     return max(counts, key=lambda label: counts[label])
-
-
-def inspect_forms(state_dict: Mapping[str, Any]) -> LoadReport:
-    """Say what ``from_official`` would load, without reading a weight: shapes alone, on the meta device.
-
-    Raises:
-        CheckpointError: As ``from_official`` does.
-    """
-    tensors = unwrap(state_dict)
-    check_storage(tensors, "state dict")
-    empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    return replace(from_official(empty)[1], dtype=_dtype(tensors))

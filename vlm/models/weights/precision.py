@@ -76,7 +76,8 @@ def compare(
     problems = [("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes)]
     parts = [f"{len(names)} {label}: {_list(names)}" for label, names in problems if names]
     if parts:
-        raise CheckpointError(f"{where}: the weights do not fit the model: {'; '.join(parts)}")
+        message = f"{where}: the weights do not fit the model: {'; '.join(parts)}"
+        raise CheckpointError(message, missing=missing, unexpected=unexpected, misshaped=shapes)
 
 
 def _list(names: list[str]) -> str:
