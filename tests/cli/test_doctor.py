@@ -1,0 +1,159 @@
+"""`vlm doctor`: a sound machine passes, each thing that can be wrong is named and fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from vlm.cli import doctor, main
+
+
+@pytest.fixture
+def versions(monkeypatch):
+    """Pretend that these distributions are installed, and no others."""
+
+    def pretend(**installed):
+        named = {name.replace("_", "-"): version for name, version in installed.items()}
+        monkeypatch.setattr(doctor, "_version", named.get)
+
+    return pretend
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Make the import of one module fail with the given words."""
+    found = doctor._import_problem
+
+    def break_module(name, problem):
+        monkeypatch.setattr(
+            doctor, "_import_problem", lambda asked: problem if asked == name else found(asked)
+        )
+
+    return break_module
+
+
+def the(findings, name):
+    return next(finding for finding in findings if finding.name == name)
+
+
+def test_this_machine_is_sound(capsys):
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    names = [finding["name"] for finding in report["findings"]]
+    assert {"python", "vlm", "torch", "scan on cpu", "video", "faiss", "cores", "disk"} <= set(names)
+    assert all(finding["status"] != "problem" for finding in report["findings"])
+
+
+def test_lines_for_people(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "FFmpeg avcodec" in out and out.endswith("everything works\n")
+
+
+def test_both_builds_of_faiss_are_a_problem(versions, monkeypatch, capsys):
+    versions(faiss_cpu="1.15.1", faiss_gpu="1.15.1")
+    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_search,))
+    assert main(["doctor"]) == 5
+    out = capsys.readouterr().out
+    assert "faiss-cpu 1.15.1 and faiss-gpu 1.15.1 share one module" in out and "1 to mend" in out
+
+
+def test_no_faiss_is_only_a_note(versions):
+    versions()
+    (finding,) = doctor.check_search()
+    assert finding.status == "note" and "exact" in finding.text
+
+
+def test_a_faiss_that_does_not_load_is_a_problem(versions, broken):
+    versions(faiss_gpu="1.15.1")
+    broken("faiss", "ImportError: libcudart.so.12: cannot open shared object file")
+    (finding,) = doctor.check_search()
+    assert finding.status == "problem" and "faiss-gpu 1.15.1: ImportError: libcudart" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("problem", "status"),
+    [
+        ("RuntimeError: operator torchvision::nms does not exist", "note"),
+        ("ImportError: libc10_cuda.so: cannot open shared object file", "problem"),
+    ],
+)
+def test_a_torchvision_of_another_build_is_named(versions, broken, problem, status):
+    versions(torchvision="0.28.0")
+    broken("torchvision", problem)
+    assert the(doctor.check_torch(), "torchvision").status == status
+
+
+@pytest.mark.parametrize(("name", "check"), [("torch", doctor.check_torch), ("av", doctor.check_video)])
+def test_what_does_not_load_is_a_problem_with_advice(broken, name, check):
+    broken(name, "ImportError: broken")
+    (finding,) = check()
+    assert finding.status == "problem" and "broken" in finding.text and "pip install" in finding.advice
+
+
+def test_an_old_torch_is_a_problem(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    assert the(doctor.check_torch(), "torch").status == "problem"
+    monkeypatch.setattr(torch, "__version__", "2.11.0a0")
+    assert the(doctor.check_torch(), "torch").status == "ok"
+
+
+def test_a_required_module_that_does_not_load_is_named(broken):
+    broken("safetensors", "ImportError: no safetensors")
+    assert "no safetensors" in the(doctor.check_vlm(), "required").text
+
+
+def test_a_missing_folder_is_named(monkeypatch, tmp_path):
+    import vlm.assets
+
+    (tmp_path / "share" / "configs").mkdir(parents=True)
+    monkeypatch.setattr(vlm.assets, "_PACKAGE", tmp_path)
+    finding = the(doctor.check_vlm(), "vlm")
+    assert finding.status == "problem" and "lacks kernels, data_tools, eval" in finding.text
+
+
+def test_a_check_that_breaks_is_a_finding(monkeypatch):
+    def check_luck():
+        raise ZeroDivisionError("bad luck")
+
+    monkeypatch.setattr(doctor, "CHECKS", (check_luck, doctor.check_python))
+    luck, python = doctor.examine()
+    assert (luck.name, luck.status, luck.text) == ("luck", "problem", "ZeroDivisionError: bad luck")
+    assert python.status == "ok"
+
+
+def test_a_full_disk_is_a_note_and_leaves_no_folder(monkeypatch, tmp_path):
+    class Usage:
+        free = 1e9
+
+    monkeypatch.setenv("VLM_HOME", str(tmp_path / "not" / "there"))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _path: Usage)
+    finding = the(doctor.check_machine(), "disk")
+    assert finding.status == "note" and "1.0 GB free" in finding.text and "VLM_HOME" in finding.advice
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_forced_scan_is_said(monkeypatch):
+    monkeypatch.setenv("VLM_SCAN_BACKEND", "chunked")
+    finding = the(doctor.check_scan(), "scan on cpu")
+    assert finding.status == "note" and finding.text == "chunked, forced by VLM_SCAN_BACKEND"
+
+
+def test_a_forced_scan_that_cannot_serve_is_a_problem(monkeypatch):
+    monkeypatch.setenv("VLM_SCAN_BACKEND", "abacus")
+    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_scan,))
+    (finding,) = doctor.examine()
+    assert finding.status == "problem" and "VLM_SCAN_BACKEND must be one of" in finding.text
+
+
+def test_memory_is_that_of_the_container(monkeypatch):
+    monkeypatch.setattr(doctor.Path, "read_text", lambda _path: "1000\n")
+    assert doctor._memory_bytes() == 1000
+    monkeypatch.setattr(doctor.Path, "read_text", lambda _path: "max\n")
+    whole = doctor._memory_bytes()
+    assert sys.platform != "linux" or (whole is not None and whole > 10**8)
