@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.ops import cpu_library
+from vlm.ops import cpu_calls, cpu_library
 from vlm.ops.backends import backend
 from vlm.ops.library import register, register_autograd
 from vlm.ops.selective_scan import chunked, reference
@@ -53,7 +53,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     z = z.to(wide(u.dtype))
     which = backend("bi_scan", u.device, u.dtype)
     if which == "cpu" and cpu_library.fits(scans[0].A.shape[1]):
-        out, total, kept = cpu_library.bi_scan_forward(scans, z, save=save)
+        out, total, kept = cpu_calls.bi_scan_forward(scans, z, save=save)
         return out.to(u.dtype), total.to(u.dtype), kept
     run = {"reference": reference.forward, "mamba_ssm": mamba_ssm_forward}.get(which, chunked.forward)
     results = [run(s, save=save) for s in scans]
@@ -84,7 +84,7 @@ def _backward(dout: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     which = backend("bi_scan", u.device, u.dtype)
     results: list[ScanGradients]
     if which == "cpu" and cpu_library.fits(scans[0].A.shape[1]):
-        results, dz = cpu_library.bi_scan_backward(dout.to(dtype), scans, z.to(dtype), total.to(dtype), kept)
+        results, joined, dz = cpu_calls.bi_scan_backward(dout.to(dtype), scans, z.to(dtype), total.to(dtype), kept)
     else:
         dy, dz = silu_backward(dout.to(dtype), total.to(dtype), z.to(dtype))
         if which == "reference":
@@ -93,10 +93,10 @@ def _backward(dout: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
             results = [mamba_ssm_backward(dy, s) for s in scans]
         else:
             results = [chunked.backward(dy, s, kept[i]) for i, s in enumerate(scans)]
+        joined = [torch.cat([g.B, g.C], -1).squeeze(2) for g in results]
     gradients: list[Tensor | None] = [None] * 13
     gradients[2] = dz
-    for g, places in zip(results, (_FORWARD, _BACKWARD), strict=False):
-        bc = torch.cat([g.B, g.C], -1).squeeze(2) if g.C is not None else g.B
+    for g, bc, places in zip(results, joined, (_FORWARD, _BACKWARD), strict=False):
         for place, value in zip(places, (g.u, g.delta, bc, g.A, g.D, g.bias), strict=True):
             gradients[place] = value
     return tuple(

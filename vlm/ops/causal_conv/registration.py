@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.ops import cpu_library
+from vlm.ops import cpu_calls, cpu_library
 from vlm.ops.backends import backend
 from vlm.ops.causal_conv import reference
 from vlm.ops.library import register, register_autograd
@@ -32,7 +32,7 @@ def _forward(
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = x.to(dtype)
     if backend("conv2", x.device, x.dtype) == "cpu" and weight_f.shape[1] <= cpu_library.MAX_TAPS:
-        u_f, u_b = cpu_library.conv2_forward(
+        u_f, u_b = cpu_calls.conv2_forward(
             wide,
             weight_f.to(dtype),
             _wide(bias_f, dtype),
@@ -74,7 +74,7 @@ def _backward(
         du_b = torch.zeros_like(wide) if du_b is None else du_b.to(dtype)
     gradients: list[Tensor | None]
     if backend("conv2", x.device, x.dtype) == "cpu" and weight_f.shape[1] <= cpu_library.MAX_TAPS:
-        gradients = cpu_library.conv2_backward(
+        gradients = cpu_calls.conv2_backward(
             du_f,
             du_b,
             wide,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.ops import cpu_library
+from vlm.ops import cpu_calls, cpu_library
 from vlm.ops.backends import backend, mamba_ssm_extension
 from vlm.ops.library import register, register_autograd
 from vlm.ops.selective_scan import chunked, reference
@@ -80,7 +80,7 @@ def _forward(
     s = _scan(u, delta, A, B, C, D, delta_bias, initial_state, segments, delta_softplus, reverse)
     which = backend("selective_scan", u.device, u.dtype)
     if which == "cpu" and cpu_library.fits(s.A.shape[1]):
-        y, last, kept = cpu_library.scan_forward(s, save=save)
+        y, last, kept = cpu_calls.scan_forward(s, save=save)
     elif which == "reference":
         y, last, kept = reference.forward(s, save=save)
     elif which == "mamba_ssm":
@@ -139,7 +139,7 @@ def _backward(
     dy = dy.transpose(1, 2).contiguous()
     which = backend("selective_scan", u.device, u.dtype)
     if which == "cpu" and cpu_library.fits(s.A.shape[1]):
-        g = cpu_library.scan_backward(dy, s, kept)
+        g = cpu_calls.scan_backward(dy, s, kept)
     elif which == "reference":
         g = reference.backward(dy, s)
     elif which == "mamba_ssm":

@@ -1,0 +1,380 @@
+// The selective scan, forward and backward: a vector holds neighbouring channels, the states of those channels
+// stay in registers, time is walked step by step. The reverse direction is an index. Every number is summed in an
+// order that depends on the shapes alone, so results do not depend on the number of threads.
+#pragma once
+#include "problem.h"
+#include "vector.h"
+
+namespace VLM_ISA {
+
+constexpr int64_t kMaxStates = 256;
+
+// channels cut into vectors; a vector never spans two groups
+template <class T> struct Blocks {
+  explicit Blocks(const VlmScan &p)
+      : width(Lanes<T>::width), group_channels(p.channels / p.groups),
+        per_group((group_channels + width - 1) / width), count(per_group * p.groups) {}
+  int64_t first(int64_t block) const {
+    return block / per_group * group_channels + block % per_group * width;
+  }
+  int64_t lanes(int64_t block) const {
+    const int64_t left = group_channels - block % per_group * width;
+    return left < width ? left : width;
+  }
+  int64_t width, group_channels, per_group, count;
+};
+
+// A as (directions, block, state padded to a multiple of 4, lane), scaled; padding is zero
+template <class T> void arrange_A(const VlmScan &p, const Blocks<T> &blocks, int64_t padded, T *to) {
+  for (int64_t d = 0; d < p.directions; ++d) {
+    const T *A = static_cast<const T *>(p.direction[d].A);
+    for (int64_t k = 0; k < blocks.count; ++k)
+      for (int64_t n = 0; n < padded; ++n)
+        for (int64_t i = 0; i < blocks.width; ++i)
+          *to++ = n < p.states && i < blocks.lanes(k) ? A[(blocks.first(k) + i) * p.states + n] * Lanes<T>::decay_scale
+                                                      : T(0);
+  }
+}
+
+// whether the state is dropped before `t` because the step scanned before it is of another segment
+VLM_INLINE bool drops(const int32_t *segments, int64_t t, int64_t step, bool reverse) {
+  return segments && step > 0 && segments[t] != segments[reverse ? t + 1 : t - 1];
+}
+
+// one direction of one vector of channels; N states known at compile time, or 0
+template <class T, int N>
+void scan_forward_block(const VlmScan &p, const Blocks<T> &blocks, const T *A, int64_t b, int64_t block, int d) {
+  using Vector = typename Lanes<T>::Vector;
+  constexpr int64_t W = Lanes<T>::width;
+  const VlmDirection &q = p.direction[d];
+  const int64_t states = N ? N : p.states, L = p.length, E = p.channels;
+  const int64_t e = blocks.first(block), lanes = blocks.lanes(block), group = block / blocks.per_group;
+  const int64_t chunks = (L + kChunk - 1) / kChunk;
+  const bool last_direction = d + 1 == p.directions;
+  const T *u = static_cast<const T *>(q.u) + b * q.u_batch + e;
+  const T *delta = static_cast<const T *>(q.delta) + b * q.delta_batch + e;
+  const T *B = static_cast<const T *>(q.B) + b * q.bc_batch + group * q.bc_group;
+  const T *C = static_cast<const T *>(q.C) + b * q.bc_batch + group * q.bc_group;
+  const T *z = p.z ? static_cast<const T *>(p.z) + b * p.z_batch + e : nullptr;
+  T *out = static_cast<T *>(p.out) + b * L * E + e;
+  T *total = p.total ? static_cast<T *>(p.total) + b * L * E + e : nullptr;
+  T *meet = total ? total : out;
+  T *kept = q.kept ? static_cast<T *>(q.kept) + b * chunks * states * E + e : nullptr;
+  const int32_t *segments = p.segments ? p.segments + b * L : nullptr;
+  const Vector D = q.D ? load(static_cast<const T *>(q.D) + e, lanes) : Vector{};
+  const Vector bias = q.bias ? load(static_cast<const T *>(q.bias) + e, lanes) : Vector{};
+  Vector h[N ? N : kMaxStates];
+  for (int64_t n = 0; n < states; ++n)
+    h[n] = q.initial ? load(static_cast<const T *>(q.initial) + (b * states + n) * E + e, lanes) : Vector{};
+  for (int64_t step = 0; step < L; ++step) {
+    const int64_t t = q.reverse ? L - 1 - step : step;
+    if (kept && step % kChunk == 0)
+      for (int64_t n = 0; n < states; ++n) store(kept + (step / kChunk * states + n) * E, h[n], lanes);
+    if (drops(segments, t, step, q.reverse))
+      for (int64_t n = 0; n < states; ++n) h[n] = Vector{};
+    const int64_t ahead = step + 8 < L ? (q.reverse ? t - 8 : t + 8) : t;
+    __builtin_prefetch(u + ahead * q.u_row);
+    __builtin_prefetch(delta + ahead * q.delta_row);
+    const Vector input = load(u + t * q.u_row, lanes);
+    Vector dt = load(delta + t * q.delta_row, lanes) + bias;
+    if (p.softplus) dt = softplus<T>(dt);
+    const Vector driven = dt * input;
+    Vector y = D * input, y2{};
+    const T *Bt = B + t * q.bc_row, *Ct = C + t * q.bc_row;
+    if constexpr (N > 0) {
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) {
+        h[n] = Lanes<T>::decay(dt * load(A + n * W)) * h[n] + driven * Bt[n];
+        if (n % 2) y += h[n] * Ct[n];
+        else y2 += h[n] * Ct[n];
+      }
+    } else {
+      for (int64_t n = 0; n < states; ++n) {
+        h[n] = Lanes<T>::decay(dt * load(A + n * W)) * h[n] + driven * Bt[n];
+        y += h[n] * Ct[n];
+      }
+    }
+    y += y2;
+    if (d > 0) y += load(meet + t * E, lanes);
+    if (!last_direction) {
+      store(meet + t * E, y, lanes);
+      continue;
+    }
+    if (total) store(total + t * E, y, lanes);
+    if (z) {
+      const Vector gate = load(z + t * p.z_row, lanes);
+      y *= gate * sigmoid<T>(gate);
+    }
+    store(out + t * E, y, lanes);
+  }
+  if (q.last)
+    for (int64_t n = 0; n < states; ++n) store(static_cast<T *>(q.last) + (b * states + n) * E + e, h[n], lanes);
+}
+
+template <class T> void scan_forward(const VlmScan &p) {
+  const Blocks<T> blocks(p);
+  const int64_t padded = (p.states + 3) / 4 * 4, size = blocks.count * padded * blocks.width;
+  Scratch<T> A(p.directions * size);
+  arrange_A(p, blocks, padded, A.data);
+#pragma omp parallel for schedule(dynamic) num_threads(p.threads)
+  for (int64_t task = 0; task < p.batch * blocks.count; ++task) {
+    const int64_t b = task / blocks.count, block = task % blocks.count;
+    for (int d = 0; d < p.directions; ++d) {
+      const T *mine = A.data + d * size + block * padded * blocks.width;
+      if (p.states == 16) scan_forward_block<T, 16>(p, blocks, mine, b, block, d);
+      else scan_forward_block<T, 0>(p, blocks, mine, b, block, d);
+    }
+  }
+}
+
+// how the backward pass is blocked: vectors of channels and states that share one pass over a chunk
+constexpr int kPair = VLM_PAIR;
+constexpr int kStates = VLM_STATES;
+
+// what one thread of the backward pass works in; [chunk step][...][lane]
+template <class T> struct BackwardScratch {
+  using Vector = typename Lanes<T>::Vector;
+  explicit BackwardScratch(int64_t padded, int64_t blocks)
+      : padded(padded), rows(2 * kChunk * padded),
+        memory((2 * kChunk * padded + blocks * padded * 2) * Lanes<T>::width + rows) {
+    sum_B = reinterpret_cast<Vector *>(memory.data);
+    sum_C = sum_B + kChunk * padded;
+    carry = sum_C + kChunk * padded;
+    sum_A = carry + blocks * padded;
+    B = reinterpret_cast<T *>(sum_A + blocks * padded);
+    C = B + kChunk * padded;
+  }
+  int64_t padded, rows;
+  Scratch<T> memory;
+  Vector *sum_B, *sum_C;   // dB and dC of the chunk, still to be summed over lanes
+  Vector *carry, *sum_A;   // gradient flowing back in time; dA: (block, state)
+  T *B, *C;                // rows of the chunk in scan order
+  Vector u[kPair][kChunk], dt[kPair][kChunk], driven[kPair][kChunk], slope[kPair][kChunk], dy[kPair][kChunk];
+  Vector along_B[kPair][kChunk], along_A[kPair][kChunk];
+  Vector decay[kChunk][kPair * kStates], before[kChunk][kPair * kStates];
+  Vector sum_D[kMaxStates], sum_bias[kMaxStates];
+};
+
+template <class T> struct BackwardTask {
+  const VlmScan &p;
+  const Blocks<T> &blocks;
+  const T *A;
+  int64_t b, d, group, first, end;   // blocks [first, end) of the group
+};
+
+// steps [start, start + steps) in scan order; `block` and its neighbour if it is below task.end
+template <class T>
+VLM_INLINE void load_pair(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block, int64_t start,
+                          int64_t steps) {
+  using Vector = typename Lanes<T>::Vector;
+  const VlmScan &p = w.p;
+  const VlmDirection &q = p.direction[w.d];
+  const int64_t L = p.length, E = p.channels;
+  for (int j = 0; j < kPair; ++j) {
+    const bool real = block + j < w.end;
+    const int64_t e = real ? w.blocks.first(block + j) : 0, lanes = real ? w.blocks.lanes(block + j) : 0;
+    const Vector bias = q.bias ? load(static_cast<const T *>(q.bias) + e, lanes) : Vector{};
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t t = q.reverse ? L - 1 - start - k : start + k, row = (w.b * L + t) * E + e;
+      Vector dt = load(static_cast<const T *>(q.delta) + w.b * q.delta_batch + t * q.delta_row + e, lanes) + bias;
+      Vector slope = Vector{} + T(1);
+      if (p.softplus) {
+        const Softplus<T> soft = softplus_with_slope<T>(dt);
+        dt = soft.value;
+        slope = soft.slope;
+      }
+      const Vector u = load(static_cast<const T *>(q.u) + w.b * q.u_batch + t * q.u_row + e, lanes);
+      Vector dy = load(static_cast<const T *>(p.dout) + row, lanes);
+      if (p.z) {
+        const Vector z = load(static_cast<const T *>(p.z) + w.b * p.z_batch + t * p.z_row + e, lanes);
+        const Vector gate = sigmoid<T>(z);
+        if (w.d == 0) {
+          const Vector total = load(static_cast<const T *>(p.total) + row, lanes);
+          store(static_cast<T *>(p.dz) + row, dy * total * (gate * (z * (T(1) - gate) + T(1))), lanes);
+        }
+        dy *= z * gate;
+      }
+      s.u[j][k] = u;
+      s.dt[j][k] = dt;
+      s.driven[j][k] = dt * u;
+      s.slope[j][k] = slope;
+      s.dy[j][k] = dy;
+      s.along_B[j][k] = s.along_A[j][k] = Vector{};
+    }
+  }
+}
+
+// kPair vectors of channels, kStates states, one chunk: forward again from the kept states, then back
+template <class T>
+__attribute__((noinline)) void backward_states(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block,
+                                               int64_t n, int64_t start, int64_t steps) {
+  using Vector = typename Lanes<T>::Vector;
+  constexpr int64_t W = Lanes<T>::width;
+  const VlmScan &p = w.p;
+  const VlmDirection &q = p.direction[w.d];
+  const int64_t L = p.length, E = p.channels, chunks = (L + kChunk - 1) / kChunk;
+  const int32_t *segments = p.segments ? p.segments + w.b * L : nullptr;
+  Vector h[kPair][kStates], A[kPair][kStates];
+  for (int j = 0; j < kPair; ++j)
+    for (int i = 0; i < kStates; ++i) {
+      const bool real = block + j < w.end && n + i < p.states;
+      h[j][i] = A[j][i] = Vector{};
+      if (!real) continue;
+      const T *kept = static_cast<const T *>(q.kept);
+      kept += ((w.b * chunks + start / kChunk) * p.states + n + i) * E + w.blocks.first(block + j);
+      h[j][i] = load(kept, w.blocks.lanes(block + j));
+      A[j][i] = load(w.A + ((block + j) * s.padded + n + i) * W);
+    }
+  const T *Bk = s.B + n, *Ck = s.C + n;
+  Vector *sum_C = s.sum_C + n, *sum_B = s.sum_B + n;
+  for (int64_t k = 0; k < steps; ++k) {
+    const bool drop = segments && drops(segments, q.reverse ? L - 1 - start - k : start + k, start + k, q.reverse);
+#pragma GCC unroll 16
+    for (int i = 0; i < kStates; ++i) {
+      Vector sum = sum_C[k * s.padded + i];
+#pragma GCC unroll 4
+      for (int j = 0; j < kPair; ++j) {
+        Vector a = Lanes<T>::decay(s.dt[j][k] * A[j][i]);
+        if (__builtin_expect(drop, 0)) a = Vector{};
+        s.decay[k][i * kPair + j] = a;
+        s.before[k][i * kPair + j] = h[j][i];
+        h[j][i] = a * h[j][i] + s.driven[j][k] * Bk[k * s.padded + i];
+        sum += s.dy[j][k] * h[j][i];
+      }
+      sum_C[k * s.padded + i] = sum;
+    }
+  }
+  Vector carry[kPair][kStates], dA[kPair][kStates];
+  for (int j = 0; j < kPair; ++j)
+    for (int i = 0; i < kStates; ++i) {
+      const bool real = block + j < w.end;
+      carry[j][i] = real ? s.carry[(block + j - w.first) * s.padded + n + i] : Vector{};
+      dA[j][i] = Vector{};
+    }
+  for (int64_t k = steps - 1; k >= 0; --k) {
+    Vector along_B[kPair], along_A[kPair];
+    for (int j = 0; j < kPair; ++j) along_B[j] = along_A[j] = Vector{};
+#pragma GCC unroll 16
+    for (int i = 0; i < kStates; ++i) {
+      Vector sum = sum_B[k * s.padded + i];
+#pragma GCC unroll 4
+      for (int j = 0; j < kPair; ++j) {
+        const Vector dh = s.dy[j][k] * Ck[k * s.padded + i] + carry[j][i];
+        sum += dh * s.driven[j][k];
+        along_B[j] += dh * Bk[k * s.padded + i];
+        carry[j][i] = dh * s.decay[k][i * kPair + j];
+        const Vector through = carry[j][i] * s.before[k][i * kPair + j];
+        along_A[j] += through * A[j][i];
+        dA[j][i] += through * s.dt[j][k];
+      }
+      sum_B[k * s.padded + i] = sum;
+    }
+    for (int j = 0; j < kPair; ++j) {
+      s.along_B[j][k] += along_B[j];
+      s.along_A[j][k] += along_A[j];
+    }
+  }
+  for (int j = 0; j < kPair && block + j < w.end; ++j)
+    for (int i = 0; i < kStates; ++i) {
+      s.carry[(block + j - w.first) * s.padded + n + i] = carry[j][i];
+      s.sum_A[(block + j - w.first) * s.padded + n + i] += dA[j][i];
+    }
+}
+
+template <class T>
+VLM_INLINE void store_pair(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block, int64_t start,
+                           int64_t steps) {
+  using Vector = typename Lanes<T>::Vector;
+  const VlmScan &p = w.p;
+  const VlmDirection &q = p.direction[w.d];
+  const int64_t L = p.length, E = p.channels;
+  for (int j = 0; j < kPair && block + j < w.end; ++j) {
+    const int64_t e = w.blocks.first(block + j), lanes = w.blocks.lanes(block + j);
+    const Vector D = q.D ? load(static_cast<const T *>(q.D) + e, lanes) : Vector{};
+    Vector sum_D{}, sum_bias{};
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t t = q.reverse ? L - 1 - start - k : start + k, row = (w.b * L + t) * E + e;
+      const Vector ddelta =
+          (s.along_B[j][k] * s.u[j][k] + s.along_A[j][k] * Lanes<T>::decay_unscale) * s.slope[j][k];
+      store(static_cast<T *>(q.du) + row, s.along_B[j][k] * s.dt[j][k] + s.dy[j][k] * D, lanes);
+      store(static_cast<T *>(q.ddelta) + row, ddelta, lanes);
+      sum_D += s.dy[j][k] * s.u[j][k];
+      sum_bias += ddelta;
+    }
+    T *dD = static_cast<T *>(q.dD) + w.b * E + e, *dbias = static_cast<T *>(q.dbias) + w.b * E + e;
+    store(dD, load(dD, lanes) + sum_D, lanes);
+    store(dbias, load(dbias, lanes) + sum_bias, lanes);
+  }
+}
+
+template <class T> void scan_backward_task(const BackwardTask<T> &w, BackwardScratch<T> &s, T *dBC) {
+  using Vector = typename Lanes<T>::Vector;
+  const VlmScan &p = w.p;
+  const VlmDirection &q = p.direction[w.d];
+  const int64_t L = p.length, E = p.channels, N = p.states, own = w.end - w.first;
+  for (int64_t i = 0; i < own * s.padded; ++i) s.carry[i] = s.sum_A[i] = Vector{};
+  for (int64_t k = w.first; k < w.end; ++k) {
+    store(static_cast<T *>(q.dD) + w.b * E + w.blocks.first(k), Vector{}, w.blocks.lanes(k));
+    store(static_cast<T *>(q.dbias) + w.b * E + w.blocks.first(k), Vector{}, w.blocks.lanes(k));
+  }
+  for (int64_t start = (L - 1) / kChunk * kChunk; start >= 0; start -= kChunk) {
+    const int64_t steps = L - start < kChunk ? L - start : kChunk;
+    for (int64_t i = 0; i < steps * s.padded; ++i) s.sum_B[i] = s.sum_C[i] = Vector{};
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t t = q.reverse ? L - 1 - start - k : start + k;
+      const int64_t from = w.b * q.bc_batch + t * q.bc_row + w.group * q.bc_group;
+      for (int64_t n = 0; n < s.padded; ++n) {
+        s.B[k * s.padded + n] = n < N ? static_cast<const T *>(q.B)[from + n] : T(0);
+        s.C[k * s.padded + n] = n < N ? static_cast<const T *>(q.C)[from + n] : T(0);
+      }
+    }
+    for (int64_t block = w.first; block < w.end; block += kPair) {
+      load_pair(w, s, block, start, steps);
+      for (int64_t n = 0; n < N; n += kStates) backward_states(w, s, block, n, start, steps);
+      store_pair(w, s, block, start, steps);
+    }
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t t = q.reverse ? L - 1 - start - k : start + k;
+      T *to = dBC + ((w.b * L + t) * p.groups + w.group) * 2 * N;
+      for (int64_t n = 0; n < N; ++n) to[n] = sum_lanes<T>(s.sum_B[k * s.padded + n]);
+      for (int64_t n = 0; n < N; ++n) to[N + n] = sum_lanes<T>(s.sum_C[k * s.padded + n]);
+    }
+  }
+  for (int64_t k = w.first; k < w.end; ++k)
+    for (int64_t n = 0; n < N; ++n) {
+      const int64_t to = (w.b * N + n) * E + w.blocks.first(k), from = (k - w.first) * s.padded + n;
+      store(static_cast<T *>(q.dA) + to, s.sum_A[from], w.blocks.lanes(k));
+      if (q.dinitial) store(static_cast<T *>(q.dinitial) + to, s.carry[from], w.blocks.lanes(k));
+    }
+}
+
+template <class T> void scan_backward(const VlmScan &p) {
+  const Blocks<T> blocks(p);
+  const int64_t padded = (p.states + 3) / 4 * 4, size = blocks.count * padded * blocks.width;
+  Scratch<T> A(p.directions * size);
+  arrange_A(p, blocks, padded, A.data);
+  // whole pairs of vectors to every part, so that the parts are the same for all thread counts
+  const int64_t pairs = (blocks.per_group + kPair - 1) / kPair;
+  const int64_t per_part = (pairs + p.parts - 1) / p.parts * kPair;
+  const int64_t per_batch = p.groups * p.parts;
+#pragma omp parallel num_threads(p.threads)
+  {
+    Scratch<char> room(sizeof(BackwardScratch<T>));
+    BackwardScratch<T> *s = new (room.data) BackwardScratch<T>(padded, per_part);
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < p.directions * p.batch * per_batch; ++task) {
+      const int64_t part = task % p.parts, group = task / p.parts % p.groups;
+      const int64_t b = task / per_batch % p.batch, d = task / per_batch / p.batch;
+      const int64_t from = part * per_part, to = from + per_part;
+      const int64_t base = group * blocks.per_group;
+      const BackwardTask<T> w{p, blocks, A.data + d * size, b, d, group,
+                              base + (from < blocks.per_group ? from : blocks.per_group),
+                              base + (to < blocks.per_group ? to : blocks.per_group)};
+      T *dBC = static_cast<T *>(p.direction[d].dBC) + part * p.batch * p.length * p.groups * 2 * p.states;
+      scan_backward_task(w, *s, dBC);
+    }
+    s->~BackwardScratch<T>();
+  }
+}
+
+}  // namespace VLM_ISA
