@@ -157,7 +157,7 @@ def mentions(scene: Scene, what: int) -> float:
 
 def mentions_speed(scene: Scene, event: Event) -> bool:
     """Whether the caption says how fast; always when there is only one event."""
-    return event.speed is not None and (len(scene.events) == 1 or mentions(scene, 10 + event.subject) < 0.6)
+    return event.speed is not None and (len(scene.events) == 1 or mentions(scene, 10 + event.subject) < 0.8)
 
 
 def mentions_sense(scene: Scene, event: Event) -> bool:

@@ -45,10 +45,10 @@ class Plan(NamedTuple):
 
 # the same support everywhere; training sees more of the simple ones, which is where learning starts
 PLANS = (
-    Plan(1, (1,), 20, 5),
-    Plan(1, (1, 1), 10, 7),
+    Plan(1, (1,), 20, 2),
+    Plan(1, (1, 1), 10, 6),
     Plan(1, (1, 1, 1), 4, 5),
-    Plan(2, (1,), 16, 8),
+    Plan(2, (1,), 16, 6),
     Plan(2, (2,), 14, 12),
     Plan(2, (1, 1), 14, 16),
     Plan(2, (1, 1, 1), 4, 8),
@@ -56,8 +56,8 @@ PLANS = (
     Plan(2, (1, 2), 3, 5),
     Plan(2, (2, 2), 2, 5),
     Plan(3, (1,), 2, 3),
-    Plan(3, (2,), 2, 5),
-    Plan(3, (1, 1), 3, 6),
+    Plan(3, (2,), 2, 8),
+    Plan(3, (1, 1), 3, 9),
     Plan(3, (1, 1, 1), 2, 6),
     Plan(3, (2, 1), 0.5, 2),
     Plan(3, (1, 1, 1, 1), 0.5, 2),

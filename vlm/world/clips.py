@@ -1,0 +1,230 @@
+"""Scenes onto disk: one mp4 file a clip and a manifest that says everything about each of them.
+
+Every frame is coded by itself and with a constant quantiser: inter-frame coding leaves ghosts from which
+a single frame tells the direction, and a rate control that looks ahead could do the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlm.errors import InvalidInput
+from vlm.progress import progress_bar
+from vlm.world.captions import caption, choose_template
+from vlm.world.questions import questions
+from vlm.world.render import render
+from vlm.world.scene import FPS, NUM_FRAMES, SIDE, VERSION, Scene
+from vlm.world.splits import held_combinations, scene_key
+from vlm.world.twins import has_twin
+
+if TYPE_CHECKING:
+    from vlm.world.scene import Event
+
+MANIFEST = "manifest.jsonl"
+CHECKSUMS = "SHA256SUMS"
+HEADER = "world.json"
+QUANTISER = 12  # of 0 to 51; at 12 the coding error is below the pixel noise
+
+
+def describe(scene: Scene, frames: npt.NDArray[np.uint8] | None = None) -> dict[str, Any]:
+    """Return a clip's manifest record; with ``frames`` (40, s, s, 3) also their hash.
+
+    Frame numbers and times are the clip's own: frame f is shown from f / 8 seconds on. An event's state
+    before lasts until ``start_frame``, the state after begins at ``end_frame``.
+    """
+    record: dict[str, Any] = {
+        "id": scene.clip_id,
+        "file": f"{scene.clip_id}.mp4",
+        "version": VERSION,
+        "split": scene.split,
+        "scene_key": scene_key(scene),
+        "twin_id": scene.backwards().clip_id if has_twin(scene) else None,
+        "held_out": list(held_combinations(scene)),
+        "caption": caption(scene),
+        "template": choose_template(scene).name,
+        "fps": FPS,
+        "num_frames": NUM_FRAMES,
+        "objects": [
+            {"image": thing.image, "digit": thing.digit, "colour": thing.colour, "size": thing.size}
+            for thing in scene.things
+        ],
+        "events": [_event_record(event) for event in scene.timeline],
+        "questions": [
+            {
+                "kind": item.kind,
+                "question": item.text,
+                "options": list(item.options),
+                "statements": list(item.statements),
+                "answer": item.answer,
+                "answer_index": item.answer_index,
+            }
+            for item in questions(scene)
+        ],
+        "scene": json.loads(scene.to_json()),
+    }
+    if frames is not None:
+        record["frames_sha256"] = hashlib.sha256(np.ascontiguousarray(frames).tobytes()).hexdigest()
+    return record
+
+
+def _event_record(event: Event) -> dict[str, Any]:
+    return {
+        "kind": event.kind,
+        "direction": event.direction,
+        "object": event.subject,
+        "partner": event.partner,
+        "start_frame": event.start,
+        "end_frame": event.end,
+        "start_s": event.start / FPS,
+        "end_s": event.end / FPS,
+        "speed": event.speed,
+        "count": event.count,
+    }
+
+
+def manifest_hash(scenes: Iterable[Scene]) -> str:
+    """Return the SHA-256 of the scenes' manifest lines, without pixels; the protocol freezes it."""
+    whole = hashlib.sha256()
+    for scene in scenes:
+        whole.update(_line(describe(scene)).encode())
+    return whole.hexdigest()
+
+
+def read_manifest(path: Path) -> list[Scene]:
+    """Return the scenes of a manifest, in its order.
+
+    Raises:
+        InvalidInput: A line is not a record of this version of the world.
+    """
+    scenes = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            if record["version"] != VERSION:
+                raise ValueError(f"version {record['version']!r}")
+            scenes.append(Scene.from_json(json.dumps(record["scene"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"{path}, line {number}: expected a record of {VERSION}, got {error}; write it anew with"
+                " `vlm data world`"
+            ) from error
+    return scenes
+
+
+def write_clips(scenes: Sequence[Scene], out: Path, *, size: int = SIDE) -> Path:
+    """Write every clip, then the manifest; what an interrupted run wrote is kept and not written again.
+
+    ``manifest.jsonl`` is the same on every machine; the hashes of the files, which depend on the encoder's
+    build, are in ``SHA256SUMS``.
+
+    Args:
+        scenes: What to write; the file names are the clip ids.
+        out: Folder, made if missing.
+        size: Side of the picture in pixels.
+
+    Returns:
+        The manifest's path.
+
+    Raises:
+        InvalidInput: The folder already holds other clips.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(scenes, out, size)
+    known = _read_checksums(out / CHECKSUMS)
+    lines = []
+    with (
+        open(out / CHECKSUMS, "a") as checksums,
+        progress_bar(len(scenes), "clips", unit="clip") as bar,
+    ):
+        for scene in scenes:
+            frames = render(scene, size=size)
+            record = describe(scene, frames)
+            target = out / record["file"]
+            if known.get(target.name) is None or known[target.name] != _hash_of(target):
+                encode(frames, target)
+                checksums.write(f"{_hash_of(target)}  {target.name}\n")
+                checksums.flush()
+            lines.append(_line(record))
+            bar.update()
+    _replace(out / CHECKSUMS, "".join(f"{_hash_of(out / f)}  {f}\n" for f in _files(scenes)))
+    _replace(out / MANIFEST, "".join(lines))
+    return out / MANIFEST
+
+
+def encode(frames: npt.NDArray[np.uint8], target: Path) -> None:
+    """Write frames (t, h, w, 3) as an all-intra mp4 file; ``target`` appears complete or not at all."""
+    import av
+
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream("libx264", rate=FPS)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            stream.thread_count = 1
+            stream.options = {
+                "qp": str(QUANTISER),
+                "x264-params": "keyint=1:bframes=0:scenecut=0:rc-lookahead=0:mbtree=0:log-level=error",
+            }
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _claim(scenes: Sequence[Scene], out: Path, size: int) -> None:
+    """Note what the folder is for, or check that it is for the same."""
+    names = hashlib.sha256("\n".join(_files(scenes)).encode()).hexdigest()
+    header = {"version": VERSION, "count": len(scenes), "size": size, "fps": FPS, "files": names}
+    path = out / HEADER
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            found = None
+        if found != header:
+            raise InvalidInput(
+                f"{out} already holds other clips ({path.name} differs); give an empty folder with --out"
+            )
+    elif any(out.iterdir()):
+        raise InvalidInput(f"{out} is not empty; give a new or empty folder with --out")
+    else:
+        _replace(path, json.dumps(header) + "\n")
+
+
+def _files(scenes: Sequence[Scene]) -> list[str]:
+    return [f"{scene.clip_id}.mp4" for scene in scenes]
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True) + "\n"
+
+
+def _hash_of(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def _read_checksums(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    rows = [line.split("  ", 1) for line in path.read_text().splitlines()]
+    return {row[1]: row[0] for row in rows if len(row) == 2}
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
