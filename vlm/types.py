@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -137,19 +138,33 @@ class VideoTextEncoder(Protocol):
         preprocessing: How its input is made.
     """
 
-    name: str
-    kind: str
-    domain: str
-    capabilities: frozenset[str]
-    preprocessing: Preprocessing
+    @property
+    def name(self) -> str:
+        """Short name for reports."""
+
+    @property
+    def kind(self) -> str:
+        """What sort of model it is."""
+
+    @property
+    def domain(self) -> str:
+        """What the model knows."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the model can do."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How its input is made."""
 
     @property
     def fingerprint(self) -> str:
         """Hash of the weights and configuration."""
 
     @property
-    def device(self) -> object:
-        """The ``torch.device`` that the weights are on."""
+    def device(self) -> torch.device:
+        """Where the weights are."""
 
     def encode_video(self, video: Tensor) -> VideoFeatures:
         """Encode preprocessed video (b, t, 3, h, w)."""
