@@ -146,7 +146,7 @@ def _encode_batch(
         video = torch.stack([alter(clip, number) for number, clip in clips])
         began = time.perf_counter()
         with torch.inference_mode():
-            features = model.encode_video(video.to(model.device))  # type: ignore[call-overload]
+            features = model.encode_video(video.to(model.device))
             embedding = _array(features.embedding, "clip", numbers)
         if name not in result.embeddings:
             result.embeddings[name] = np.zeros((num_clips, embedding.shape[1]), np.float32)

@@ -79,9 +79,9 @@ def score_pairs(
             video = torch.from_numpy(np.ascontiguousarray(video_tokens[video_of[chosen]]))
             device = model.device
             output = model.match(
-                video.to(device),  # type: ignore[call-overload]
-                text_tokens.to(device),  # type: ignore[call-overload]
-                mask.to(device),  # type: ignore[call-overload]
+                video.to(device),
+                text_tokens.to(device),
+                mask.to(device),
             )
             logits[chosen] = output[:, 1].float().cpu().numpy()
             bar.update(len(chosen))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from vlm.evaluation.dataset import EvaluationSet
 from vlm.evaluation.protocol import Protocol
 from vlm.metrics import Positives
 from vlm.metrics.retrieval import Ints
+from vlm.world.oracles import ORACLES, oracle_scores
 
 
 def read_world(manifest: Path, videos: Path, protocol: Protocol) -> EvaluationSet:
@@ -47,6 +48,10 @@ def read_world(manifest: Path, videos: Path, protocol: Protocol) -> EvaluationSe
         positives=Positives.from_matrix(truth),
         groups=np.minimum(np.arange(len(rows)), np.where(twin_of >= 0, twin_of, len(rows))),
         twin_of=twin_of,
+        tiers=tuple(_tier(rows[clip]["scene"]) for clip in query_clip),
+        oracles={
+            name: oracle_scores(name, scenes).astype(np.int8)[query_clip] for name in (*ORACLES, "frame set")
+        },
         annotations_sha256=file_sha256(manifest),
     )
 
@@ -77,6 +82,14 @@ def read_manifest(manifest: Path) -> Iterator[dict[str, Any]]:
                 f"{manifest}: line {number} is not a clip of the digit world ({error}); "
                 "make one with: vlm data world --out DIR"
             ) from error
+
+
+def _tier(scene: world.Scene) -> str:
+    return f"{_count(scene.things, 'thing')}, {_count(scene.events, 'event')}"
+
+
+def _count(items: Sequence[object], noun: str) -> str:
+    return f"{len(items)} {noun}" + ("s" if len(items) != 1 else "")
 
 
 def _twins(clip_ids: list[str], twins: list[str | None], manifest: Path) -> Ints:
