@@ -29,12 +29,16 @@ def preprocess(frames: npt.NDArray[np.uint8] | Tensor, p: Preprocessing) -> Tens
     Source: VideoMamba (Li et al. 2024), released evaluation protocol: bicubic on uint8 without low-pass
         filter, rounded back to uint8, then scaled to [0, 1] and standardised.
     """
-    if isinstance(frames, np.ndarray) and not frames.flags.writeable:
-        frames = frames.copy()  # torch refuses to look at memory that it may not write
-    pixels = torch.as_tensor(frames)
-    if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != torch.uint8:
-        raise ValueError(f"expected uint8 frames (t, h, w, 3), got {pixels.dtype} {tuple(pixels.shape)}")
-    images = pixels.permute(0, 3, 1, 2)
+    return normalise(fit(frames, p), p)
+
+
+def fit(frames: npt.NDArray[np.uint8] | Tensor, p: Preprocessing) -> Tensor:
+    """Resize and crop (t, h, w, 3) uint8 to (t, 3, s, s) uint8: `preprocess` without the normalisation.
+
+    Raises:
+        ValueError: ``frames`` has another shape or type, or the kernel is unknown.
+    """
+    images = channels_first(frames)
     height, width = images.shape[2:]
     size = p.image_size
     if p.keep_aspect:
@@ -45,7 +49,21 @@ def preprocess(frames: npt.NDArray[np.uint8] | Tensor, p: Preprocessing) -> Tens
         height = width = size
     images = resize(images, height, width, kernel=p.resize, antialias=p.antialias)
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return normalise(images[:, :, top : top + size, left : left + size], p)
+    return images[:, :, top : top + size, left : left + size]
+
+
+def channels_first(frames: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+    """Return (t, h, w, 3) uint8 as a (t, 3, h, w) tensor on the same memory where possible.
+
+    Raises:
+        ValueError: ``frames`` has another shape or type.
+    """
+    if isinstance(frames, np.ndarray) and not frames.flags.writeable:
+        frames = frames.copy()  # torch refuses to look at memory that it may not write
+    pixels = torch.as_tensor(frames)
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != torch.uint8:
+        raise ValueError(f"expected uint8 frames (t, h, w, 3), got {pixels.dtype} {tuple(pixels.shape)}")
+    return pixels.permute(0, 3, 1, 2)
 
 
 def resize(images: Tensor, height: int, width: int, *, kernel: str, antialias: bool) -> Tensor:
@@ -65,7 +83,7 @@ def resize(images: Tensor, height: int, width: int, *, kernel: str, antialias: b
 
 
 def normalise(images: Tensor, p: Preprocessing) -> Tensor:
-    """Turn (t, 3, h, w) uint8 into contiguous float32: scale to [0, 1], subtract mean, divide by std."""
+    """Turn (..., 3, h, w) uint8 into contiguous float32: scale to [0, 1], subtract mean, divide by std."""
     mean = torch.tensor(p.mean).view(3, 1, 1)
     std = torch.tensor(p.std).view(3, 1, 1)
     return images.to(torch.float32).div_(255).sub_(mean).div_(std).contiguous()

@@ -1,0 +1,49 @@
+"""What every layout is read into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Annotation:
+    """A video by name and what is said of it.
+
+    Attributes:
+        video: Name relative to the folder of videos; some layouts leave the extension out.
+        captions: Each one true of the whole video.
+        metadata: What else the annotation says, such as the scene of a rendered clip.
+    """
+
+    video: str
+    captions: tuple[str, ...]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def merge(annotations: Iterable[Annotation]) -> list[Annotation]:
+    """Join the entries of each video in order of appearance, dropping empty and repeated captions."""
+    merged: dict[str, Annotation] = {}
+    for entry in annotations:
+        before = merged.get(entry.video)
+        captions = dict.fromkeys([*(before.captions if before else ()), *map(str.strip, entry.captions)])
+        captions.pop("", None)
+        metadata = {**entry.metadata, **(before.metadata if before else {})}
+        merged[entry.video] = Annotation(video=entry.video, captions=tuple(captions), metadata=metadata)
+    return list(merged.values())
+
+
+def read_text(path: Path) -> str:
+    """Return the file's text; a byte order mark is dropped.
+
+    Raises:
+        DataError: It is missing or not UTF-8 (``bad_annotations``).
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", "bad_annotations") from error

@@ -1,0 +1,45 @@
+"""Find the file of each annotated video, and say which are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from vlm.data.annotations.rows import Annotation
+from vlm.data.shards.layout import VIDEO_EXTENSIONS
+
+# the order in which a name without extension is tried; the rest of the known ones follow
+_FIRST_TRIED = ("mp4", "webm", "mkv", "avi", "mov")
+
+
+class Located(NamedTuple):
+    """An annotation with its file, or with the reason why there is none (``missing``, ``unsafe_name``)."""
+
+    annotation: Annotation
+    path: Path | None
+    reason: str = ""
+
+
+def locate_videos(annotations: Iterable[Annotation], folder: Path | str) -> list[Located]:
+    """Look for each video below a folder: by its name, else by its name with a known extension.
+
+    A name that leaves the folder (absolute, or with ``..``) is not looked for.
+    """
+    root = Path(folder)
+    tried = [*_FIRST_TRIED, *sorted(VIDEO_EXTENSIONS - set(_FIRST_TRIED))]
+    return [_locate(annotation, root, tried) for annotation in annotations]
+
+
+def _locate(annotation: Annotation, root: Path, extensions: list[str]) -> Located:
+    name = PurePosixPath(annotation.video)
+    if name.is_absolute() or ".." in name.parts or not name.name or "\0" in annotation.video:
+        return Located(annotation, None, "unsafe_name")
+    path = root / name
+    if path.is_file():
+        return Located(annotation, path)
+    for extension in extensions:
+        candidate = path.with_name(f"{path.name}.{extension}")
+        if candidate.is_file():
+            return Located(annotation, candidate)
+    return Located(annotation, None, "missing")

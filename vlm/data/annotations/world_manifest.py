@@ -1,0 +1,32 @@
+"""The manifest of ``vlm data world``: JSON Lines, one clip a line, with its scene."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vlm.data.annotations.rows import Annotation, read_text
+from vlm.errors import DataError
+
+
+def read(path: Path) -> list[Annotation]:
+    """Read ``file`` and ``captions``; everything else of the line becomes metadata.
+
+    Raises:
+        DataError: ``bad_annotations``.
+    """
+    found: list[Annotation] = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            video, captions = row.pop("file"), row.pop("captions")
+            if not isinstance(video, str) or not all(isinstance(caption, str) for caption in captions):
+                raise TypeError("file and captions must be text")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(
+                f"{path}: line {number}: expected a clip with file and captions: {error!r}", "bad_annotations"
+            ) from error
+        found.append(Annotation(video=video, captions=tuple(captions), metadata=row))
+    return found

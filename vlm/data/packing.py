@@ -1,0 +1,202 @@
+"""Videos and captions into shards: every item is packed or rejected with its reason, in a fixed order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm.data.annotations import Annotation, Located, locate_videos
+from vlm.data.decoding import DecodeLimits, VideoInfo, open_video
+from vlm.data.frame_sampling import middle_frames
+from vlm.data.shards.layout import MANIFEST, VIDEO_EXTENSIONS, Manifest, digest, read_manifest
+from vlm.data.shards.writer import ShardWriter
+from vlm.errors import DataError, InvalidInput
+from vlm.progress import progress_bar
+
+_FRAMES_TRIED = 8
+_MAX_FILE_BYTES = 2 << 30
+_BY_CONTAINER = {"matroska": "mkv", "mpegts": "ts", "mpeg": "mpg", "ogg": "ogv"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A video ready for the writer."""
+
+    key: str
+    members: dict[str, bytes]
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Rejected:
+    item: str
+    reason: str
+    detail: str
+
+
+def pack(
+    annotations: Sequence[Annotation],
+    videos: Path,
+    out: Path,
+    *,
+    max_shard_bytes: int = 256 << 20,
+    workers: int = 2,
+) -> Manifest:
+    """Pack the annotated videos of a folder into shards; continue if an earlier run was stopped.
+
+    Each video is opened and eight of its frames decoded before it is taken. The same input gives the same
+    bytes, however often the work is interrupted and however many workers there are.
+
+    Args:
+        annotations: What to pack, in this order; one entry a video.
+        videos: Folder that the names of the videos are relative to.
+        out: Folder for the shards.
+        max_shard_bytes: Size that a shard does not exceed, unless one video does.
+        workers: Threads that read and check videos.
+
+    Returns:
+        The manifest: counts, hashes, and each rejected item with its reason.
+
+    Raises:
+        InvalidInput: Nothing is left to pack, or ``out`` holds something else.
+    """
+    if not annotations:
+        raise InvalidInput(f"{videos}: no annotated video to pack")
+    located = locate_videos(annotations, videos)
+    identity = {"annotations": _hash(annotations), "num_items": len(located)}
+    if (out / MANIFEST).exists():
+        manifest = read_manifest(out)
+        if manifest.input == {**identity, "max_bytes": max_shard_bytes}:
+            return manifest
+        raise InvalidInput(f"{out}: already holds shards of another input; choose another --out")
+    writer = ShardWriter(out, identity, max_shard_bytes)
+    keys = make_keys([entry.video for entry in annotations])
+    with progress_bar(len(located), "packing", "video", initial=writer.num_done) as bar:
+        for result in _check_all(located, keys, writer.num_done, workers):
+            if isinstance(result, _Packed):
+                writer.add(result.key, result.members, result.duration_s)
+            else:
+                writer.reject(result.item, result.reason, result.detail)
+            bar.update()
+    return writer.finish()
+
+
+def summary(manifest: Manifest) -> dict[str, Any]:
+    """Return the counts of a folder of shards, ready for JSON."""
+    return {
+        "num_samples": manifest.num_samples,
+        "num_shards": len(manifest.shards),
+        "num_bytes": manifest.num_bytes,
+        "duration_s": manifest.duration_s,
+        "num_rejected": len(manifest.rejected),
+        "rejected_by_reason": dict(Counter(item.reason for item in manifest.rejected).most_common()),
+        "rejected": [asdict(item) for item in manifest.rejected],
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def make_keys(names: Sequence[str]) -> list[str]:
+    """Return a safe and unique key for each name: the name itself without extension where that is one.
+
+    Anything else is spelt with ``_`` for what is not allowed, and a hash of the name is added. Equal names
+    give equal keys.
+    """
+    plain = [_plain_key(name) for name in names]
+    owners = Counter(_plain_key(name) for name in dict.fromkeys(names))
+    keys = []
+    for name, key in zip(names, plain, strict=True):
+        stem = re.sub(r"\.[^./]*$", "", name)
+        is_itself = key == stem and owners[key] == 1
+        keys.append(key if is_itself else f"{key[:150]}_{digest(name.encode('utf-8', 'replace'))[:16]}")
+    return keys
+
+
+def _plain_key(name: str) -> str:
+    stem = re.sub(r"\.[^./]*$", "", name)
+    key = re.sub(r"[^A-Za-z0-9_/-]+", "_", stem)
+    return "/".join(part for part in key.split("/") if part)[:190].rstrip("/") or "_"
+
+
+def _check_all(
+    located: Sequence[Located], keys: Sequence[str], start: int, workers: int
+) -> Iterator[_Packed | _Rejected]:
+    """Check videos in threads, a few ahead, and yield the results in order."""
+    with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="vlm-pack") as pool:
+        ahead = 2 * max(workers, 1)
+        pending: deque[Future[_Packed | _Rejected]] = deque()
+        try:
+            for number in range(start, len(located)):
+                while len(pending) < ahead and number + len(pending) < len(located):
+                    following = number + len(pending)
+                    pending.append(pool.submit(_check, located[following], keys[following]))
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _check(item: Located, key: str) -> _Packed | _Rejected:
+    """Read one video, try to decode it, and lay out its members."""
+    name = item.annotation.video
+    if item.path is None:
+        detail = "no such video file" if item.reason == "missing" else "the name leaves the folder"
+        return _Rejected(name, item.reason, detail)
+    if not item.annotation.captions:
+        return _Rejected(name, "no_caption", "no caption belongs to this video")
+    try:
+        if item.path.stat().st_size > _MAX_FILE_BYTES:
+            raise DataError(f"{item.path}: larger than {_MAX_FILE_BYTES} bytes", "too_large")
+        data = item.path.read_bytes()
+        video = open_video(data, DecodeLimits(max_seconds=120.0))
+        frames = np.unique(middle_frames(video.info.num_frames, _FRAMES_TRIED))
+        for _ in video.iterate(frames):
+            pass
+    except DataError as error:
+        return _Rejected(name, error.reason, str(error))
+    except OSError as error:
+        return _Rejected(name, "unreadable", str(error))
+    facts = _facts(item.annotation, video.info)
+    members = {
+        _extension(item.path, video.info): data,
+        "json": json.dumps(facts, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace"),
+        "txt": item.annotation.captions[0].encode("utf-8", "replace"),
+    }
+    return _Packed(key, members, video.info.duration_s)
+
+
+def _facts(annotation: Annotation, info: VideoInfo) -> dict[str, Any]:
+    return {
+        "video": annotation.video,
+        "captions": list(annotation.captions),
+        "duration_s": round(info.duration_s, 6),
+        "num_frames": info.num_frames,
+        "fps": round(info.fps, 6),
+        "width": info.width,
+        "height": info.height,
+        "codec": info.codec,
+        "metadata": annotation.metadata,
+    }
+
+
+def _extension(path: Path, info: VideoInfo) -> str:
+    """Return the file's extension, or the container's where the name has none that readers know."""
+    extension = path.suffix[1:].lower()
+    if extension in VIDEO_EXTENSIONS:
+        return extension
+    container = info.container.partition(",")[0]
+    guess = "mp4" if container == "mov" else _BY_CONTAINER.get(container, container)
+    return guess if guess in VIDEO_EXTENSIONS else "video"
+
+
+def _hash(annotations: Sequence[Annotation]) -> str:
+    rows = [[entry.video, entry.captions, entry.metadata] for entry in annotations]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,81 @@
+"""Check a folder of shards against its manifest, byte by byte, and name everything that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from vlm.data.shards.layout import MANIFEST, file_sha256, read_manifest
+from vlm.data.shards.reader import ShardReader
+from vlm.data.shards.tar_index import index_tar
+from vlm.errors import DataError, IntegrityError
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong: the file, the sample if it can be told, a countable reason, and the detail."""
+
+    file: str
+    key: str
+    reason: str
+    detail: str
+
+
+def verify_shards(folder: Path, on_shard: Callable[[], object] = lambda: None) -> list[Finding]:
+    """Return all damage of a folder of shards, none if every byte is as it was written.
+
+    Args:
+        folder: What `pack` made.
+        on_shard: Called after each shard, for progress.
+
+    Raises:
+        DataError, IntegrityError: There is no usable manifest.
+    """
+    reader = ShardReader(folder)
+    findings: list[Finding] = []
+    for number, record in enumerate(read_manifest(folder).shards):
+        path = folder / record.file
+        if not path.is_file():
+            findings.append(Finding(record.file, "", "shard_missing", "the file is gone"))
+        elif path.stat().st_size != record.num_bytes or file_sha256(path) != record.sha256:
+            findings += _damage(reader, number) or [
+                Finding(record.file, "", "tar_damaged", "hash or size differs, outside of the samples' bytes")
+            ]
+        else:
+            findings += _index_damage(reader, number)
+        on_shard()
+    known = {name for record in reader.manifest.shards for name in (record.file, record.index)} | {MANIFEST}
+    for path in sorted(folder.iterdir()):
+        if path.name not in known:
+            findings.append(Finding(path.name, "", "unknown_file", "the manifest does not know it"))
+    return findings
+
+
+def _damage(reader: ShardReader, shard: int) -> list[Finding]:
+    """Name the samples of a damaged shard that cannot be read."""
+    record = reader.manifest.shards[shard]
+    findings = _index_damage(reader, shard, with_tar=False)
+    if findings:
+        return findings
+    for number in range(record.num_samples):
+        try:
+            reader.read(shard, number)
+        except DataError as error:
+            key = reader.entry(shard, number).key
+            findings.append(Finding(record.file, key, error.reason, str(error)))
+    return findings
+
+
+def _index_damage(reader: ShardReader, shard: int, with_tar: bool = True) -> list[Finding]:
+    record = reader.manifest.shards[shard]
+    try:
+        entries = [reader.entry(shard, number) for number in range(record.num_samples)]
+    except DataError as error:
+        return [Finding(record.index, "", error.reason, str(error))]
+    if with_tar:
+        try:
+            if index_tar(reader.folder / record.file) != entries:
+                return [Finding(record.index, "", "index_damaged", "index and tar tell different samples")]
+        except IntegrityError as error:
+            return [Finding(record.file, "", "tar_damaged", str(error))]
+    return []

@@ -1,0 +1,123 @@
+"""Where samples come from: anything that loads one by number; here, folders of shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vlm.data.decoding import DecodeLimits, open_video
+from vlm.data.shards.layout import media_kind
+from vlm.data.shards.reader import RawSample, ShardReader
+from vlm.errors import DataError
+
+# (frames available) -> (t,) indices of those to decode
+FrameChooser = Callable[[int], npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """A clip with what is said of it.
+
+    Attributes:
+        key: Its name, unique in its source.
+        frames: (t, h, w, 3) uint8 RGB, as displayed.
+        captions: At least one.
+        metadata: What else is known, such as a rendered clip's scene.
+    """
+
+    key: str
+    frames: npt.NDArray[np.uint8]
+    captions: tuple[str, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class SampleSource(Protocol):
+    """Samples in parts (shards), loaded in any order; picklable, and usable from many threads."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the contents, in hex; the order of samples follows from it."""
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Samples in each part; parts are the unit of shuffling."""
+
+    def load(self, shard: int, number: int, choose: FrameChooser) -> Sample:
+        """Load one sample, or raise DataError with a countable reason."""
+
+    def locate(self, shard: int, number: int) -> dict[str, Any]:
+        """Return where a sample lies, for the list of rejected ones; never raises DataError."""
+
+
+class ShardSource:
+    """The samples of a folder of shards, decoded as they are loaded.
+
+    Raises:
+        DataError, IntegrityError: The folder has no usable manifest.
+    """
+
+    def __init__(self, folder: Path | str, limits: DecodeLimits | None = None) -> None:
+        self._reader = ShardReader(folder)
+        self._limits = limits or DecodeLimits(max_seconds=60.0)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all shards."""
+        return self._reader.manifest.fingerprint
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Samples of each shard."""
+        return self._reader.shard_sizes
+
+    def load(self, shard: int, number: int, choose: FrameChooser) -> Sample:
+        """Read, verify and decode one sample.
+
+        Raises:
+            DataError: Reading failed (`ShardReader.read`), decoding failed (`open_video`), or the sample
+                lacks a video (``no_video_member``) or captions (``bad_metadata``).
+        """
+        raw = self._reader.read(shard, number)
+        facts = parse_facts(raw)
+        videos = [data for extension, data in raw.members.items() if media_kind(extension) == "video"]
+        if len(videos) != 1:
+            raise DataError(f"{raw.key}: expected one video member, got {len(videos)}", "no_video_member")
+        video = open_video(videos[0], self._limits)
+        frames = video.read(choose(video.info.num_frames))
+        captions = tuple(facts["captions"])
+        return Sample(key=raw.key, frames=frames, captions=captions, metadata=facts.get("metadata", {}))
+
+    def locate(self, shard: int, number: int) -> dict[str, Any]:
+        """Return shard, key, offset and checksum of a sample, as far as the index can be read."""
+        place: dict[str, Any] = {"shard": self._reader.manifest.shards[shard].file, "number": number}
+        try:
+            entry = self._reader.entry(shard, number)
+        except DataError:
+            return place
+        first = entry.members[0]
+        return {**place, "key": entry.key, "offset": first.offset, "blake2b": first.blake2b}
+
+
+def parse_facts(raw: RawSample) -> dict[str, Any]:
+    """Return a sample's ``json`` member: an object with at least one caption.
+
+    Raises:
+        DataError: ``bad_metadata``.
+    """
+    try:
+        facts = json.loads(raw.members["json"])
+        captions = facts["captions"]
+        if not captions or not all(isinstance(caption, str) for caption in captions):
+            raise TypeError("captions must be a list of text")
+        if not isinstance(facts.get("metadata", {}), dict):
+            raise TypeError("metadata must be an object")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{raw.key}: no usable captions: {error!r}", "bad_metadata") from error
+    assert isinstance(facts, dict)
+    return facts
