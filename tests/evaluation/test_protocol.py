@@ -1,0 +1,40 @@
+"""Every shipped protocol loads and names itself; wrong ones are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlm.errors import InvalidInput, UsageError
+from vlm.evaluation import load_protocol, protocol_files
+from vlm.evaluation import protocol as module
+
+
+@pytest.mark.parametrize("name", sorted(protocol_files()))
+def test_shipped_protocols(name):
+    protocol = load_protocol(name)
+    assert protocol.name == name
+    assert protocol.summary
+    assert protocol.bootstrap.resamples >= 1000
+
+
+def test_world_is_pinned():
+    protocol = load_protocol("world")
+    assert protocol.version == 1
+    assert protocol.recall_at == (1, 5, 10, 50)
+    assert (protocol.positives, protocol.captions, protocol.sampling) == ("all-true", "first", "middle")
+
+
+def test_overrides_and_refusals(tmp_path, monkeypatch):
+    assert load_protocol("world", ("rerank_k=8",)).rerank_k == 8
+    with pytest.raises(UsageError, match="rerank_k"):
+        load_protocol("world", ("rerankk=8",))
+    with pytest.raises(UsageError, match="at least 100"):
+        load_protocol("world", ("bootstrap.resamples=3",))
+    with pytest.raises(UsageError, match="recall_at"):
+        load_protocol("world", ("recall_at=[0]",))
+    with pytest.raises(InvalidInput, match="no protocol 'msrvtt'; expected one of .*world"):
+        load_protocol("msrvtt")
+    (tmp_path / "mine.yaml").write_text("name: other\nversion: 1\nsummary: x\nlayout: world\n")
+    monkeypatch.setattr(module, "asset", lambda _: tmp_path)
+    with pytest.raises(InvalidInput, match="name is 'other', expected 'mine'"):
+        load_protocol("mine")
