@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from vlm.data.collate import Clip, ClipBatch, collate, true_pairs
-from vlm.data.decoding import VideoInfo, iter_segments, open_video, probe, read_frames
-from vlm.data.loader import Loader, LoaderConfig
-from vlm.data.mixture import Mixture
-from vlm.data.preprocessing import preprocess
-from vlm.data.sources import Sample, SampleSource, ShardSource
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Clip",
-    "ClipBatch",
-    "Loader",
-    "LoaderConfig",
-    "Mixture",
-    "Sample",
-    "SampleSource",
-    "ShardSource",
-    "VideoInfo",
-    "collate",
-    "iter_segments",
-    "open_video",
-    "preprocess",
-    "probe",
-    "read_frames",
-    "true_pairs",
-]
+if TYPE_CHECKING:
+    from vlm.data.preprocessing import preprocess
+
+__all__ = ["preprocess"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load `preprocess` when asked for: processes that only decode do without torch."""
+    if name != "preprocess":
+        raise AttributeError(f"module 'vlm.data' has no attribute {name!r}")
+    from vlm.data.preprocessing import preprocess
+
+    return preprocess

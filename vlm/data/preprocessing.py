@@ -76,10 +76,14 @@ def resize(images: Tensor, height: int, width: int, *, kernel: str, antialias: b
         raise ValueError(f"resize must be one of {', '.join(_KERNELS)}, got {kernel!r}")
     if images.shape[2:] == (height, width):
         return images
-    resized = F.interpolate(
-        images.float(), (height, width), mode=kernel, align_corners=False, antialias=antialias
-    )
-    return resized.round_().clamp_(0, 255).to(torch.uint8)
+    resized = torch.empty((len(images), 3, height, width), dtype=torch.uint8)
+    # frame by frame: a clip in float does not fit a processor's cache, which makes it three times slower
+    for number, image in enumerate(images):
+        values = F.interpolate(
+            image[None].float(), (height, width), mode=kernel, align_corners=False, antialias=antialias
+        )
+        resized[number] = values[0].round_().clamp_(0, 255).to(torch.uint8)
+    return resized
 
 
 def normalise(images: Tensor, p: Preprocessing) -> Tensor:
