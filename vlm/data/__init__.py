@@ -1,19 +1,56 @@
-"""Videos and captions into batches: decoding, sampling, preprocessing, shards, loading."""
+"""Videos and captions into batches: decoding, sampling, preprocessing, shards, loading.
+
+The names are loaded at first use, so that a process that only decodes does without torch.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlm.data.collate import Clip, ClipBatch, collate, true_pairs
+    from vlm.data.decoding import VideoInfo, iter_segments, open_video, probe, read_frames
+    from vlm.data.loader import Loader, LoaderConfig
+    from vlm.data.mixture import Mixture
     from vlm.data.preprocessing import preprocess
+    from vlm.data.sources import Sample, SampleSource, ShardSource
 
-__all__ = ["preprocess"]
+__all__ = [
+    "Clip",
+    "ClipBatch",
+    "Loader",
+    "LoaderConfig",
+    "Mixture",
+    "Sample",
+    "SampleSource",
+    "ShardSource",
+    "VideoInfo",
+    "collate",
+    "iter_segments",
+    "open_video",
+    "preprocess",
+    "probe",
+    "read_frames",
+    "true_pairs",
+]
+
+_MODULES = {
+    "collate": ("Clip", "ClipBatch", "collate", "true_pairs"),
+    "decoding": ("VideoInfo", "iter_segments", "open_video", "probe", "read_frames"),
+    "loader": ("Loader", "LoaderConfig"),
+    "mixture": ("Mixture",),
+    "preprocessing": ("preprocess",),
+    "sources": ("Sample", "SampleSource", "ShardSource"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load `preprocess` when asked for: processes that only decode do without torch."""
-    if name != "preprocess":
-        raise AttributeError(f"module 'vlm.data' has no attribute {name!r}")
-    from vlm.data.preprocessing import preprocess
-
-    return preprocess
+    """Load a public name from the module that defines it."""
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
+        raise AttributeError(f"module 'vlm.data' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"vlm.data.{module}"), name)
+    # `collate` is a module and a function in it: importing the module binds the module, so bind the function
+    globals()[name] = value
+    return value

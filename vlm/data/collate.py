@@ -40,7 +40,8 @@ class ClipBatch:
 
     Attributes:
         clips: b of them; may be none in the last batch of a short epoch.
-        video: (b, t, 3, s, s) float32, preprocessed.
+        pixels: (b, t, 3, s, s) uint8, resized but not yet normalised.
+        preprocessing: How they were made; `video` uses its mean and std.
         consumed: Samples of the global sequence up to the end of this batch: pass it as ``start`` to go on.
         epoch: Of the batch's first sample.
         offset: Place of this part's first sample in the global batch.
@@ -48,11 +49,16 @@ class ClipBatch:
     """
 
     clips: tuple[Clip, ...]
-    video: Tensor
+    pixels: Tensor
+    preprocessing: Preprocessing
     consumed: int
     epoch: int
     offset: int
     global_size: int
+
+    def video(self, device: torch.device | str = "cpu") -> Tensor:
+        """Return (b, t, 3, s, s) float32 on the device, preprocessed."""
+        return normalise(self.pixels.to(device), self.preprocessing)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -74,12 +80,13 @@ def make_batch(
     offset: int = 0,
     global_size: int | None = None,
 ) -> ClipBatch:
-    """Stack and normalise clips of equal shape."""
+    """Stack clips of equal shape."""
     shape = (0, p.num_frames, 3, p.image_size, p.image_size)
     pixels = np.stack([clip.pixels for clip in clips]) if clips else np.zeros(shape, np.uint8)
     return ClipBatch(
         clips=tuple(clips),
-        video=normalise(torch.from_numpy(pixels), p),
+        pixels=torch.from_numpy(pixels),
+        preprocessing=p,
         consumed=consumed,
         epoch=epoch,
         offset=offset,
@@ -107,7 +114,7 @@ def collate(batch: ClipBatch, tokenize: Callable[[list[str]], TokenBatch]) -> Ba
     clips = batch.clips
     positives = true_pairs(batch.keys, batch.captions, [clip.captions for clip in clips])
     return Batch(
-        video=batch.video,
+        video=batch.video(),
         text=tokenize(list(batch.captions)),
         positives=positives,
         offset=batch.offset,

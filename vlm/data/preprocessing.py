@@ -88,6 +88,6 @@ def resize(images: Tensor, height: int, width: int, *, kernel: str, antialias: b
 
 def normalise(images: Tensor, p: Preprocessing) -> Tensor:
     """Turn (..., 3, h, w) uint8 into contiguous float32: scale to [0, 1], subtract mean, divide by std."""
-    mean = torch.tensor(p.mean).view(3, 1, 1)
-    std = torch.tensor(p.std).view(3, 1, 1)
+    mean = torch.tensor(p.mean, device=images.device).view(3, 1, 1)
+    std = torch.tensor(p.std, device=images.device).view(3, 1, 1)
     return images.to(torch.float32).div_(255).sub_(mean).div_(std).contiguous()
