@@ -14,8 +14,9 @@ from vlm.errors import InvalidInput, UsageError
 from vlm.evaluation.card import Card, read_card
 from vlm.evaluation.dataset import EvaluationSet
 from vlm.evaluation.protocol import Protocol, load_protocol
+from vlm.evaluation.questions import evaluate_choices
 from vlm.evaluation.runner import RunOptions, evaluate_model
-from vlm.evaluation.world_manifest import read_world
+from vlm.evaluation.world_manifest import read_world, read_world_questions
 from vlm.models import load_model
 from vlm.types import Preprocessing, VideoTextEncoder
 
@@ -70,14 +71,34 @@ def evaluate_source(
     )
 
 
+def ask_source(
+    source: str,
+    protocol_name: str,
+    annotations: Path,
+    videos: Path,
+    *,
+    device: str = "auto",
+    allow_missing: bool = False,
+) -> Card:
+    """Ask a model that is named rather than given every multiple-choice question; as ``evaluate_source``.
+
+    Raises:
+        InvalidInput: Protocol, annotations, videos or model cannot be used.
+    """
+    protocol = load_protocol(protocol_name)
+    _check_folder(videos)
+    data = read_world_questions(annotations, videos)
+    model = load_model(source, device=device)
+    return evaluate_choices(model, data, protocol, load_clip, source=source, allow_missing=allow_missing)
+
+
 def read_annotations(protocol: Protocol, annotations: Path, videos: Path) -> EvaluationSet:
     """Read the annotations in the layout that the protocol names.
 
     Raises:
         InvalidInput: A file or folder is missing, or the annotations are not in that layout.
     """
-    if not videos.is_dir():
-        raise InvalidInput(f"{videos}: no such folder of videos")
+    _check_folder(videos)
     return read_world(annotations, videos, protocol)
 
 
@@ -90,6 +111,11 @@ def load_clip(path: Path, preprocessing: Preprocessing) -> Tensor:
     with open_video(path) as video:
         frames = video.read(middle_frames(video.info.num_frames, preprocessing.num_frames))
     return preprocess(frames, preprocessing)
+
+
+def _check_folder(videos: Path) -> None:
+    if not videos.is_dir():
+        raise InvalidInput(f"{videos}: no such folder of videos")
 
 
 def _named_control(text: str) -> tuple[str, str]:

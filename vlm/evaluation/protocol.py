@@ -52,7 +52,7 @@ class Protocol:
         version: Raised with every change of meaning; cards of unequal versions are not compared.
         summary: One line for ``vlm eval list``.
         layout: How the annotations are written; ``world`` is the manifest of ``vlm data world``.
-        captions: Queries of a clip: its ``first`` caption or ``all``.
+        captions: Queries of a clip; a world's clip has one caption, its ``first``.
         positives: ``all-true``: every clip of which the caption is true; ``strict``: its own clip only.
         recall_at: The k of R@k.
         rerank_k: How many candidates the matching head scores for each query; 0 = none.
@@ -65,7 +65,7 @@ class Protocol:
     version: int
     summary: str
     layout: Literal["world"]
-    captions: Literal["first", "all"] = "first"
+    captions: Literal["first"] = "first"
     positives: Literal["all-true", "strict"] = "all-true"
     recall_at: tuple[int, ...] = (1, 5, 10, 50)
     rerank_k: int = 0

@@ -13,6 +13,8 @@ _TITLES = {"query_to_item": "text to video", "item_to_query": "video to text"}
 def render_card(card: Card) -> str:
     """Return the card's figures as a table: results, twins, controls, ceilings, chance, and what to note."""
     protocol, model = card["protocol"], card["model"]
+    if "multiple_choice" in card["results"]:
+        return _render_choices(card)
     lines = [
         f"protocol {protocol['name']} v{protocol['version']}: {protocol['num_queries']} queries, "
         f"{protocol['num_items']} items; model {model.get('name', 'scores')}",
@@ -56,6 +58,19 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
                     ]
                 )
     return "\n".join([*lines, *_aligned(rows)])
+
+
+def _render_choices(card: Card) -> str:
+    protocol, model = card["protocol"], card["model"]
+    rows = [["", "accuracy", "guessing", "questions"]]
+    for kind, block in card["results"]["multiple_choice"].items():
+        accuracy, chance = _cell("accuracy", block["accuracy"]), _cell("chance", block["chance"])
+        rows.append([kind, accuracy, chance, str(block["num_questions"])])
+    head = (
+        f"protocol {protocol['name']} v{protocol['version']}, multiple choice: {protocol['num_questions']} "
+        f"questions, {protocol['num_items']} clips; model {model['name']}"
+    )
+    return "\n".join([head, "", *_aligned(rows), *_notes(card)])
 
 
 def _rows(card: Card) -> Iterator[tuple[str, Mapping[str, Any]]]:

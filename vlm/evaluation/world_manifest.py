@@ -14,9 +14,11 @@ from vlm.errors import InvalidInput
 from vlm.evaluation.card import file_sha256
 from vlm.evaluation.dataset import EvaluationSet
 from vlm.evaluation.protocol import Protocol
+from vlm.evaluation.questions import ChoiceQuestion, QuestionSet
 from vlm.metrics import Positives
 from vlm.metrics.retrieval import Ints
 from vlm.world.oracles import ORACLES, oracle_scores
+from vlm.world.scene import VERSION
 
 
 def read_world(manifest: Path, videos: Path, protocol: Protocol) -> EvaluationSet:
@@ -32,32 +34,60 @@ def read_world(manifest: Path, videos: Path, protocol: Protocol) -> EvaluationSe
     """
     rows = list(read_manifest(manifest))
     scenes = [row["scene"] for row in rows]
-    counts = [1 if protocol.captions == "first" else len(row["captions"]) for row in rows]
-    query_clip = np.repeat(np.arange(len(rows), dtype=np.int64), counts)
-    queries = [text for row, count in zip(rows, counts, strict=True) for text in row["captions"][:count]]
     if protocol.positives == "all-true":
-        truth = world.truth_matrix(scenes, scenes)[query_clip]
+        truth = world.truth_matrix(scenes, scenes)
     else:
-        truth = np.arange(len(rows)) == query_clip[:, None]
-    twin_of = _twins([row["id"] for row in rows], [row["twin"] for row in rows], manifest)
+        truth = np.eye(len(rows), dtype=bool)
+    twin_of = _twins([row["id"] for row in rows], [row["twin_id"] for row in rows], manifest)
     return EvaluationSet(
         clip_ids=tuple(row["id"] for row in rows),
         paths=tuple(videos / row["file"] for row in rows),
-        queries=tuple(queries),
-        query_clip=query_clip,
+        queries=tuple(row["caption"] for row in rows),
+        query_clip=np.arange(len(rows), dtype=np.int64),
         positives=Positives.from_matrix(truth),
-        groups=np.minimum(np.arange(len(rows)), np.where(twin_of >= 0, twin_of, len(rows))),
+        groups=_groups(twin_of),
         twin_of=twin_of,
-        tiers=tuple(_tier(rows[clip]["scene"]) for clip in query_clip),
-        oracles={
-            name: oracle_scores(name, scenes).astype(np.int8)[query_clip] for name in (*ORACLES, "frame set")
-        },
+        tiers=tuple(_tier(scene) for scene in scenes),
+        oracles={name: oracle_scores(name, scenes).astype(np.int8) for name in (*ORACLES, "frame set")},
+        annotations_sha256=file_sha256(manifest),
+    )
+
+
+def read_world_questions(manifest: Path, videos: Path) -> QuestionSet:
+    """Read a world's multiple-choice questions; candidates are full statements, as captions are worded.
+
+    Raises:
+        InvalidInput: The manifest is missing, empty, or a line is not a clip of this world.
+    """
+    rows = list(read_manifest(manifest))
+    twin_of = _twins([row["id"] for row in rows], [row["twin_id"] for row in rows], manifest)
+    try:
+        questions = tuple(
+            ChoiceQuestion(
+                clip=clip,
+                kind=item["kind"],
+                text="",
+                candidates=tuple(item["statements"]),
+                answer=item["answer_index"],
+            )
+            for clip, row in enumerate(rows)
+            for item in row["questions"]
+        )
+    except (KeyError, TypeError) as error:
+        raise InvalidInput(
+            f"{manifest}: a question is not as `vlm data world` writes it: {error!r}"
+        ) from error
+    return QuestionSet(
+        clip_ids=tuple(row["id"] for row in rows),
+        paths=tuple(videos / row["file"] for row in rows),
+        groups=tuple(_groups(twin_of).tolist()),
+        questions=questions,
         annotations_sha256=file_sha256(manifest),
     )
 
 
 def read_manifest(manifest: Path) -> Iterator[dict[str, Any]]:
-    """Yield each clip of a manifest with ``scene`` as a Scene.
+    """Yield each clip of a manifest: ``id, file, caption, twin_id, questions`` and ``scene`` as a Scene.
 
     Raises:
         InvalidInput: The file is missing or empty, or a line is not a clip of this world.
@@ -73,10 +103,13 @@ def read_manifest(manifest: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            row["scene"] = world.Scene.from_json(json.dumps(row["scene"]))
-            if not row["captions"]:
-                raise ValueError("no caption")
-            yield {"twin": None, **row, "id": row["scene"].clip_id}
+            if row["version"] != VERSION:
+                raise ValueError(f"version {row['version']!r} instead of {VERSION!r}")
+            texts = {name: row[name] for name in ("id", "file", "caption")}
+            if not all(isinstance(text, str) and text for text in texts.values()):
+                raise ValueError(f"empty or not text: {texts}")
+            scene = world.Scene.from_json(json.dumps(row["scene"]))
+            yield {**texts, "twin_id": row["twin_id"], "questions": row["questions"], "scene": scene}
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
                 f"{manifest}: line {number} is not a clip of the digit world ({error}); "
@@ -90,6 +123,12 @@ def _tier(scene: world.Scene) -> str:
 
 def _count(items: Sequence[object], noun: str) -> str:
     return f"{len(items)} {noun}" + ("s" if len(items) != 1 else "")
+
+
+def _groups(twin_of: Ints) -> Ints:
+    """Return one label for a clip and its twin."""
+    own = np.arange(len(twin_of), dtype=np.int64)
+    return np.where(twin_of >= 0, np.minimum(own, twin_of), own)
 
 
 def _twins(clip_ids: list[str], twins: list[str | None], manifest: Path) -> Ints:

@@ -1,0 +1,184 @@
+"""Multiple choice: every question of every clip, its candidates scored by the model, one card."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlm.errors import CapabilityError, DataError, InvalidInput
+from vlm.evaluation import sections
+from vlm.evaluation.card import FORMAT, Card, as_json
+from vlm.evaluation.features import Loader
+from vlm.evaluation.protocol import Protocol as EvaluationProtocol
+from vlm.metrics import choice_accuracy, choice_chance
+from vlm.progress import progress_bar
+from vlm.types import VideoTextEncoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChoiceQuestion:
+    """A question with candidates.
+
+    Attributes:
+        clip: Which of the set's clips it is about.
+        kind: What is asked for, for the table by kind.
+        text: The question; empty if each candidate is a full statement.
+        candidates: What to choose from.
+        answer: Place of the right one.
+    """
+
+    clip: int
+    kind: str
+    text: str
+    candidates: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionSet:
+    """Clips and questions about them; ``groups`` joins a clip and its twin for resampling."""
+
+    clip_ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    groups: tuple[int, ...]
+    questions: tuple[ChoiceQuestion, ...]
+    annotations_sha256: str
+
+
+class _Chooser(Protocol):
+    def score_candidates(
+        self, video: Tensor, questions: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> list[Tensor]: ...
+
+
+def evaluate_choices(
+    model: VideoTextEncoder,
+    data: QuestionSet,
+    protocol: EvaluationProtocol,
+    load: Loader,
+    *,
+    source: str = "",
+    allow_missing: bool = False,
+) -> Card:
+    """Ask a model every question and make its card, with accuracy by kind beside guessing.
+
+    Args:
+        model: A model that can ``choose``.
+        data: Clips and questions.
+        protocol: How frames are sampled and intervals drawn.
+        load: File and preprocessing → (t, 3, s, s) float32.
+        source: How the model was named by the caller, for the card.
+        allow_missing: Leave unreadable clips out (and list them) instead of failing.
+
+    Raises:
+        CapabilityError: The model cannot choose among candidates.
+        InvalidInput: A clip cannot be read, or a score is not finite.
+    """
+    if "choose" not in model.capabilities:
+        raise CapabilityError(
+            f"model {model.name!r} (kind {model.kind}) cannot choose among answers; "
+            f"it can: {', '.join(sorted(model.capabilities)) or 'nothing'}"
+        )
+    began = time.perf_counter()
+    asked, scores, rejected = _ask_all(model, data, load)
+    if rejected and not allow_missing:
+        shown = "; ".join(f"{data.paths[clip]}: {reason}" for clip, reason in rejected[:3])
+        raise InvalidInput(
+            f"{len(rejected)} of {len(data.paths)} clips cannot be read ({shown}); nothing was measured; "
+            "--allow-missing leaves them out and lists them"
+        )
+    if not asked:
+        raise InvalidInput("no question can be asked: the annotations hold none, or no clip can be read")
+    seconds = time.perf_counter() - began
+    return {
+        "format": FORMAT,
+        "protocol": _protocol_section(protocol, data, asked, model),
+        "model": sections.model_section(model, source),
+        "results": {"multiple_choice": _accuracies(asked, scores, data, protocol)},
+        "data": {
+            "videos_expected": len(data.paths),
+            "videos_decoded": len(data.paths) - len(rejected),
+            "missing": [{"clip": data.clip_ids[clip], "reason": reason} for clip, reason in rejected],
+        },
+        "environment": sections.environment(str(model.device), torch.get_num_threads()),
+        "cost": {"total_s": round(seconds, 4), "ms_per_question": round(1000 * seconds / len(asked), 4)},
+    }
+
+
+def _ask_all(
+    model: VideoTextEncoder, data: QuestionSet, load: Loader
+) -> tuple[list[ChoiceQuestion], list[Any], list[tuple[int, str]]]:
+    by_clip: dict[int, list[ChoiceQuestion]] = {}
+    for question in data.questions:
+        by_clip.setdefault(question.clip, []).append(question)
+    asked: list[ChoiceQuestion] = []
+    scores: list[Any] = []
+    rejected: list[tuple[int, str]] = []
+    chooser = cast(_Chooser, model)
+    with progress_bar(len(data.questions), "questions", "question") as bar, torch.inference_mode():
+        for clip, questions in by_clip.items():
+            try:
+                video = load(data.paths[clip], model.preprocessing)
+            except DataError as error:
+                rejected.append((clip, f"{error.reason}: {error}"))
+                continue
+            rows = chooser.score_candidates(
+                video[None].to(model.device),
+                [question.text for question in questions],
+                [question.candidates for question in questions],
+            )
+            asked += questions
+            scores += [row.float().cpu().numpy() for row in rows]
+            bar.update(len(questions))
+    return asked, scores, rejected
+
+
+def _accuracies(
+    asked: list[ChoiceQuestion], scores: list[Any], data: QuestionSet, protocol: EvaluationProtocol
+) -> dict[str, Any]:
+    try:
+        right = choice_accuracy(scores, [question.answer for question in asked])
+    except ValueError as error:
+        raise InvalidInput(f"multiple choice: {error}") from error
+    groups = np.asarray([data.groups[question.clip] for question in asked])
+    sizes = np.asarray([len(question.candidates) for question in asked])
+    kinds = np.asarray([question.kind for question in asked])
+    table = {}
+    for name in ("all", *sorted(set(kinds.tolist()))):
+        inside = np.ones(len(asked), bool) if name == "all" else kinds == name
+        table[name] = {
+            "accuracy": as_json(protocol.bootstrap.mean(right[inside], groups[inside])),
+            "chance": {"value": choice_chance(sizes[inside])},
+            "most_frequent_place": {"value": _most_frequent_place(asked, inside)},
+            "num_questions": int(inside.sum()),
+        }
+    return table
+
+
+def _most_frequent_place(asked: list[ChoiceQuestion], inside: Any) -> float:
+    """Return the accuracy of always naming the place where the answer stands most often."""
+    places = [question.answer for question, chosen in zip(asked, inside, strict=True) if chosen]
+    return float(np.bincount(places).max() / len(places))
+
+
+def _protocol_section(
+    protocol: EvaluationProtocol, data: QuestionSet, asked: list[ChoiceQuestion], model: VideoTextEncoder
+) -> dict[str, Any]:
+    return {
+        "name": protocol.name,
+        "version": protocol.version,
+        "task": "multiple-choice",
+        "sampling": protocol.sampling,
+        "frames": model.preprocessing.num_frames,
+        "bootstrap": {"resamples": protocol.bootstrap.resamples, "seed": protocol.bootstrap.seed},
+        "annotations_sha256": data.annotations_sha256,
+        "num_questions": len(asked),
+        "num_items": len({question.clip for question in asked}),
+    }
