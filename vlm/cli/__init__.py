@@ -26,7 +26,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("vlm.cli.data", "make, pack, check and describe data sets"),
     "doctor": ("vlm.cli.doctor", "say what this machine can do, and what is wrong"),
     "eval": ("vlm.cli.eval", "measure models by pinned protocols, compare the cards"),
+    "index": ("vlm.cli.index", "make and keep a searchable index of videos"),
     "models": ("vlm.cli.models", "list, pull, import, show and remove models"),
+    "search": ("vlm.cli.search", "find the moment, by text, image or video"),
     "train": ("vlm.cli.train", "train a model from a configuration file"),
 }
 

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.data.collate import Clip, ClipBatch, collate, true_pairs
+    from vlm.data.collate import Clip, ClipBatch, true_pairs
     from vlm.data.decoding import VideoInfo, iter_segments, open_video, probe, read_frames
     from vlm.data.loader import Loader, LoaderConfig
     from vlm.data.mixture import Mixture
@@ -26,7 +26,6 @@ __all__ = [
     "SampleSource",
     "ShardSource",
     "VideoInfo",
-    "collate",
     "iter_segments",
     "open_video",
     "preprocess",
@@ -36,7 +35,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "collate": ("Clip", "ClipBatch", "collate", "true_pairs"),
+    "collate": ("Clip", "ClipBatch", "true_pairs"),
     "decoding": ("VideoInfo", "iter_segments", "open_video", "probe", "read_frames"),
     "loader": ("Loader", "LoaderConfig"),
     "mixture": ("Mixture",),
@@ -50,7 +49,4 @@ def __getattr__(name: str) -> Any:
     module = next((module for module, names in _MODULES.items() if name in names), None)
     if module is None:
         raise AttributeError(f"module 'vlm.data' has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"vlm.data.{module}"), name)
-    # `collate` is a module and a function in it: importing the module binds the module, so bind the function
-    globals()[name] = value
-    return value
+    return getattr(importlib.import_module(f"vlm.data.{module}"), name)

@@ -1,0 +1,92 @@
+"""Find the moment: search an index by text, image or video."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlm.types import Hit
+
+EXAMPLE = 'vlm search my-index "a dog jumps into the water" --top-k 5 --where "duration_s > 60"'
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.add_argument("index", metavar="INDEX", help="an index folder")
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="what happens in the video")
+    parser.add_argument("--image", metavar="FILE", help="search by an image instead")
+    parser.add_argument("--video", metavar="FILE", help="search by a video instead")
+    parser.add_argument("--top-k", type=int, default=10, metavar="N", help="how many videos (10)")
+    parser.add_argument(
+        "--rerank",
+        type=int,
+        default=0,
+        metavar="N",
+        help="score the N nearest segments again, slower and better",
+    )
+    parser.add_argument("--where", metavar="FILTER", help='only videos such as "duration_s > 60"')
+    parser.add_argument("--model", metavar="SOURCE", help="where the index's model lies now")
+    parser.add_argument("--backend", choices=("auto", "exact", "faiss"), default="auto", help="how to search")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of hits")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the hits, best first."""
+    if sum(query is not None for query in (arguments.text, arguments.image, arguments.video)) != 1:
+        raise UsageError("give one of a text, --image FILE or --video FILE")
+    if arguments.top_k < 1 or arguments.rerank < 0:
+        raise UsageError("--top-k must be at least 1 and --rerank at least 0")
+    from vlm.cli.index import load
+    from vlm.retrieval.filters import parse_filter
+    from vlm.retrieval.index import VideoIndex
+    from vlm.retrieval.searcher import Searcher, read_image
+
+    if arguments.where is not None:
+        parse_filter(arguments.where)  # a slip is told before a model is loaded
+    index = VideoIndex.open(arguments.index)
+    query = arguments.text
+    if arguments.image is not None:
+        query = read_image(Path(arguments.image))
+    elif arguments.video is not None:
+        query = Path(arguments.video)
+    model, _ = load(arguments.model or index.manifest.model.source)
+    searcher = Searcher(index, model, backend=arguments.backend)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        hits = searcher.search(query, top_k=arguments.top_k, rerank=arguments.rerank, where=arguments.where)
+    for warning in caught:
+        print(f"vlm: warning: {warning.message}", file=sys.stderr)
+    if arguments.text is not None and (unknown := searcher.unknown_words(arguments.text)):
+        print(f"vlm: not understood: {', '.join(unknown)}", file=sys.stderr)
+    if arguments.json:
+        print(
+            json.dumps([{**dataclasses.asdict(hit), "model_domain": model.domain} for hit in hits], indent=2)
+        )
+    else:
+        _print_hits(hits)
+    return 0
+
+
+def _print_hits(hits: list[Hit]) -> None:
+    if not hits:
+        print("no videos to choose from", file=sys.stderr)
+    for hit in hits:
+        path = "".join(char if char.isprintable() else repr(char)[1:-1] for char in hit.path)
+        moment = f"{_clock(hit.start_s)}-{_clock(hit.end_s)}"
+        doubt = f"  [{hit.warning}]" if hit.warning else ""
+        print(f"{hit.rank:3}  {hit.score:8.4f} {hit.score_kind:8} {moment:>19}  {path}{doubt}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    clock = f"{minutes:02}:{rest:04.1f}"
+    return f"{hours}:{clock}" if hours else clock

@@ -1,0 +1,38 @@
+"""Nearest vectors by inner product: one interface, `exact` the truth, others measured against it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Literal
+
+from vlm.errors import InvalidInput, MissingExtra
+from vlm.retrieval.backends.exact import Backend, ExactBackend, VectorSource
+
+BackendName = Literal["auto", "exact", "faiss"]
+
+__all__ = ["Backend", "BackendName", "ExactBackend", "VectorSource", "open_backend"]
+
+
+def open_backend(name: str, vectors: VectorSource, cache: Path) -> Backend:
+    """Return a backend over some vectors.
+
+    Args:
+        name: ``exact``, ``faiss``, or ``auto``: FAISS if installed.
+        vectors: What is searched.
+        cache: Folder for structures that can be rebuilt from the vectors.
+
+    Raises:
+        InvalidInput: The name is unknown.
+        MissingExtra: FAISS was asked for and is not installed.
+    """
+    if name not in ("auto", "exact", "faiss"):
+        raise InvalidInput(f"expected backend auto, exact or faiss, got {name!r}")
+    has_faiss = importlib.util.find_spec("faiss") is not None
+    if name == "exact" or (name == "auto" and not has_faiss):
+        return ExactBackend(vectors)
+    if not has_faiss:
+        raise MissingExtra("faiss", "faiss-cpu", "the faiss backend")
+    from vlm.retrieval.backends.faiss import FaissBackend
+
+    return FaissBackend(vectors, cache)

@@ -1,0 +1,146 @@
+"""Exact search in NumPy: the definition of what every backend must return.
+
+The score of a vector is the inner product of its stored float16 numbers with the float32 query, summed in
+float64 and rounded to float32; equal scores rank by row. Summing so makes a score independent of how many
+vectors are looked at together, which a matrix product does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+_BLOCK_ROWS = 16384
+# bound on the rounding of a float32 inner product, a term; see `tolerance`
+_ROUNDING_PER_TERM = 1.2e-7
+
+
+class VectorSource(Protocol):
+    """Vectors by row.
+
+    Attributes:
+        num_rows: How many.
+        dim: Their length.
+        key: Changes whenever the vectors do.
+    """
+
+    num_rows: int
+    dim: int
+    key: str
+
+    def blocks(self, max_rows: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, float16 (at most max_rows, dim)) over all rows in order."""
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Return float16 (len(rows), dim)."""
+
+
+class Backend(Protocol):
+    """What a search structure offers.
+
+    Attributes:
+        name: ``exact`` or ``faiss``.
+    """
+
+    name: str
+
+    def search(
+        self, queries: np.ndarray, top_k: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best rows of each query.
+
+        Args:
+            queries: (queries, dim) float32.
+            top_k: How many rows to return at most.
+            allowed: (rows,) bool, which rows may be returned; all if None.
+
+        Returns:
+            Scores (queries, top_k) float32, descending, and rows (queries, top_k) int64; where fewer rows are
+            allowed, the rest is -inf and -1.
+        """
+
+
+class ExactBackend:
+    """Looks at every vector."""
+
+    name = "exact"
+
+    def __init__(self, vectors: VectorSource) -> None:
+        self._vectors = vectors
+
+    def search(
+        self, queries: np.ndarray, top_k: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best rows of each query; see `Backend.search`."""
+        queries = check_queries(queries, self._vectors, top_k)
+        candidates: list[list[np.ndarray]] = [[] for _ in queries]
+        for first, block in self._vectors.blocks(_BLOCK_ROWS):
+            rows = np.arange(first, first + len(block))
+            if allowed is not None:
+                keep = allowed[first : first + len(block)]
+                rows, block = rows[keep], block[keep]
+            if not len(rows):
+                continue
+            values = block.astype(np.float32)
+            slack = tolerance(queries, float(np.linalg.norm(values, axis=1).max()))
+            scores = queries @ values.T
+            for query, line in enumerate(scores):
+                candidates[query].append(rows[_near_best(line, top_k, slack[query])])
+        return settle(self._vectors, queries, candidates, top_k)
+
+
+def check_queries(queries: np.ndarray, vectors: VectorSource, top_k: int) -> np.ndarray:
+    """Return the queries as contiguous float32 (queries, dim).
+
+    Raises:
+        ValueError: The shape is another, a number is not finite, or `top_k` is below 1.
+    """
+    queries = np.ascontiguousarray(queries, np.float32)
+    if queries.ndim != 2 or queries.shape[1] != vectors.dim:
+        raise ValueError(f"queries must have shape (queries, {vectors.dim}), got {queries.shape}")
+    if not np.isfinite(queries).all():
+        raise ValueError("queries must be finite")
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    return queries
+
+
+def tolerance(queries: np.ndarray, largest_norm: float) -> np.ndarray:
+    """Return how far a float32 score may be off, for each query, so that no candidate is lost to rounding."""
+    bound: np.ndarray = np.linalg.norm(queries, axis=1) * largest_norm * queries.shape[1] * _ROUNDING_PER_TERM
+    return bound
+
+
+def settle(
+    vectors: VectorSource, queries: np.ndarray, candidates: list[list[np.ndarray]], top_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score candidate rows by the definition and keep the best; see `Backend.search`."""
+    all_scores = np.full((len(queries), top_k), -np.inf, np.float32)
+    all_rows = np.full((len(queries), top_k), -1, np.int64)
+    for query, found in enumerate(candidates):
+        rows = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        scores = exact_scores(vectors, queries[query], rows)
+        order = np.lexsort((rows, -scores))[:top_k]
+        all_scores[query, : len(order)] = scores[order]
+        all_rows[query, : len(order)] = rows[order]
+    return all_scores, all_rows
+
+
+def exact_scores(vectors: VectorSource, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the defined scores (rows,) float32 of some rows."""
+    scores = np.empty(len(rows), np.float32)
+    for first in range(0, len(rows), _BLOCK_ROWS):
+        part = rows[first : first + _BLOCK_ROWS]
+        products = vectors.gather(part).astype(np.float64) * query.astype(np.float64)
+        scores[first : first + len(part)] = products.sum(axis=1)
+    return scores
+
+
+def _near_best(scores: np.ndarray, top_k: int, slack: float) -> np.ndarray:
+    """Return the positions of the best `top_k` scores, and of those that rounding may have kept from it."""
+    if len(scores) <= top_k:
+        return np.arange(len(scores))
+    threshold = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
+    return np.flatnonzero(scores >= threshold - 2 * slack)

@@ -1,0 +1,153 @@
+"""Which files an index run is about: found under the paths asked for, and compared with what is indexed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlm.errors import InvalidInput
+from vlm.retrieval.catalog import Catalog, VideoRow
+from vlm.retrieval.durability import hash_file
+
+_VIDEO_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *(
+            "3g2",
+            "3gp",
+            "apng",
+            "asf",
+            "avi",
+            "dv",
+            "f4v",
+            "flv",
+            "gif",
+            "h264",
+            "h265",
+            "hevc",
+            "ivf",
+            "m1v",
+        ),
+        *(
+            "m2ts",
+            "m2v",
+            "m4v",
+            "mjpeg",
+            "mjpg",
+            "mkv",
+            "mov",
+            "mp4",
+            "mpe",
+            "mpeg",
+            "mpg",
+            "mts",
+            "mxf",
+            "nut",
+        ),
+        *("obu", "ogm", "ogv", "qt", "rm", "rmvb", "ts", "vob", "webm", "webp", "wmv", "wtv", "y4m"),
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A file that is to be indexed, and the indexed video that it replaces, if any."""
+
+    path: Path
+    replaces: VideoRow | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class Scan:
+    """The video files under the paths asked for, sorted; and what else lay there, by suffix."""
+
+    files: list[Path] = field(default_factory=list)
+    other_files: Counter[str] = field(default_factory=Counter)
+
+
+def scan_paths(paths: Iterable[Path | str], exclude: Path) -> Scan:
+    """Find the video files among files and folders; a file named outright is taken whatever its name.
+
+    Raises:
+        InvalidInput: A path does not exist.
+    """
+    scan = Scan()
+    found: set[Path] = set()
+    for path in paths:
+        absolute = Path(os.path.abspath(path))
+        if absolute.is_dir():
+            _scan_folder(absolute, Path(os.path.abspath(exclude)), found, scan.other_files)
+        elif os.path.lexists(absolute):
+            found.add(absolute)
+        else:
+            raise InvalidInput(f"{os.fspath(path)!r}: no such file or folder")
+    scan.files = sorted(found, key=os.fsencode)
+    return scan
+
+
+def _scan_folder(root: Path, exclude: Path, found: set[Path], other_files: Counter[str]) -> None:
+    for folder, subfolders, names in os.walk(root):
+        here = Path(folder)
+        subfolders[:] = [n for n in subfolders if not n.startswith(".") and here / n != exclude]
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            if not name.startswith(".") and suffix in _VIDEO_SUFFIXES:
+                found.add(here / name)
+            else:
+                other_files[suffix or name[:20]] += 1
+
+
+def domain_of(tags: dict[str, str]) -> str:
+    """Return which world a container's metadata says it shows; ``open`` for ordinary footage."""
+    for key in ("comment", "title"):
+        if tags.get(key, "").startswith("digit-world"):
+            return "digit-world"
+    return "open"
+
+
+def assign_video_id(path: Path, taken: set[str]) -> str:
+    """Return a short stable identifier for a path; a longer one if it is taken."""
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()
+    return next(digest[:n] for n in range(12, 65) if digest[:n] not in taken)
+
+
+def plan_sources(
+    catalog: Catalog, files: list[Path]
+) -> tuple[list[Source], int, list[tuple[bytes, int, int, str]]]:
+    """Divide files into those to embed and those that are there; also return what only has a new time.
+
+    Files that were rejected before come last, so that trying them again does not change the batches of the
+    others.
+    """
+    generation = catalog.latest().id
+    known = {video.path: video for video in catalog.videos(generation)}
+    rejected = {rejection.path for rejection in catalog.rejections(generation)}
+    seen = catalog.seen()
+    new, again, touched, num_unchanged = [], [], [], 0
+    for file in files:
+        path = os.fsencode(file)
+        video = known.get(path)
+        if video is None:
+            (again if path in rejected else new).append(Source(path=file))
+            continue
+        state = _state(file)
+        if state == seen.get(path, (None, None, ""))[:2]:
+            num_unchanged += 1
+        elif state is not None and hash_file(file) == video.sha256:
+            num_unchanged += 1
+            touched.append((path, *state, video.sha256))
+        else:
+            new.append(Source(path=file, replaces=video))
+    return new + again, num_unchanged, touched
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns

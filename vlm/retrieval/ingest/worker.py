@@ -1,0 +1,145 @@
+"""The child process that decodes: jobs on its standard input, frames of segments on its standard output.
+
+Run as ``python -m vlm.retrieval.ingest.worker``. A job is one line of JSON; a reply is one line of JSON,
+followed by the frames' bytes if it has a ``shape``. A job ends with a ``done`` or ``failed`` reply. The
+process kills itself (SIGALRM) when one step of a job takes too long, whatever the codec is doing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from typing import IO, Any
+
+import numpy as np
+
+from vlm.errors import DataError
+from vlm.retrieval.segments import cut_segments
+
+_MEMORY_BYTES = 4 << 30
+_HASH_BYTES = 16 << 20
+_MAX_ASPECT = 50
+
+
+def main() -> int:
+    """Serve jobs until standard input ends."""
+    # own the pipe: anything a library prints must not end up between the replies
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    import vlm.data.decoding  # noqa: F401 - before memory is limited
+
+    _limit_resources()
+    _send(replies, {"kind": "ready"}, 0.0)
+    for line in sys.stdin:
+        job = json.loads(line)
+        patience_s = float(job["patience_s"])
+        reply: dict[str, Any]
+        try:
+            reply = {"kind": "done", **_serve(job, replies, patience_s)}
+        except DataError as error:
+            reply = {"kind": "failed", "reason": error.reason, "detail": str(error)}
+        except MemoryError:
+            reply = {"kind": "failed", "reason": "too_large", "detail": "decoding needs too much memory"}
+        except BrokenPipeError:
+            return 0
+        except Exception as error:  # one odd file must not end the others
+            reply = {"kind": "failed", "reason": "undecodable", "detail": f"{type(error).__name__}: {error}"}
+        _send(replies, reply, 0.0)
+    return 0
+
+
+def _serve(job: dict[str, Any], replies: IO[bytes], patience_s: float) -> dict[str, Any]:
+    """Decode one file; return the size, time and hash of what was decoded."""
+    from vlm.data.decoding import DecodeLimits, open_video
+
+    signal.setitimer(signal.ITIMER_REAL, patience_s)
+    path = job["path"]
+    before = _state(path)
+    limits = DecodeLimits(max_seconds=patience_s * 0.8)
+    with open_video(path, limits) as video:
+        info = video.info
+        if max(info.width, info.height) > _MAX_ASPECT * min(info.width, info.height):
+            # keeping such a shape while its short side grows to the model's would take gigabytes
+            raise DataError(f"{path}: frames of {info.width}x{info.height} are no picture", "too_large")
+        segments = job["segments"] or cut_segments(
+            max(info.duration_s, 1e-3), job["segment_s"], job["stride_s"]
+        )
+        opened = {
+            "kind": "opened",
+            "duration_s": info.duration_s,
+            "width": info.width,
+            "height": info.height,
+            "codec": info.codec,
+            "tags": _tags(path, limits),
+            "segments": segments,
+        }
+        _send(replies, opened, patience_s)
+        segments = [] if job["only_open"] else segments
+        for item in video.iter_segments(segments, job["num_frames"]):
+            frames = np.ascontiguousarray(item.frames)
+            reply = {"kind": "segment", "number": item.number, "shape": frames.shape}
+            _send(replies, reply, patience_s, memoryview(frames).cast("B"))
+    sha256 = "" if job["only_open"] else _hash(path, patience_s)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if _state(path) != before:
+        raise DataError(f"{path}: the file changed while it was read", "changed")
+    return {"size_bytes": before[0], "mtime_ns": before[1], "sha256": sha256}
+
+
+def _state(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no such file ({error})", "missing") from error
+    return status.st_size, status.st_mtime_ns
+
+
+def _hash(path: str, patience_s: float) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while content := stream.read(_HASH_BYTES):
+            digest.update(content)
+            signal.setitimer(signal.ITIMER_REAL, patience_s)
+    return digest.hexdigest()
+
+
+def _tags(path: str, limits: Any) -> dict[str, str]:
+    """Return the container's metadata, bounded: the file's author wrote it."""
+    from vlm.data.decoding.opening import open_container
+
+    with open_container(path, limits) as container:
+        tags = list(container.metadata.items())[:50]
+    return {str(key)[:100].lower(): str(value)[:1000] for key, value in tags}
+
+
+def _send(
+    replies: IO[bytes], reply: dict[str, Any], patience_s: float, payload: memoryview | None = None
+) -> None:
+    # a reader that is busy encoding is no reason to die: the clock runs only while decoding
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    replies.write(json.dumps(reply).encode() + b"\n")
+    if payload is not None:
+        replies.write(payload)
+    replies.flush()
+    if patience_s:
+        signal.setitimer(signal.ITIMER_REAL, patience_s)
+
+
+def _limit_resources() -> None:
+    """Bound what a hostile file may take; where the system refuses, decoding goes on without the bound."""
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(ValueError, OSError), open("/proc/self/statm", encoding="ascii") as stream:
+        used = int(stream.read().split()[0]) * resource.getpagesize()
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY_BYTES, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""What an index is made for, which never changes, and what it holds at one generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm.retrieval.catalog import Catalog, Generation, VideoRow
+from vlm.retrieval.embedding import FeatureLayout
+from vlm.types import Preprocessing, VideoTextEncoder
+
+FORMAT = "vlm-index/1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelIdentity:
+    """The model that an index belongs to; only one with this fingerprint can read its vectors."""
+
+    source: str
+    name: str
+    kind: str
+    domain: str
+    capabilities: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What never changes in an index; the content of ``manifest.json``."""
+
+    format: str
+    model: ModelIdentity
+    preprocessing: Preprocessing
+    features: FeatureLayout
+    segment_s: float
+    stride_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One generation, held by a reader. Rows count the segments of all parts in order.
+
+    Attributes:
+        generation: Which.
+        videos: The videos in it.
+        parts: (part, first row, rows) in row order.
+        row_video: (rows,) position in `videos`, or -1 where the video was removed.
+        row_bounds: (rows, 2) start and end of each segment, in seconds.
+    """
+
+    generation: Generation
+    videos: list[VideoRow]
+    parts: list[tuple[int, int, int]]
+    row_video: np.ndarray
+    row_bounds: np.ndarray
+
+    @property
+    def alive(self) -> np.ndarray:
+        """(rows,) whether the segment's video is still in the index."""
+        return self.row_video >= 0
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Return the part and the row within it of a row."""
+        firsts = [first for _, first, _ in self.parts]
+        position = int(np.searchsorted(firsts, row, side="right")) - 1
+        part, first, _ = self.parts[position]
+        return part, row - first
+
+
+def identify(model: VideoTextEncoder, source: str | None) -> ModelIdentity:
+    """Return what an index records of its model."""
+    return ModelIdentity(
+        source=source or model.name,
+        name=model.name,
+        kind=model.kind,
+        domain=model.domain,
+        capabilities=tuple(sorted(model.capabilities)),
+        fingerprint=model.fingerprint,
+    )
+
+
+def load_snapshot(catalog: Catalog, generation: Generation) -> Snapshot:
+    """Read what a generation holds."""
+    videos = catalog.videos(generation.id)
+    position = {video.row: i for i, video in enumerate(videos)}
+    parts, num_rows = [], 0
+    for file in catalog.files(generation.id):
+        if file.name.startswith("vectors/"):
+            parts.append((file.part, num_rows, file.num_rows))
+            num_rows += file.num_rows
+    first_of = {part: first for part, first, _ in parts}
+    row_video = np.full(num_rows, -1, np.int32)
+    row_bounds = np.zeros((num_rows, 2), np.float64)
+    for span in catalog.spans(generation.id):
+        bounds = np.frombuffer(span.bounds, np.float64).reshape(-1, 2)
+        first = first_of[span.part] + span.first_row
+        row_video[first : first + len(bounds)] = position.get(span.video, -1)
+        row_bounds[first : first + len(bounds)] = bounds
+    return Snapshot(
+        generation=generation, videos=videos, parts=parts, row_video=row_video, row_bounds=row_bounds
+    )

@@ -1,0 +1,253 @@
+"""Queries into hits: embed, find the nearest segments, rerank, merge by video."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlm.errors import CapabilityError, DataError, InvalidInput
+from vlm.retrieval.backends import open_backend
+from vlm.retrieval.filters import parse_filter
+from vlm.retrieval.index import VideoIndex
+from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, decode_files
+from vlm.retrieval.rerank import match_rows
+from vlm.retrieval.vector_log import LogVectors
+from vlm.text import TruncationWarning
+from vlm.types import Hit, TextFeatures, VideoTextEncoder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Query = str | os.PathLike[str] | Image | np.ndarray
+
+MAX_QUERY_CHARACTERS = 20_000
+_IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_SEGMENTS_PER_HIT = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """A segment that was found, by its row, and the score that ranks it."""
+
+    row: int
+    score: float
+    score_kind: str
+
+
+class Searcher:
+    """Searches one generation of an index with the model that made it.
+
+    Args:
+        index: The index; `refresh` goes on to its newest generation.
+        model: The model that made it.
+        backend: ``exact``, ``faiss``, or ``auto``: FAISS if installed. They give the same hits.
+
+    Raises:
+        InvalidInput: The index was made by another model.
+        CapabilityError: The model cannot search.
+    """
+
+    def __init__(self, index: VideoIndex, model: VideoTextEncoder, *, backend: str = "auto") -> None:
+        index.check_model(model)
+        if "search" not in model.capabilities:
+            raise CapabilityError(f"model {model.name!r} ({model.kind}) cannot search")
+        self.index, self.model = index, model
+        self._backend_name = backend
+        self._open()
+
+    def refresh(self) -> None:
+        """Go on to the newest generation of the index."""
+        before = self.index.snapshot
+        if self.index.refresh() is not before:
+            self._open()
+
+    def search(
+        self, query: Query, *, top_k: int = 10, rerank: int = 0, where: str | None = None
+    ) -> list[Hit]:
+        """Return the best moments, at most one of each video.
+
+        Args:
+            query: A text; an image (PIL, or (h, w, 3) uint8 RGB); or the path of an image or video file.
+            top_k: How many videos to return at most.
+            rerank: Score this many of the nearest segments again with the matching head (texts only). They
+                come first, as ``itm@k``; the others follow by embedding, as ``itc``.
+            where: A filter on the videos, for example ``duration_s > 60 and path like '%holiday%'``.
+
+        Raises:
+            InvalidInput: The query is empty, the filter cannot be read, or a number is out of range.
+            DataError: The image or video file cannot be read.
+            CapabilityError: The model lacks the ability, or the query is not one to rerank.
+        """
+        if top_k < 1 or rerank < 0:
+            raise InvalidInput(f"expected top_k >= 1 and rerank >= 0, got {top_k} and {rerank}")
+        if rerank and not isinstance(query, str):
+            raise CapabilityError("only texts can be reranked: the matching head compares a video and a text")
+        if rerank and "rerank" not in self.model.capabilities:
+            raise CapabilityError(
+                f"model {self.model.name!r} ({self.model.kind}) cannot rerank; leave it out"
+            )
+        vector, text = self._encode(query)
+        allowed = self._allowed(where)
+        snapshot = self.index.snapshot
+        found: list[_Found] = []
+        if rerank and text is not None:
+            nearest = self._nearest(vector, rerank, allowed)
+            logits = match_rows(self.index, self.model, text, [segment.row for segment in nearest])
+            kind = f"itm@{rerank}"
+            found = [_Found(row=row, score=score, score_kind=kind) for row, score in logits.items()]
+            found.sort(key=lambda segment: (-segment.score, segment.row))
+            # a reranked video is ranked by its reranked segments alone
+            allowed = allowed & ~np.isin(snapshot.row_video, snapshot.row_video[list(logits)])
+        found = self._best_of_each_video(found)[:top_k]
+        if len(found) < top_k:
+            found += self._distinct(vector, top_k - len(found), allowed)
+        return [self._hit(rank, segment) for rank, segment in enumerate(found, start=1)]
+
+    def unknown_words(self, query: str) -> list[str]:
+        """Return the words of a text that the model cannot understand."""
+        return self.model.unknown_words(query[:MAX_QUERY_CHARACTERS])
+
+    def _open(self) -> None:
+        vectors = LogVectors(self.index.log, self.index.files(), self.index.manifest.features.dim)
+        self._backend = open_backend(self._backend_name, vectors, self.index.folder / "ann")
+
+    def _encode(self, query: Query) -> tuple[np.ndarray, TextFeatures | None]:
+        """Return the query's vector (dim,) float32, and its text features if it is a text."""
+        import torch
+
+        if isinstance(query, str):
+            text = self._encode_text(query)
+            return text.embedding[0].float().cpu().numpy(), text
+        if isinstance(query, os.PathLike):
+            path = Path(query)
+            is_image = path.suffix.lower() in _IMAGE_SUFFIXES
+            clip = self._image_clip(read_image(path)) if is_image else self._video_clip(path)
+        else:
+            clip = self._image_clip(
+                np.asarray(query if isinstance(query, np.ndarray) else query.convert("RGB"))
+            )
+        with torch.inference_mode():
+            features = self.model.encode_video(torch.from_numpy(clip[None]).to(device=self.model.device))  # type: ignore[call-overload]
+        vector: np.ndarray = features.embedding[0].float().cpu().numpy()
+        return vector, None
+
+    def _encode_text(self, query: str) -> TextFeatures:
+        import torch
+
+        if not query.strip():
+            raise InvalidInput("the query is empty; say what should happen in the video")
+        if len(query) > MAX_QUERY_CHARACTERS:
+            warnings.warn(
+                f"the query has {len(query)} characters; only the first {MAX_QUERY_CHARACTERS} are read",
+                TruncationWarning,
+                stacklevel=4,
+            )
+        with torch.inference_mode():
+            return self.model.encode_text([query[:MAX_QUERY_CHARACTERS]])
+
+    def _image_clip(self, pixels: np.ndarray) -> np.ndarray:
+        from vlm.data.preprocessing import preprocess
+
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+            raise InvalidInput(
+                f"an image must be uint8 (height, width, 3), got {pixels.dtype} {pixels.shape}"
+            )
+        clip: np.ndarray = preprocess(pixels[None], self.model.preprocessing).numpy()
+        return clip
+
+    def _video_clip(self, path: Path) -> np.ndarray:
+        # one clip over the whole file, however long: its gist, not one of its moments
+        settings = DecodeSettings(preprocessing=self.model.preprocessing, segment_s=1e9, stride_s=1e9)
+        with closing(decode_files([path], settings)) as events:
+            for event in events:
+                if isinstance(event, DecodedSegment):
+                    return event.video
+                if isinstance(event, Failed):
+                    raise DataError(event.detail, event.reason)
+        raise DataError(f"{path}: no frames could be decoded", "no_frames")
+
+    def _allowed(self, where: str | None) -> np.ndarray:
+        snapshot = self.index.snapshot
+        if where is None:
+            return snapshot.alive
+        condition = parse_filter(where)
+        rows = self.index.rows_where(condition.sql, condition.values)
+        fits = np.isin([video.row for video in snapshot.videos], rows)
+        return snapshot.alive & np.append(fits, False)[snapshot.row_video]
+
+    def _nearest(self, vector: np.ndarray, count: int, allowed: np.ndarray) -> list[_Found]:
+        count = min(count, int(np.count_nonzero(allowed)))
+        if not count:
+            return []
+        scores, rows = self._backend.search(vector[None], count, None if allowed.all() else allowed)
+        return [
+            _Found(row=row, score=score, score_kind="itc")
+            for score, row in zip(scores[0].tolist(), rows[0].tolist(), strict=True)
+            if row >= 0
+        ]
+
+    def _distinct(self, vector: np.ndarray, top_k: int, allowed: np.ndarray) -> list[_Found]:
+        """Return the best segment of each of the `top_k` nearest videos."""
+        total = int(np.count_nonzero(allowed))
+        count = min(top_k * _SEGMENTS_PER_HIT, total)
+        while True:
+            found = self._best_of_each_video(self._nearest(vector, count, allowed))
+            if len(found) >= top_k or count >= total:
+                return found[:top_k]
+            count = min(count * 4, total)
+
+    def _best_of_each_video(self, segments: Iterable[_Found]) -> list[_Found]:
+        best: dict[int, _Found] = {}
+        for segment in segments:
+            best.setdefault(int(self.index.snapshot.row_video[segment.row]), segment)
+        return list(best.values())
+
+    def _hit(self, rank: int, segment: _Found) -> Hit:
+        snapshot = self.index.snapshot
+        video = snapshot.videos[int(snapshot.row_video[segment.row])]
+        start_s, end_s = snapshot.row_bounds[segment.row].tolist()
+        is_foreign = self.model.domain != "open" and video.domain != self.model.domain
+        return Hit(
+            rank=rank,
+            video_id=video.video_id,
+            path=os.fsdecode(video.path),
+            start_s=start_s,
+            end_s=end_s,
+            score=segment.score,
+            score_kind=segment.score_kind,
+            warning=f"{self.model.name} knows only the {self.model.domain}: this hit is random"
+            if is_foreign
+            else None,
+        )
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image file as (height, width, 3) uint8 RGB, turned as its camera says.
+
+    Raises:
+        DataError: It is not an image, or too large to be an honest one.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such image", "missing") from error
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})", "undecodable") from error

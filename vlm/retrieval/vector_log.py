@@ -1,0 +1,185 @@
+"""The truth of an index: immutable, numbered parts of vectors and token features, each file with its hash.
+
+A part holds the segments of one or more videos: `vectors/NNNNNN.npy` float16 (segments, dim), and, if the
+index stores tokens, `tokens/NNNNNN.npy` int8 or float16 (segments, tokens, width) with, for int8,
+`tokens/NNNNNN.scale.npy` float16 (segments, tokens). Nothing here commits: the catalogue does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vlm.errors import IntegrityError
+from vlm.retrieval.durability import crash_point, hash_file, void, write_durably
+
+NumpyArray = np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogFile:
+    """One immutable file of the log: its place in the index folder, its part, hash, size and rows."""
+
+    name: str
+    part: int
+    sha256: str
+    size_bytes: int
+    num_rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenBlock:
+    """Stored token features: `values` (segments, tokens, width); `scale` (segments, tokens) if int8."""
+
+    values: NumpyArray
+    scale: NumpyArray | None = None
+
+    def restore(self) -> NumpyArray:
+        """Return the features as float32."""
+        values = self.values.astype(np.float32)
+        return values if self.scale is None else values * self.scale[..., None].astype(np.float32)
+
+
+def quantise(tokens: NumpyArray) -> TokenBlock:
+    """Round float features (segments, tokens, width) to int8, with one scale a token."""
+    largest = np.abs(tokens).max(axis=-1)
+    # the rounded scale must be the one that divides, else restoring it would be off by its rounding
+    scale = np.maximum(largest / 127.0, 1e-7).astype(np.float16)
+    scale = np.where(
+        scale.astype(np.float32) * 127.0 < largest, np.nextafter(scale, np.float16(np.inf)), scale
+    )
+    values = np.rint(tokens / scale[..., None].astype(np.float32))
+    return TokenBlock(values=np.clip(values, -127, 127).astype(np.int8), scale=scale)
+
+
+class VectorLog:
+    """The numbered part files under an index folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write_part(self, part: int, vectors: NumpyArray, tokens: TokenBlock | None) -> list[LogFile]:
+        """Write one part durably; it belongs to nothing until the catalogue commits it.
+
+        Args:
+            part: Its number.
+            vectors: float16 (segments, dim).
+            tokens: Features of the same segments, or None.
+
+        Raises:
+            NoSpaceError: The disk is full; no part of the index has changed.
+        """
+        arrays = {f"vectors/{part:06d}.npy": vectors}
+        if tokens is not None:
+            arrays[f"tokens/{part:06d}.npy"] = tokens.values
+            if tokens.scale is not None:
+                arrays[f"tokens/{part:06d}.scale.npy"] = tokens.scale
+        files = []
+        for name, array in arrays.items():
+            path = self.folder / name
+            path.parent.mkdir(exist_ok=True)
+            sha256, size = write_durably(path, lambda stream, a=array: _write_npy(stream, a))  # type: ignore[misc]
+            files.append(LogFile(name=name, part=part, sha256=sha256, size_bytes=size, num_rows=len(vectors)))
+        crash_point("after-part")
+        return files
+
+    def read(self, name: str, rows: Sequence[int] | None = None) -> NumpyArray:
+        """Return a file's array, memory-mapped, or copies of some of its rows.
+
+        Raises:
+            IntegrityError: The file is missing or is not the array that was written.
+        """
+        path = self.folder / name
+        try:
+            array: NumpyArray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise IntegrityError(f"{path}: cannot be read ({error}); run vlm index verify") from error
+        return array if rows is None else np.array(array[list(rows)])
+
+    def tokens(self, part: int, rows: Sequence[int], quantised: bool) -> NumpyArray:
+        """Return the token features (len(rows), tokens, width) float32 of some rows of a part."""
+        values = self.read(f"tokens/{part:06d}.npy", rows)
+        scale = self.read(f"tokens/{part:06d}.scale.npy", rows) if quantised else None
+        return TokenBlock(values=values, scale=scale).restore()
+
+    def damaged(self, files: Iterable[LogFile]) -> Iterator[tuple[str, str]]:
+        """Yield (name, what is wrong) for every file that is not what was written."""
+        for file in files:
+            path = self.folder / file.name
+            try:
+                size = path.stat().st_size
+                if size != file.size_bytes:
+                    yield file.name, f"has {size} bytes, expected {file.size_bytes}"
+                elif hash_file(path) != file.sha256:
+                    yield file.name, "its content changed (checksum mismatch)"
+            except OSError as error:
+                yield file.name, f"cannot be read: {error.strerror}"
+
+    def sweep(self, known: set[str]) -> list[str]:
+        """Remove parts that were written but never committed; only the holder of the lock may call this."""
+        removed = []
+        for kind in ("vectors", "tokens"):
+            for path in sorted((self.folder / kind).glob("*")):
+                name = f"{kind}/{path.name}"
+                if name not in known:
+                    path.unlink()
+                    removed.append(name)
+        return removed
+
+
+class LogVectors:
+    """The vectors of some parts as one sequence of rows, read from the files as needed.
+
+    Attributes:
+        num_rows: Segments in all parts, those of removed videos included.
+        dim: Length of a vector.
+        key: Hash that changes whenever the vectors do.
+    """
+
+    def __init__(self, log: VectorLog, files: Sequence[LogFile], dim: int) -> None:
+        self._log, self.dim = log, dim
+        self._files = [file for file in files if file.name.startswith("vectors/")]
+        self._arrays: dict[int, NumpyArray] = {}
+        self._firsts = np.cumsum([0, *(file.num_rows for file in self._files)])
+        self.num_rows = int(self._firsts[-1])
+        self.key = hashlib.sha256("".join(file.sha256 for file in self._files).encode()).hexdigest()
+
+    def blocks(self, max_rows: int) -> Iterator[tuple[int, NumpyArray]]:
+        """Yield (first row, float16 (at most max_rows, dim)) over all rows in order."""
+        for position, first in enumerate(self._firsts[:-1].tolist()):
+            array = self._array(position)
+            for start in range(0, len(array), max_rows):
+                yield first + start, array[start : start + max_rows]
+
+    def gather(self, rows: NumpyArray) -> NumpyArray:
+        """Return float16 (len(rows), dim), in the order of `rows`."""
+        result = np.empty((len(rows), self.dim), np.float16)
+        owners = np.searchsorted(self._firsts, rows, side="right") - 1
+        for position in np.unique(owners).tolist():
+            mine = owners == position
+            result[mine] = self._array(position)[rows[mine] - self._firsts[position]]
+        return result
+
+    def _array(self, position: int) -> NumpyArray:
+        if position not in self._arrays:
+            file = self._files[position]
+            array = self._log.read(file.name)
+            if array.shape != (file.num_rows, self.dim) or array.dtype != np.float16:
+                raise IntegrityError(
+                    f"{self._log.folder / file.name}: expected float16 {(file.num_rows, self.dim)}, got "
+                    f"{array.dtype} {array.shape}; run vlm index verify"
+                )
+            self._arrays[position] = array
+        return self._arrays[position]
+
+
+def _write_npy(stream: object, array: NumpyArray) -> None:
+    # version 1.0 by hand: np.save would call tofile on real files and bypass the hash
+    contiguous = np.ascontiguousarray(array)
+    header = np.lib.format.header_data_from_array_1_0(contiguous)
+    np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[arg-type]
+    void(stream.write(memoryview(contiguous).cast("B")) if contiguous.size else None)  # type: ignore[attr-defined]
