@@ -1,21 +1,32 @@
-# make demo   see the whole thing work      make check   format, lint, types, import order
-# make test   everything that must be true  make clean   remove what the others made
-PYTHON ?= python3
+# make demo     see the whole thing work on this machine       make install   everything that tests need
+# make check    format, lint, types, import order              make test      everything that must be true
+# make format   mend what can be mended by machine             make clean     remove what the others made
+#
+# PIP_ARGS is passed to pip, PYTEST_ARGS to pytest, DEMO_ARGS to the demonstration.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PIP_ARGS ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
+DEMO_ARGS ?=
 BIN = $(VENV)/bin
-EXTRAS = faiss-cpu,train,dev
+EXTRAS = faiss-cpu,train,clip,dev
+DEMO_EXTRAS =
+SOURCES = pyproject.toml constraints.txt .ci/install
 
-.PHONY: install check format test clean
+.PHONY: install demo check format test clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt $(PIP_ARGS) torch
-	$(BIN)/pip install -q -c constraints.txt $(PIP_ARGS) -e ".[$(EXTRAS)]"
+$(VENV)/.installed: $(SOURCES)
+	.ci/install "$(PYTHON)" "$(VENV)" "$(EXTRAS)" $(PIP_ARGS)
+	touch $@ $(VENV)/.installed-demo
+
+$(VENV)/.installed-demo: $(SOURCES)
+	.ci/install "$(PYTHON)" "$(VENV)" "$(DEMO_EXTRAS)" $(PIP_ARGS)
 	touch $@
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/vlm demo $(DEMO_ARGS)
 
 check: install
 	$(BIN)/ruff format --check .
@@ -31,4 +42,5 @@ test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find vlm eval data_tools kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +

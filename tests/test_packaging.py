@@ -104,7 +104,8 @@ def test_the_checkout_stays_small(root):
 def test_the_makefile_installs_extras_that_exist(root, project):
     extras = set(project["project"]["optional-dependencies"])
     makefile = (root / "Makefile").read_text()
-    named = {name for line in re.findall(r"^\w*EXTRAS = (.*)$", makefile, re.M) for name in line.split(",")}
+    named = {name for line in re.findall(r"^\w*EXTRAS =(.*)$", makefile, re.M) for name in line.split(",")}
+    named = {name.strip() for name in named} - {""}
     assert named and named <= extras
 
 
