@@ -1,0 +1,55 @@
+"""A small world on disk, and a tiny model folder with random weights."""
+
+from __future__ import annotations
+
+import pytest
+
+NUM_PAIRS = 10
+
+
+@pytest.fixture(scope="session")
+def world_folder(tmp_path_factory):
+    from vlm import world
+    from vlm.world.clips import write_clips
+
+    folder = tmp_path_factory.mktemp("world")
+    write_clips(list(world.gallery("val", 11, NUM_PAIRS, twins=True)), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    import torch
+
+    from vlm.models import TextEncoderConfig, VideoMambaConfig, VideoTextConfig, VideoTextModel, save_model
+    from vlm.text import build_tokenizer
+    from vlm.types import Preprocessing
+    from vlm.world import vocabulary
+
+    tokenizer = build_tokenizer(vocabulary())
+    torch.manual_seed(5)
+    config = VideoTextConfig(
+        vision=VideoMambaConfig(width=32, depth=2, num_frames=8, image_size=64, patch_size=32),
+        text=TextEncoderConfig(
+            vocabulary_size=tokenizer.vocabulary_size,
+            dropout=0.0,
+            width=32,
+            num_layers=2,
+            fusion_layer=1,
+            num_heads=2,
+            intermediate_width=64,
+            max_positions=64,
+            vision_width=32,
+        ),
+        embedding_width=16,
+    )
+    model = VideoTextModel(
+        config,
+        tokenizer=tokenizer,
+        preprocessing=Preprocessing(num_frames=8, image_size=64),
+        name="tiny",
+        domain="digit-world",
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(model.eval(), folder)
+    return folder
