@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from vlm.data.augmentation import AugmentationConfig
 from vlm.models.video_text_model import VideoTextConfig
 from vlm.training.objective import LossesConfig
 from vlm.training.schedule import Curve, OptimizerConfig, check_curve, is_ever_positive
@@ -33,28 +34,46 @@ class WorldConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ShardsConfig:
+    """Packed videos.
+
+    Attributes:
+        folders: Folders made by ``vlm data pack``; all their samples form one epoch.
+        random_frames: A random frame of each span instead of the middle one; off for the digit world, whose
+            clips are judged by their middles.
+        augmentation: Random changes of the pictures; None for none.
+        max_bad_fraction: Share of unreadable samples at which the run stops.
+    """
+
+    folders: tuple[str, ...] = ()
+    random_frames: bool = True
+    augmentation: AugmentationConfig | None = None
+    max_bad_fraction: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Where clips and captions come from.
 
     Attributes:
         source: ``world`` renders clips in memory; ``shards`` reads packed videos.
         world: Settings of the world source.
-        shards: Folders or tar files of the shards source.
-        workers: Processes (spawned) that prepare batches; 0 = prepare them in the training process.
-        prefetch: Batches that each worker keeps ready.
+        shards: Settings of the shards source.
+        workers: Processes (world) or threads (shards) that prepare batches; 0 = the training process does.
+        prefetch: Batches that are kept ready, for each worker of the world source.
         max_words: Longest caption in tokens; longer ones are cut.
     """
 
     source: Literal["world", "shards"] = "world"
     world: WorldConfig = field(default_factory=WorldConfig)
-    shards: tuple[str, ...] = ()
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
     workers: int = 1
     prefetch: int = 4
     max_words: int = 64
 
     def __post_init__(self) -> None:
-        if self.source == "shards" and not self.shards:
-            raise ValueError("data.shards must name at least one folder when data.source is 'shards'")
+        if self.source == "shards" and not self.shards.folders:
+            raise ValueError("data.shards.folders must name at least one folder when data.source is 'shards'")
         if self.workers < 0 or self.prefetch < 1 or self.max_words < 4:
             raise ValueError("data.workers must not be negative, prefetch at least 1, max_words at least 4")
 

@@ -65,7 +65,7 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
     clock = _Clock(config.train.batch_size)
     with (
         _tracking(run, done) as tracker,
-        open_source(config, state.model, done) as batches,
+        open_source(config, state.model, done, run) as batches,
         _Signals() as signals,
         progress_bar(last, "train", "step", initial=done) as bar,
     ):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from vlm.models.video_text_model import VideoTextModel
 from vlm.training.config import TrainingConfig
@@ -15,7 +16,7 @@ from vlm.types import Batch
 
 
 def open_source(
-    config: TrainingConfig, model: VideoTextModel, done: int
+    config: TrainingConfig, model: VideoTextModel, done: int, run: Path | None = None
 ) -> AbstractContextManager[Iterator[Batch]]:
     """Open the source that ``config.data`` names.
 
@@ -23,6 +24,7 @@ def open_source(
         config: The run's config.
         model: Decides preprocessing, tokenizer and device.
         done: The first batch that is wanted.
+        run: Folder for the list of rejected samples, ``rejected-RANK.jsonl``; None for no list.
 
     Returns:
         A context that yields an iterator over this process's part of the batches ``done``, ``done + 1``, ...,
@@ -34,4 +36,4 @@ def open_source(
         return open_world(config, model, done)
     from vlm.training.sources.shards import open_shards
 
-    return open_shards(config, model, done)
+    return open_shards(config, model, done, run)

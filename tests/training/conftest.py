@@ -1,0 +1,96 @@
+"""A run so small that a step takes milliseconds, and a way to run it in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = {
+    "name": "tiny",
+    "domain": "digit-world",
+    "tokenizer": "world",
+    "model": {
+        "embedding_width": 16,
+        "vision": {"width": 32, "depth": 2, "num_frames": 8, "image_size": 64, "patch_size": 32},
+        "text": {
+            "width": 32,
+            "num_layers": 2,
+            "fusion_layer": 1,
+            "num_heads": 2,
+            "intermediate_width": 64,
+            "max_positions": 64,
+            "vision_width": 32,
+            "dropout": 0.0,
+            "has_language_head": True,
+        },
+    },
+    "data": {"workers": 0, "world": {"grouped": 0.5, "group_size": 4}},
+    "losses": {"matching": {"num_siblings": 1}, "masked_language": {"weight": 0.2}},
+    "optimizer": {"learning_rate": 2e-3, "warmup_steps": 2, "decay_steps": 40, "ema_decay": 0.9},
+    "train": {"max_steps": 6, "batch_size": 8, "device": "cpu"},
+    "evaluation": {"every": 2, "clips": 4},
+    "checkpoint": {"every": 2, "keep": 2},
+}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Return a function that gives the tiny ``TrainingConfig`` with ``--set`` overrides."""
+    from vlm.config import load_config
+    from vlm.training.config import TrainingConfig
+
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+
+    def make(*overrides: str) -> TrainingConfig:
+        return load_config(TrainingConfig, path, overrides)
+
+    make.path = path
+    return make
+
+
+@pytest.fixture
+def launch():
+    """Return a function that starts ``vlm`` (or with ``processes`` torchrun) and gives the Popen object."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, processes: int = 1, module: str = "vlm") -> subprocess.Popen[str]:
+        command = [sys.executable, "-m"]
+        if processes > 1:
+            command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+        process = subprocess.Popen(
+            [*command, module, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """Return the folder of a whole tiny run, to compare others with."""
+    from vlm.config import build
+    from vlm.training.config import TrainingConfig
+    from vlm.training.loop import train
+
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    train(build(TrainingConfig, TINY), run)
+    return run
