@@ -66,7 +66,7 @@ def fixtures() -> Path:
 def shared() -> Path:
     """The optional material that is too large to track: real videos and annotations.
 
-    Found by the environment variable ``VLM_SHARED``, else beside the checkout; the test is skipped without it.
+    Found by the environment variable ``VLM_SHARED``, else beside the checkout; its tests are skipped without.
     """
     named = os.environ.get("VLM_SHARED")
     folder = Path(named) if named else ROOT.parent / "shared"
