@@ -33,3 +33,20 @@ def test_an_installation_looks_only_into_its_own_share(tmp_path, monkeypatch):
 def test_what_was_not_shipped_is_refused(path):
     with pytest.raises(InvalidInput, match=r"shipped file"):
         assets.asset(path)
+
+
+def test_the_users_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("VLM_HOME", str(tmp_path))
+    assert assets.user_folder() == tmp_path
+    monkeypatch.setenv("VLM_HOME", "~/models")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert assets.user_folder() == tmp_path / "models"
+    monkeypatch.delenv("VLM_HOME")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert assets.user_folder() == tmp_path / "cache" / "vlm"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert assets.user_folder() == tmp_path / ".cache" / "vlm"
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert assets.user_folder() == tmp_path / "Library" / "Caches" / "vlm"
+    assert not (tmp_path / "Library").exists()

@@ -32,7 +32,7 @@ def asset(path: str) -> Path:
 
 
 def user_folder() -> Path:
-    """Return where this user's models and built kernels lie: ``VLM_HOME``, else the platform's cache folder.
+    """Return where what this user fetched lies: ``VLM_HOME``, else a folder of the platform's cache.
 
     The folder may not exist yet.
     """

@@ -260,11 +260,6 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 )
 
 
-def _library_place(library: object) -> str:
-    path = getattr(library, "path", None)
-    return str(path()) if callable(path) else "compiled"
-
-
 def _memory_bytes() -> int | None:
     """Return the memory that this process may use: the machine's, or less in a container."""
     try:
