@@ -51,7 +51,8 @@ def make_mask(
     rows, columns = grid
     patches = rows * columns
     if kind == "random":
-        return _choose(batch, num_steps * patches, int(ratio * num_steps * patches), generator)
+        total = num_steps * patches  # first: float products do not associate, and the counts truncate
+        return _choose(batch, total, int(ratio * total), generator)
     if kind == "tube":
         pattern = _choose(batch, patches, int(ratio * patches), generator)
         tube: Tensor = repeat(pattern, "b n -> b (t n)", t=num_steps)

@@ -23,19 +23,12 @@ class PatchEmbedding(nn.Module):
 
         A single frame is repeated to fill a tubelet: a picture is a clip in which nothing moves.
         """
-        weight = self.proj.weight
-        tubelet, height, width = weight.shape[2:]
+        tubelet = self.proj.kernel_size[0]
         if video.shape[1] == 1 and tubelet > 1:
             video = repeat(video, "b 1 c h w -> b t c h w", t=tubelet)
-        # a convolution whose stride is its kernel is one matrix product, which is faster on every device
-        patches = rearrange(
-            video.to(weight.dtype),
-            "b (t p0) c (h p1) (w p2) -> b t (h w) (c p0 p1 p2)",
-            p0=tubelet,
-            p1=height,
-            p2=width,
-        )
-        return F.linear(patches, weight.flatten(1), self.proj.bias)
+        frames = rearrange(video.to(self.proj.weight.dtype), "b t c h w -> b c t h w")
+        tokens: Tensor = rearrange(self.proj(frames), "b d t h w -> b t (h w) d")
+        return tokens
 
 
 def resize_positions(table: Tensor, grid: int) -> Tensor:

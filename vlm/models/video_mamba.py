@@ -266,9 +266,9 @@ class VideoMamba(nn.Module):
         heads = zip(self.clip_decoder, output.alignment, strict=True)
         return torch.stack([head(entry + table) for head, entry in heads])
 
-    def pool(self, tokens: Tensor, num_groups: int = 1) -> Tensor:
+    def pool(self, tokens: Tensor, num_steps: int | None = None) -> Tensor:
         """Pool normalised tokens (b, 1 + n, d) as configured, and normalise; see ``pool_tokens``."""
-        pooled = pool_tokens(tokens, self.config.pool, num_groups)
+        pooled = pool_tokens(tokens, self.config.pool, num_steps)
         if self.pool_norm is None:
             return pooled
         normed: Tensor = self.pool_norm(pooled.to(self.pool_norm.weight.dtype))
@@ -313,29 +313,30 @@ def keep_visible(tokens: Tensor, mask: Tensor) -> Tensor:
     return tokens[~mask].reshape(len(tokens), -1, tokens.shape[-1])
 
 
-def pool_tokens(tokens: Tensor, pool: Pool, num_groups: int = 1) -> Tensor:
-    """Pool tokens (b, 1 + n, d), the class token first, to (b, groups, d).
+def pool_tokens(tokens: Tensor, pool: Pool, num_steps: int | None = None) -> Tensor:
+    """Pool tokens (b, 1 + n, d), the class token first.
 
     Args:
         tokens: Normalised tokens.
-        pool: ``cls`` gives (b, 1, d) always; ``avg`` the mean of each group of patch tokens; ``cls+avg`` adds
-            the class token to it; ``cls_cat_avg`` puts the two side by side, (b, 2, d), but adds them when
-            there are several groups, as the reference does.
-        num_groups: Consecutive runs of equal length, one for each time step.
+        pool: ``cls``: the class token, (b, 1, d) always; ``avg``: the mean of the patch tokens; ``cls+avg``: the
+            sum of the two; ``cls_cat_avg``: the two side by side, (b, 2, d), but their sum where time is kept,
+            as in the reference.
+        num_steps: Keep time: pool that many consecutive runs of equal length, (b, steps, d). None pools the
+            clip as a whole, (b, 1, d).
 
     Raises:
-        ValueError: The patch tokens do not divide into the groups.
+        ValueError: The patch tokens do not divide into the steps.
     """
     first, patches = tokens[:, :1], tokens[:, 1:]
     if pool == "cls":
         return first
-    if patches.shape[1] % num_groups:
+    if patches.shape[1] % (num_steps or 1):
         raise ValueError(
-            f"{patches.shape[1]} tokens do not divide into {num_groups} equal groups; pool them as one"
+            f"{patches.shape[1]} tokens do not divide into {num_steps} equal steps; pool the clip as a whole"
         )
-    mean: Tensor = reduce(patches, "b (t n) d -> b t d", "mean", t=num_groups)
+    mean: Tensor = reduce(patches, "b (t n) d -> b t d", "mean", t=num_steps or 1)
     if pool == "avg":
         return mean
-    if pool == "cls_cat_avg" and num_groups == 1:
+    if pool == "cls_cat_avg" and num_steps is None:
         return torch.cat([first, mean], dim=1)
     return first + mean

@@ -68,7 +68,10 @@ class VideoModel(nn.Module):
     def fingerprint(self) -> str:
         """Hash of weights, configuration and preprocessing; computed again only after a weight changed."""
         tensors = [*self.named_parameters(), *self.named_buffers()]
-        state = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors)
+        state = (
+            self.preprocessing,
+            tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors),
+        )
         if self._fingerprint is None or self._fingerprint[0] != state:
             self._fingerprint = (state, self._hash(tensors))
         return self._fingerprint[1]

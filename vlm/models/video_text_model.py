@@ -143,8 +143,8 @@ class VideoTextModel(VideoModel):
         self, output: EncoderOutput, num_frames: int, mask: Tensor | None = None, keep_temporal: bool = True
     ) -> VideoFeatures:
         """Pool and project what the encoder returned; arguments as in ``encode_video``."""
-        steps = self.config.vision.num_steps if num_frames > 1 and keep_temporal else 1
-        if mask is not None and steps > 1 and not is_even(mask, steps):
+        steps = (self.config.vision.num_steps if num_frames > 1 else 1) if keep_temporal else None
+        if mask is not None and steps is not None and not is_even(mask, steps):
             raise ValueError("the mask leaves unequal numbers of tokens per step; pass keep_temporal=False")
         pooled = self.vision_encoder.pool(output.tokens, steps)
         return VideoFeatures(output.tokens[:, 1:], pooled, mean_of_directions(self.vision_proj(pooled)))

@@ -322,7 +322,7 @@ def _build(config: VideoTextConfig | ClassifierConfig | EncoderConfig) -> VideoM
 def _check_heads(width: int) -> None:
     if width % WIDTH_OF_A_HEAD:
         raise CheckpointError(
-            f"the text width {width} is not a multiple of {WIDTH_OF_A_HEAD}, so the number of attention heads "
+            f"the text width {width} is not a multiple of {WIDTH_OF_A_HEAD}, so the number of heads "
             "is not known: pass overrides={'num_attention_heads': n}"
         )
 
