@@ -161,9 +161,7 @@ def check_scan() -> Iterator[Finding]:
     serving = backend("selective_scan", "cpu", torch.float32)
     seconds = time.perf_counter() - start
     if serving == "cpu":
-        yield Finding(
-            "scan on cpu", "ok", f"C++ kernels, {_library_place(cpu_library)}, ready in {seconds:.1f} s"
-        )
+        yield Finding("scan on cpu", "ok", f"{cpu_library.describe()}, ready in {seconds:.1f} s")
     elif os.environ.get("VLM_SCAN_BACKEND", "auto") not in ("", "auto"):
         yield Finding("scan on cpu", "note", f"{serving}, forced by VLM_SCAN_BACKEND")
     else:
