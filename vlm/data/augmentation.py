@@ -88,7 +88,7 @@ def augment(
 def _window(
     height: int, width: int, config: AugmentationConfig, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Return (top, left, height, width) of the crop; the whole picture if no draw fits."""
+    """Return (top, left, height, width) of the crop; the largest central one if no draw fits."""
     limit = math.log(config.max_aspect)
     for _ in range(_ATTEMPTS):
         area = height * width * rng.uniform(config.min_scale, 1.0)
@@ -96,7 +96,9 @@ def _window(
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    return 0, 0, height, width
+    h = min(height, round(width * config.max_aspect))
+    w = min(width, round(height * config.max_aspect))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def _jitter(clip: Tensor, config: AugmentationConfig, rng: np.random.Generator) -> Tensor:
