@@ -240,3 +240,18 @@ def test_help_is_cheap():
     seconds, _, loaded = err.strip().partition(" ")
     assert loaded == "[]"
     assert float(seconds) < 0.3
+
+
+def test_help_of_every_command_leaves_torch_alone():
+    code = """
+    import sys
+    from vlm.cli import COMMANDS, main
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        assert "torch" not in sys.modules, name
+    assert main(["models", "list"]) == 0
+    assert "torch" not in sys.modules
+    """
+    process = run_python(code)
+    _out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
