@@ -11,8 +11,11 @@ import torch
 
 from vlm.cli import main
 from vlm.errors import InvalidInput
-from vlm.evaluation import read_card
+from vlm.evaluation import load_protocol, read_card
 from vlm.evaluation.launch import load_clip
+from vlm.evaluation.runner import evaluate_model
+from vlm.evaluation.world_manifest import read_world
+from vlm.models import load_model
 from vlm.types import Preprocessing
 
 
@@ -63,6 +66,28 @@ def test_a_random_model_gets_a_card_at_chance(world_folder, model_folder, tmp_pa
     text = capsys.readouterr().out
     for part in ("text to video, itc", "oracle frame set", "control first-frame", "chance", "direction|pair"):
         assert part in text
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_constant_weights_give_exactly_chance(world_folder, model_folder, value):
+    model = load_model(str(model_folder), device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.0)
+        for bias in (model.vision_proj.bias, model.text_proj.bias, model.itm_head.bias):
+            bias.fill_(value)  # at 1 every embedding is the same direction instead of none
+    protocol = load_protocol("world", ("rerank_k=20", "bootstrap.resamples=100"))
+    data = read_world(world_folder / "manifest.jsonl", world_folder, protocol)
+    card = evaluate_model(model, data, protocol, load_clip)
+    for direction in ("query_to_item", "item_to_query"):
+        chance = {name: entry["value"] for name, entry in card["chance"][direction].items()}
+        for kind in ("itc", "itm@20"):
+            found = {name: entry["value"] for name, entry in card["results"][direction][kind].items()}
+            assert found == pytest.approx(chance)
+            assert card["ties"][direction][kind] == 20
+    for kind in ("itc", "itm@20"):
+        twins = {name: entry["value"] for name, entry in card["twins"][kind].items()}
+        assert twins == pytest.approx({name: entry["value"] for name, entry in card["twin_chance"].items()})
 
 
 def test_the_same_run_gives_the_same_card_and_no_difference(world_folder, model_folder, tmp_path, capsys):
@@ -186,9 +211,6 @@ def test_torn_and_missing_clips(copied_world, model_folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("harm", ["version", "scene", "caption", "file", "twice", "json"])
 def test_damaged_manifests(copied_world, harm):
-    from vlm.evaluation import load_protocol
-    from vlm.evaluation.world_manifest import read_world
-
     rows = _lines(copied_world)
     if harm == "version":
         rows[3]["version"] = "world-v0"

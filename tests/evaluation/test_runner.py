@@ -76,6 +76,18 @@ def test_random_features_give_an_interval_that_contains_chance(toy, data, protoc
     assert entry["low"] <= _value(card, "chance", "query_to_item", "recall@5") <= entry["high"]
 
 
+def test_random_captions_give_chance(toy, data, protocol, load):
+    """The same perfect model, its captions dealt out anew: nothing but their truth can give a score."""
+    order = np.random.default_rng(3).permutation(20)
+    dealt = dataclasses.replace(data, queries=tuple(data.queries[i] for i in order))
+    card = evaluate_model(toy("order"), dealt, protocol, load)
+    right = float(np.mean([i in data.positives[q] for q, i in enumerate(order)]))
+    assert _recall(card, "itc") == pytest.approx(right, abs=0.05)
+    assert _recall(card, "itm@6") <= 0.2
+    entry = card["results"]["query_to_item"]["itc"]["recall@1"]
+    assert entry["low"] <= _value(card, "chance", "query_to_item", "recall@1") <= entry["high"]
+
+
 def test_shuffled_frames_are_noise_to_a_model_of_order(toy, data, protocol, load):
     card = evaluate_model(toy("order"), data, protocol, load)
     control = card["controls"]["shuffled-frames"]
