@@ -27,13 +27,16 @@ def tracked(root: Path, *under: str) -> list[str]:
     return [name for name in done.stdout.splitlines() if (root / name).is_file()]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    root = Path(__file__).resolve().parents[1]
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(root)]
+def build(source: Path, out: Path, *kinds: str) -> None:
+    command = [sys.executable, "-m", "build", *kinds, "--no-isolation", "--outdir", str(out), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("dist")
+    build(Path(__file__).resolve().parents[1], out, "--wheel")
     (path,) = out.iterdir()
     return zipfile.ZipFile(path)
 
@@ -89,6 +92,15 @@ def test_the_unpacked_wheel_finds_its_assets(wheel, tmp_path):
         command, capture_output=True, text=True, check=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}
     )
     assert done.stdout.split() == [str(tmp_path / "vlm" / "share" / folder) for folder in FOLDERS]
+
+
+def test_the_source_distribution_builds_the_same_wheel(wheel, root, tmp_path):
+    build(root, tmp_path)  # a source distribution, and the wheel from it
+    (path,) = tmp_path.glob("*.whl")
+    again = zipfile.ZipFile(path)
+    same = [name for name in wheel.namelist() if not name.endswith("RECORD")]
+    assert sorted(again.namelist()) == sorted(wheel.namelist())
+    assert [name for name in same if again.read(name) != wheel.read(name)] == []
 
 
 def test_only_vlm_is_a_package(root):
