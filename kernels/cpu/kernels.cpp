@@ -2,10 +2,10 @@
 #include <new>
 
 #if !defined(VLM_PAIR)
-#define VLM_PAIR 2
+#define VLM_PAIR 1
 #endif
 #if !defined(VLM_STATES)
-#define VLM_STATES 2
+#define VLM_STATES 4
 #endif
 
 #include "conv.h"

@@ -34,3 +34,32 @@ def assert_close() -> Callable[..., None]:
         assert error <= tolerance * scale, f"{name}: off by {error:.3g} of {scale:.3g}, allowed {tolerance:g}"
 
     return check
+
+
+@pytest.fixture(params=["reference", "chunked", "cpu-portable", "cpu-v3", "cpu-v4"])
+def every_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each implementation, and each instruction set that this processor has, on memory filled with NaN."""
+    name, _, isa = request.param.partition("-")
+    if name == "cpu":
+        if not cpu_library.available(torch.float32):
+            pytest.skip(f"no C++ kernels: {cpu_library.unavailable_reason(torch.float32)}")
+        if cpu_library.LEVELS[isa] > cpu_library.library().vlm_best_level():
+            pytest.skip(f"this processor lacks {isa}")
+        monkeypatch.setenv(cpu_library.ISA_VARIABLE, isa)
+    monkeypatch.setenv(VARIABLE, name)
+    # fills torch.empty with NaN; the suite's conftest switches it off again
+    torch.use_deterministic_algorithms(True)
+    return request.param
+
+
+@pytest.fixture
+def relative_error() -> Callable[[Tensor, Tensor], float]:
+    """The error's norm relative to the truth's norm."""
+
+    def measure(actual: Tensor, truth: Tensor) -> float:
+        assert actual.shape == truth.shape
+        assert torch.isfinite(actual).all(), "not finite"
+        difference = (actual.double() - truth.double()).norm().item()
+        return difference / max(truth.double().norm().item(), 1e-30)
+
+    return measure

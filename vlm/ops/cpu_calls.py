@@ -156,7 +156,9 @@ def _scan_call(scans: list[Scan], z: Tensor | None) -> tuple[_Call, _Problem]:
             B, C = B.contiguous(), C.contiguous()
         u, delta = _rows(s.u), _rows(s.delta)
         initial = None if s.initial is None else s.initial.transpose(1, 2).contiguous()
-        call.point(q, u=u, delta=delta, A=_dense(s.A), B=B, C=C, D=_dense(s.D), bias=_dense(s.bias), initial=initial)
+        call.point(
+            q, u=u, delta=delta, A=_dense(s.A), B=B, C=C, D=_dense(s.D), bias=_dense(s.bias), initial=initial
+        )
         q.u_batch, q.u_row = u.stride(0), u.stride(1)
         q.delta_batch, q.delta_row = delta.stride(0), delta.stride(1)
         q.bc_batch, q.bc_row, q.bc_group = B.stride()[:3]
@@ -284,7 +286,9 @@ def _conv_call(
     )
     call = _Call(problem)
     weights = {"weight_f": _dense(weight_f), "weight_b": _dense(weight_b)}
-    call.point(problem, x=x, bias_f=_dense(bias_f), bias_b=_dense(bias_b), segments=_dense(segments), **weights)
+    call.point(
+        problem, x=x, bias_f=_dense(bias_f), bias_b=_dense(bias_b), segments=_dense(segments), **weights
+    )
     return call, problem
 
 

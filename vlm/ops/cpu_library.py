@@ -94,7 +94,9 @@ def level() -> int:
         return best
     if wanted not in LEVELS or LEVELS[wanted] > best:
         usable = [name for name, number in LEVELS.items() if number <= best]
-        raise KernelError(f"{ISA_VARIABLE} must be one of {', '.join(usable)} on this processor, got {wanted!r}")
+        raise KernelError(
+            f"{ISA_VARIABLE} must be one of {', '.join(usable)} on this processor, got {wanted!r}"
+        )
     return LEVELS[wanted]
 
 
@@ -143,7 +145,13 @@ def _built() -> Path:
     sources = {name: asset(f"kernels/cpu/{name}").read_bytes() for name in _SOURCES}
     folder = _cache_folder()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    parts = (compiler.encode(), version, " ".join(_FLAGS).encode(), platform.machine().encode(), *sources.values())
+    parts = (
+        compiler.encode(),
+        version,
+        " ".join(_FLAGS).encode(),
+        platform.machine().encode(),
+        *sources.values(),
+    )
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
     target = folder / f"libvlm_cpu-{key}.so"
     if _intact(target):

@@ -84,7 +84,9 @@ def _backward(dout: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     which = backend("bi_scan", u.device, u.dtype)
     results: list[ScanGradients]
     if which == "cpu" and cpu_library.fits(scans[0].A.shape[1]):
-        results, joined, dz = cpu_calls.bi_scan_backward(dout.to(dtype), scans, z.to(dtype), total.to(dtype), kept)
+        results, joined, dz = cpu_calls.bi_scan_backward(
+            dout.to(dtype), scans, z.to(dtype), total.to(dtype), kept
+        )
     else:
         dy, dz = silu_backward(dout.to(dtype), total.to(dtype), z.to(dtype))
         if which == "reference":
