@@ -318,9 +318,9 @@ def pool_tokens(tokens: Tensor, pool: Pool, num_steps: int | None = None) -> Ten
 
     Args:
         tokens: Normalised tokens.
-        pool: ``cls``: the class token, (b, 1, d) always; ``avg``: the mean of the patch tokens; ``cls+avg``: the
-            sum of the two; ``cls_cat_avg``: the two side by side, (b, 2, d), but their sum where time is kept,
-            as in the reference.
+        pool: ``cls``: the class token, (b, 1, d) always; ``avg``: the mean of the patch tokens; ``cls+avg``:
+            the sum of the two; ``cls_cat_avg``: the two side by side, (b, 2, d), but their sum where time is
+            kept, as in the reference.
         num_steps: Keep time: pool that many consecutive runs of equal length, (b, steps, d). None pools the
             clip as a whole, (b, 1, d).
 

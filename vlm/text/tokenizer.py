@@ -97,7 +97,7 @@ class Tokenizer:
             InvalidInput: The special tokens are missing.
         """
         from tokenizers import Tokenizer as Engine
-        from tokenizers import normalizers, pre_tokenizers
+        from tokenizers import decoders, normalizers, pre_tokenizers
         from tokenizers.models import WordPiece
 
         vocabulary = {piece.strip(): index for index, piece in enumerate(pieces)}
@@ -108,6 +108,7 @@ class Tokenizer:
         engine = Engine(WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD))
         engine.normalizer = normalizers.BertNormalizer(lowercase=True)
         engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        engine.decoder = decoders.WordPiece()
         return cls(_finish(engine))
 
     def __call__(self, texts: Sequence[str], *, max_tokens: int, cleaned: bool = False) -> TokenBatch:

@@ -107,7 +107,13 @@ def from_official(
         model = _build(config)
     ours, resized, missing = _fit_patches(ours, config.vision)
     ours, tables, dropped = fit_tables(ours, config.vision, VISION)
-    fill(model, ours, f"VideoMamba {form} file")
+    theirs = {ours_name: name for name, ours_name in names.items()}
+    fill(
+        model,
+        ours,
+        f"VideoMamba {form} file",
+        shown=lambda name: theirs[name] if name in theirs else _published_name(name, form, kept),
+    )
     report = LoadReport(
         kind=form,
         matched=tuple(name for name in kept if names[name] in ours),
@@ -293,6 +299,19 @@ def _our_name(name: str, form: str) -> str:
     if name.startswith("head."):
         return name
     return VISION + (f"norm.{name.removeprefix('norm_f.')}" if name.startswith("norm_f.") else name)
+
+
+def _published_name(name: str, form: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return what the published file would call one of our weights that it lacks."""
+    if form == "retrieval":
+        plain = any(key.startswith("text_encoder.embeddings.") for key in tensors)
+        return name.replace("text_encoder.bert.", "text_encoder.") if plain else name
+    name = name.removeprefix(VISION)
+    return (
+        f"norm_f.{name.removeprefix('norm.')}"
+        if form != "masked-pretrain" and name.startswith("norm.")
+        else name
+    )
 
 
 def _fit_patches(

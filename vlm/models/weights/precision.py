@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -37,16 +37,24 @@ def set_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+def fill(
+    model: nn.Module, tensors: Mapping[str, Tensor], where: str, *, shown: Callable[[str], str] = str
+) -> None:
     """Put tensors into a model that was built on the meta device, as fp32 copies.
 
     Shapes are compared before anything is copied.
 
+    Args:
+        model: Where they go.
+        tensors: By the model's names.
+        where: What errors call the source.
+        shown: Turns a name of the model into what errors call it.
+
     Raises:
         CheckpointError: A key is missing or unexpected, or a shape differs; they are named.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    compare(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
+    expected = {shown(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    compare(expected, {shown(name): tuple(tensor.shape) for name, tensor in tensors.items()}, where)
     copies = {
         name: tensor.detach().to(torch.float32, copy=True).contiguous()
         if tensor.is_floating_point()
