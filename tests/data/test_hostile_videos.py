@@ -205,8 +205,8 @@ def test_every_cut_gives_frames_or_a_reason(
         read = video.read(np.arange(video.info.num_frames))
         numbers = [read_number(frame) for frame in read]
         outcomes.append(len(numbers))
-        # the last frame may be torn by the cut; all before it are whole
-        assert numbers[:-1] == list(range(len(numbers) - 1))
+        # a frame torn by the cut, and the two between that refer to it, may be damaged
+        assert numbers[:-3] == list(range(len(numbers)))[:-3]
     counts = [outcome for outcome in outcomes if isinstance(outcome, int)]
     assert counts and counts == sorted(counts)
 

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.data.collate import Clip, ClipBatch, true_pairs
+    from vlm.data.collate import Clip, ClipBatch, make_batch, true_pairs
     from vlm.data.decoding import VideoInfo, iter_segments, open_video, probe, read_frames
     from vlm.data.loader import Loader, LoaderConfig
     from vlm.data.mixture import Mixture
@@ -27,6 +27,7 @@ __all__ = [
     "ShardSource",
     "VideoInfo",
     "iter_segments",
+    "make_batch",
     "open_video",
     "preprocess",
     "probe",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "collate": ("Clip", "ClipBatch", "true_pairs"),
+    "collate": ("Clip", "ClipBatch", "make_batch", "true_pairs"),
     "decoding": ("VideoInfo", "iter_segments", "open_video", "probe", "read_frames"),
     "loader": ("Loader", "LoaderConfig"),
     "mixture": ("Mixture",),

@@ -71,7 +71,7 @@ class ClipBatch:
         return tuple(clip.caption for clip in self.clips)
 
 
-def make_batch(
+def stack_clips(
     clips: Sequence[Clip],
     p: Preprocessing,
     *,
@@ -106,7 +106,7 @@ def true_pairs(keys: Sequence[str], captions: Sequence[str], all_captions: Seque
     return torch.tensor(rows, dtype=torch.bool).reshape(len(keys), len(keys))
 
 
-def collate(batch: ClipBatch, tokenize: Callable[[list[str]], TokenBatch]) -> Batch:
+def make_batch(batch: ClipBatch, tokenize: Callable[[list[str]], TokenBatch]) -> Batch:
     """Return the batch of a single process, its captions tokenised.
 
     Several processes gather keys and captions first and call `true_pairs` on the whole.

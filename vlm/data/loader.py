@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from vlm.data.augmentation import AugmentationConfig, augment, sample_rng
-from vlm.data.collate import Clip, ClipBatch, make_batch
+from vlm.data.collate import Clip, ClipBatch, stack_clips
 from vlm.data.frame_sampling import middle_frames, random_frames
 from vlm.data.mixture import GlobalOrder
 from vlm.data.preprocessing import fit
@@ -200,7 +200,7 @@ class Loader:
             healthy = len(clips)
             clips = [clips[number % healthy] for number in range(len(tasks))]
         share = self._share(start, stop)
-        return make_batch(
+        return stack_clips(
             clips,
             self._preprocessing,
             consumed=stop,

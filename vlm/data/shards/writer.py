@@ -143,7 +143,7 @@ class ShardWriter:
         with temporary.open("wb") as stream:
             # fixed owner and time: the same input gives the same bytes
             with TarWriter(
-                stream, user="vlm", group="vlm", encoder=False, compress=False, mtime=0.0, format="PAX_FORMAT"
+                stream, user="vlm", group="vlm", encoder=False, compress=False, mtime=0, format="PAX_FORMAT"
             ) as tar:
                 for key, members in self._pending:
                     tar.write({"__key__": key, **members})
