@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
@@ -17,7 +16,9 @@ SCANS = [f"selective_scan_{name}" for name in ("L1", "L7", "L64", "L130", "L393"
 
 def load(path):
     with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["config"])
+        return {name: file.get_tensor(name) for name in list(file.keys())}, json.loads(
+            file.metadata()["config"]
+        )
 
 
 def scan_arguments(tensors, case):

@@ -44,7 +44,7 @@ def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> str:
         _check_cpu(op, kind, dtype)
     elif wanted == "cuda":
         raise KernelError(
-            f"{VARIABLE}=cuda, but this version has no CUDA kernel for {op}; use chunked or mamba_ssm on a GPU"
+            f"{VARIABLE}=cuda, but there is no CUDA kernel for {op}; use chunked, or mamba_ssm on a GPU"
         )
     elif wanted == "mamba_ssm":
         _check_mamba_ssm(op, kind, dtype)
@@ -56,7 +56,8 @@ def _check_cpu(op: str, kind: str, dtype: torch.dtype) -> None:
     """Raise unless the C++ kernels can serve."""
     if kind != "cpu":
         raise KernelError(
-            f"{VARIABLE}=cpu, but the tensors of {op} are on {kind}; move them to the CPU or use {VARIABLE}=auto"
+            f"{VARIABLE}=cpu, but the tensors of {op} are on {kind}; move them to the CPU "
+            f"or use {VARIABLE}=auto"
         )
     if not cpu_library.available(dtype):
         raise KernelError(
@@ -89,6 +90,6 @@ def mamba_ssm_extension() -> Any:
         return importlib.import_module("selective_scan_cuda")
     except ImportError as error:
         raise KernelError(
-            f"{VARIABLE}=mamba_ssm, but its extension selective_scan_cuda cannot be imported ({error}); install "
-            "mamba-ssm with MAMBA_KEEP_CUDA_BUILD=TRUE or use another backend"
+            f"{VARIABLE}=mamba_ssm, but its extension selective_scan_cuda cannot be imported ({error}); "
+            "install mamba-ssm with MAMBA_KEEP_CUDA_BUILD=TRUE or use another backend"
         ) from error

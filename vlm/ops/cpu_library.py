@@ -1,8 +1,8 @@
 """Finds, builds and loads the C++ kernels for the CPU: compiled once a machine, or carried by the wheel.
 
 Nothing happens at import. The first question builds ``kernels/cpu`` with the system's C++ compiler into the
-user's cache (some seconds); without a compiler the PyTorch implementations serve. The library is plain C without
-Python or torch in it, so it outlives both.
+user's cache (some seconds); without a compiler the PyTorch implementations serve. The library is plain C
+without Python or torch in it, so it outlives both.
 """
 
 from __future__ import annotations
@@ -57,7 +57,16 @@ def unavailable_reason(dtype: torch.dtype) -> str:
 
 
 def fits(num_states: int) -> bool:
-    """Return whether the kernels take so many states."""
+    """Return whether the kernels take so many states; PyTorch serves if not.
+
+    Raises:
+        KernelError: They do not, and ``VLM_SCAN_BACKEND=cpu`` forces them.
+    """
+    if num_states > MAX_STATES and os.environ.get("VLM_SCAN_BACKEND") == "cpu":
+        raise KernelError(
+            f"VLM_SCAN_BACKEND=cpu, but the C++ kernels take at most {MAX_STATES} states, got {num_states}; "
+            "use chunked"
+        )
     return num_states <= MAX_STATES
 
 
@@ -216,9 +225,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _compile(compiler: str, sources: dict[str, bytes], target: Path) -> None:
     """Compile every variant side by side, link them, and move the result into place."""
-    variants: dict[str, list[str]] = {"portable": []}
-    if platform.machine() in ("x86_64", "AMD64"):
-        variants |= {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
+    variants = _variants()
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
         work = Path(name)
         for source, content in sources.items():
@@ -239,6 +246,13 @@ def _compile(compiler: str, sources: dict[str, bytes], target: Path) -> None:
         # between the two moves the checksum does not match, which reads as damaged: rebuilt, never misused
         digest.replace(_digest_path(target))
         built.replace(target)
+
+
+def _variants() -> dict[str, list[str]]:
+    """Return the instruction sets to compile for, with the compiler's flags."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return {"portable": []}
+    return {"portable": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
 
 
 def _compiles(compiler: str, flags: list[str], work: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-NAMESPACE = torch.library.Library("vlm", "FRAGMENT")
+NAMESPACE = torch.library.Library("vlm", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def register(
@@ -21,9 +21,9 @@ def register(
     time and never traced. ``Library.define`` and ``impl`` cost a third of ``custom_op`` per call.
     """
     name = schema.partition("(")[0]
-    NAMESPACE.define(schema)
+    NAMESPACE.define(schema)  # type: ignore[no-untyped-call]
     for key in ("CPU", "CUDA"):
-        NAMESPACE.impl(name, implementation, key)
+        NAMESPACE.impl(name, implementation, key)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"vlm::{name}", fake, lib=NAMESPACE)
 
 
@@ -37,8 +37,8 @@ def register_autograd(
 
     def refuse(_ctx: Any, *_gradients: Any) -> None:
         raise NotImplementedError(
-            f"vlm::{name} is differentiable once; got a second derivative; use "
-            "VLM_SCAN_BACKEND-independent PyTorch code if you need one"
+            f"vlm::{name} is differentiable once, got a second derivative; "
+            "write the recurrence in plain PyTorch where you need one"
         )
 
     torch.library.register_autograd(f"vlm::{name}_backward", refuse, lib=NAMESPACE)

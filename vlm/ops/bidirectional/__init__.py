@@ -24,8 +24,8 @@ class Branch:
         conv_bias: (e,) or None.
         x_proj: (r + 2n, e) weight, or a module or function (b, l, e) -> (b, l, r + 2n); the rows are
             [dt (r) | B (n) | C (n)].
-        dt_proj: (e, r) weight, or a module or function (b, l, r) -> (b, l, e). A module that adds a bias of its
-            own needs ``dt_bias=None``; a weight goes with ``dt_bias``, added in fp32.
+        dt_proj: (e, r) weight, or a module or function (b, l, r) -> (b, l, e). A module that adds a bias
+            of its own needs ``dt_bias=None``; a weight goes with ``dt_bias``, added in fp32.
         dt_bias: (e,) added before softplus, or None.
         A_log: (e, n); A = -exp(A_log).
         D: (e,) skip weight.
@@ -43,7 +43,7 @@ class Branch:
         """Refuse a bias that would be added twice."""
         if self.dt_bias is not None and getattr(self.dt_proj, "bias", None) is not None:
             raise ValueError(
-                "dt_proj has a bias of its own, which it adds; pass dt_bias=None, or dt_proj's weight and dt_bias"
+                "dt_proj adds a bias of its own, so dt_bias must be None; or pass its weight with dt_bias"
             )
 
 
@@ -52,7 +52,7 @@ def bidirectional_mamba(
 ) -> Tensor:
     """Mix a sequence in both directions: convolve, project, scan, add, gate.
 
-    out = (scan_forward(x) + scan_backward(x)) * silu(z), where x and z are the halves of ``xz``. Both branches
+    out = (scan_forward(x) + scan_backward(x)) * silu(z), where x and z are the halves of ``xz``. The branches
     are summed, not averaged. No tensor is flipped.
 
     Args:
@@ -107,7 +107,7 @@ def _project(name: str, u: Tensor, branch: Branch) -> tuple[Tensor, Tensor, Tens
         raise ValueError(
             f"{name}.x_proj must give more than 2 x {num_states} rows [dt | B | C], got {rows.shape[-1]}"
         )
-    dt, bc = rows.split([rank, 2 * num_states], -1)
+    dt, bc = torch.split(rows, [rank, 2 * num_states], -1)
     delta = _apply(branch.dt_proj, dt)
     if delta.shape != u.shape:
         raise ValueError(f"{name}.dt_proj must give {tuple(u.shape)}, got {tuple(delta.shape)}")

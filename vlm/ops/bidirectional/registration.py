@@ -1,7 +1,7 @@
 """``vlm::bi_scan``: both directions' scans, their sum and one gate in one operator, channels-last.
 
-B and C come as one tensor ``bc`` (b, l, 2n), a view into the rows [dt | B | C] as the projection left them, so
-nothing is copied; a kernel reads them by strides. The reverse direction is an index, no tensor is flipped.
+B and C come as one tensor ``bc`` (b, l, 2n), a view into the rows [dt | B | C] as the projection left them,
+so nothing is copied; a kernel reads them by strides. The reverse direction is an index, no tensor is flipped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def _scans(inputs: tuple[Any, ...]) -> list[Scan]:
     for places, reverse in ((_FORWARD, False), (_BACKWARD, True)):
         if inputs[places[0]] is None:
             continue
-        u, delta, bc, A, D, bias = (None if inputs[i] is None else inputs[i].to(dtype) for i in places)
+        u, delta, bc, A, D = (inputs[i].to(dtype) for i in places[:5])
+        bias = None if inputs[places[5]] is None else inputs[places[5]].to(dtype)
         B, C = bc.unsqueeze(2).chunk(2, -1)
         scans.append(Scan(u, delta, A, B, C, D, bias, None, inputs[13], True, reverse))
     return scans

@@ -29,7 +29,7 @@ def selective_scan(
     """Run the selective state-space recurrence of Mamba along the last axis.
 
     In scan order, with dt = delta + delta_bias, through softplus if asked:
-    h[t] = exp(dt[t] A) h[t-1] + dt[t] u[t] B[t];  out[t] = (sum over states of h[t] C[t] + D u[t]) silu(z[t]).
+    h[t] = exp(dt[t] A) h[t-1] + dt[t] u[t] B[t];  out[t] = (sum over states h[t] C[t] + D u[t]) silu(z[t]).
 
     Args:
         u: (batch, dim, length) in fp32, fp64, bf16 or fp16.
@@ -50,8 +50,8 @@ def selective_scan(
             crosses such a border; the first step in scan order continues ``initial_state`` in any case.
 
     Returns:
-        ``out`` (batch, dim, length) in the dtype of ``u``; with ``return_last_state`` also the state after the
-        last step, (batch, dim, state) in fp32 (fp64 for fp64), which is not differentiable.
+        ``out`` (batch, dim, length) in the dtype of ``u``; with ``return_last_state`` also the state after
+        the last step, (batch, dim, state) in fp32 (fp64 for fp64), which is not differentiable.
 
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names the argument.
@@ -105,7 +105,8 @@ def _check(
     """Raise ValueError, naming the argument, unless everything fits together."""
     if u.dim() != 3 or u.dtype not in _FLOATING or 0 in u.shape:
         raise ValueError(
-            f"u must be (batch, dim, length), non-empty, in fp32, fp64, bf16 or fp16; got {tuple(u.shape)} {u.dtype}"
+            "u must be (batch, dim, length), non-empty, in fp32, fp64, bf16 or fp16; "
+            f"got {tuple(u.shape)} {u.dtype}"
         )
     batch, dim, length = u.shape
     if A.dim() != 2 or A.shape[0] != dim or A.shape[1] == 0:
@@ -115,14 +116,14 @@ def _check(
     for name, x in (("delta", delta), ("z", z)):
         _expect(name, x, [(batch, dim, length)], (u.dtype,), u.device)
     for name, x in (("A", A), ("D", D), ("delta_bias", delta_bias)):
-        shapes = [(dim, state)] if name == "A" else [(dim,)]
-        _expect(name, x, shapes, (torch.float32, torch.float64), u.device)
+        shape = (dim, state) if name == "A" else (dim,)
+        _expect(name, x, [shape], (torch.float32, torch.float64), u.device)
     _expect("initial_state", initial_state, [(batch, dim, state)], (wide, u.dtype), u.device)
     for name, x in (("B", B), ("C", C)):
         if x.dim() == 2:
             raise ValueError(
-                f"{name} must depend on time: (batch, state, length) or (batch, groups, state, length); got the "
-                f"constant {tuple(x.shape)}; expand it over batch and length"
+                f"{name} must depend on time: (batch, state, length) or (batch, groups, state, length); "
+                f"got the constant {tuple(x.shape)}; expand it over batch and length"
             )
         groups = x.shape[1] if x.dim() == 4 else 1
         _expect(name, x, [(batch, state, length), (batch, groups, state, length)], (u.dtype,), u.device)

@@ -62,7 +62,7 @@ def backward(dy: Tensor, s: Scan, checkpoints: Tensor) -> ScanGradients:
     dt, slope = step_size(s)
     p = _prepare(s, dt)
     dy_cut = _cut(dy, s.reverse, groups)
-    starts = checkpoints.transpose(2, 3).unflatten(2, (groups, -1))
+    starts = torch.unflatten(checkpoints.transpose(2, 3), 2, (groups, -1))
     num_chunks = p.u.shape[1]
     du, ddt = torch.empty_like(p.u), torch.empty_like(p.u)
     dB, dC = torch.empty_like(p.B), torch.empty_like(p.C)
@@ -171,7 +171,7 @@ def _prepare(s: Scan, dt: Tensor) -> _Prepared:
     return _Prepared(
         u=_cut(s.u, s.reverse, groups),
         dt=_cut(dt, s.reverse, groups),
-        A=s.A.unflatten(0, (groups, -1)),
+        A=torch.unflatten(s.A, 0, (groups, -1)),
         B=_cut(s.B.flatten(2), s.reverse, groups),
         C=_cut(s.C.flatten(2), s.reverse, groups),
         drops=None if drops is None else _cut(drops.unsqueeze(-1), s.reverse, 1)[..., 0, 0],
@@ -184,7 +184,7 @@ def _cut(x: Tensor, reverse: bool, groups: int) -> Tensor:
     missing = -x.shape[1] % CHECKPOINT_EVERY
     if missing:
         x = torch.cat([x, x.new_zeros(x.shape[0], missing, x.shape[2])], 1)
-    return x.unflatten(1, (-1, CHECKPOINT_EVERY)).unflatten(3, (groups, -1))
+    return torch.unflatten(torch.unflatten(x, 1, (-1, CHECKPOINT_EVERY)), 3, (groups, -1))
 
 
 def _back_to_time(x: Tensor, s: Scan, *, merge: bool = True) -> Tensor:
@@ -197,6 +197,6 @@ def _back_to_time(x: Tensor, s: Scan, *, merge: bool = True) -> Tensor:
 def _state_before(s: Scan, rows: slice, groups: int) -> Tensor:
     """Return the state before the first step of some batch rows, (b, g, r, n)."""
     if s.initial is not None:
-        return s.initial[rows].unflatten(1, (groups, -1))
+        return torch.unflatten(s.initial[rows], 1, (groups, -1))
     num_rows = len(range(*rows.indices(s.u.shape[0])))
     return s.u.new_zeros(num_rows, groups, s.u.shape[2] // groups, s.A.shape[1])

@@ -183,4 +183,4 @@ def _per_channel(x: Tensor, channels: int) -> Tensor:
 
 def _per_group(x: Tensor, groups: int) -> Tensor:
     """Sum (b, e, n) over each group's channels to (b, g, n)."""
-    return x.unflatten(1, (groups, -1)).sum(2)
+    return torch.unflatten(x, 1, (groups, -1)).sum(2)
