@@ -71,9 +71,11 @@ def test_not_msrvtt(tmp_path: Path, text: str) -> None:
 
 def test_world_manifest(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
-    line = {"file": "clips/0.mp4", "captions": ["a red 3 moves up"], "scene": {"seed": 1}, "twin": None}
-    path.write_text(json.dumps(line) + "\n\n")
-    (entry,) = read_annotations(path)
+    line = {"file": "clips/0.mp4", "caption": "a red 3 moves up", "scene": {"seed": 1}, "twin": None}
+    other = {"file": "clips/1.mp4", "captions": ["a red 3 moves up", "a 3 rises"]}
+    path.write_text(json.dumps(line) + "\n\n" + json.dumps(other) + "\n")
+    entry, several = read_annotations(path)
+    assert several.captions == ("a red 3 moves up", "a 3 rises")
     assert entry.video == "clips/0.mp4"
     assert entry.captions == ("a red 3 moves up",)
     assert entry.metadata == {"scene": {"seed": 1}, "twin": None}

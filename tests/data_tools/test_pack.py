@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -71,6 +73,46 @@ def test_damage_is_found(tmp_path: Path, videos: Path, capsys) -> None:
     capsys.readouterr()
     assert main(["data", "verify", str(out)]) == 5
     assert "checksum" in capsys.readouterr().out
+
+
+def test_describe(tmp_path: Path, videos: Path, capsys) -> None:
+    out = tmp_path / "shards"
+    main(["data", "pack", "--folder", str(videos), "--out", str(out)])
+    capsys.readouterr()
+    assert main(["data", "describe", str(out), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["num_samples"] == 2
+    assert report["total_duration_s"] == pytest.approx(1.0, abs=0.01)
+    assert report["width"] == {"min": 32, "median": 32, "max": 32}
+    assert report["codecs"] == {"h264": 2}
+    assert report["frequent_words"] == {"something": 2, "dark": 1, "grey": 1}
+    assert main(["data", "describe", str(out)]) == 0
+    assert "h264 2" in capsys.readouterr().out
+
+
+def test_a_full_disk_leaves_what_is_done(tmp_path: Path, videos: Path, capsys, monkeypatch) -> None:
+    """The shard that no longer fits is not there; with space again, the work goes on."""
+    for name in ("c", "d", "e"):
+        (videos / f"{name}.mp4").write_bytes((videos / "a.mp4").read_bytes() + bytes(600_000))
+        (videos / f"{name}.txt").write_text(f"copy {name}")
+    line = ["data", "pack", "--folder", str(videos), "--max-shard-mb", "1", "--out"]
+    assert main([*line, str(tmp_path / "whole")]) == 0
+    original = os.replace
+
+    def full(source: object, target: object) -> None:
+        if str(target).endswith("shard-000001.tar"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        original(source, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "replace", full)
+    assert main([*line, str(tmp_path / "s")]) == 6
+    assert "no space left" in capsys.readouterr().err
+    assert not (tmp_path / "s" / "manifest.json").exists()
+    assert (tmp_path / "s" / "shard-000000.tar").exists()
+    monkeypatch.setattr(os, "replace", original)
+    assert main([*line, str(tmp_path / "s")]) == 0
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "s" / path.name).read_bytes()
 
 
 @pytest.mark.parametrize(

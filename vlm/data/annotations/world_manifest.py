@@ -10,7 +10,7 @@ from vlm.errors import DataError
 
 
 def read(path: Path) -> list[Annotation]:
-    """Read ``file`` and ``captions``; everything else of the line becomes metadata.
+    """Read ``file`` and ``caption`` (or a list, ``captions``); the rest of the line becomes metadata.
 
     Raises:
         DataError: ``bad_annotations``.
@@ -21,12 +21,12 @@ def read(path: Path) -> list[Annotation]:
             continue
         try:
             row = json.loads(line)
-            video, captions = row.pop("file"), row.pop("captions")
+            video, captions = row.pop("file"), row.pop("captions", None) or [row.pop("caption")]
             if not isinstance(video, str) or not all(isinstance(caption, str) for caption in captions):
-                raise TypeError("file and captions must be text")
+                raise TypeError("file and caption must be text")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(
-                f"{path}: line {number}: expected a clip with file and captions: {error!r}", "bad_annotations"
+                f"{path}: line {number}: expected a clip with file and caption: {error!r}", "bad_annotations"
             ) from error
         found.append(Annotation(video=video, captions=tuple(captions), metadata=row))
     return found
