@@ -33,8 +33,9 @@ def motion(scene: Scene, frames: npt.NDArray[np.int64]) -> Motion:
     """Return the state of every thing at ``frames`` (t,), the clip's own frame numbers."""
     stored = LAST - frames if scene.reversed else frames
     shape = (len(scene.things), len(frames))
-    x = np.repeat(np.array([[thing.x] for thing in scene.things]), shape[1], axis=1)
-    y = np.repeat(np.array([[thing.y] for thing in scene.things]), shape[1], axis=1)
+    x, y = np.empty(shape), np.empty(shape)
+    for index, thing in enumerate(scene.things):
+        x[index], y[index] = thing.x, thing.y
     angle = np.zeros(shape)
     visible = np.ones(shape, dtype=bool)
     for event in scene.events:

@@ -167,9 +167,12 @@ def _about_actors(scene: Scene, rng: np.random.Generator) -> list[Question]:
 def _deed_words(scene: Scene, index: int) -> str:
     """What the thing does first, as the rest of a sentence about it."""
     for event in scene.timeline:
-        if event.subject == index and event.kind != "swap":
+        if event.kind == "swap" and index in (event.subject, event.partner):
+            other = event.partner if index == event.subject else event.subject
+            return f"{VERBS[0]['swap']} {thing_words(scene, other or 0, _PLAIN)}"
+        if event.subject == index:
             return " ".join(event_words(scene, event, _PLAIN, it=True).split()[1:])
-    return VERBS[0]["still"] if index in still_things(scene) else ""
+    return VERBS[0]["still"]
 
 
 def _about_order(scene: Scene, rng: np.random.Generator) -> list[Question]:

@@ -64,7 +64,7 @@ PLANS = (
 )
 # kind: (weight, shortest and longest duration in frames)
 KIND_WEIGHTS = {
-    "move": (0.42, 8, 18),
+    "move": (0.42, 7, 18),
     "zigzag": (0.12, 15, 20),
     "circle": (0.14, 16, 22),
     "spin": (0.1, 16, 22),
@@ -72,6 +72,7 @@ KIND_WEIGHTS = {
     "blink": (0.07, 0, 0),
     "swap": (0.06, 12, 18),
 }
+REST = 2  # frames between two slots, at least: one after the other must look like it
 SPEED_RANGES = {"slowly": (0.8, 1.05), "quickly": (2.0, 2.5), "zigzag": (1.2, 1.6)}  # units per frame
 
 
@@ -205,7 +206,7 @@ def _schedule(rng: np.random.Generator, slots: list[list[Event]]) -> list[Event]
     lengths = [
         [e.end if e.kind in ("bounce", "blink") else _shortest(e.kind) for e in slot] for slot in slots
     ]
-    spare = LAST - 2 - sum(max(row) for row in lengths) - (len(slots) - 1)
+    spare = LAST - 2 - sum(max(row) for row in lengths) - REST * (len(slots) - 1)
     if spare < 0:
         return None
     timed: list[Event] = []
@@ -220,7 +221,7 @@ def _schedule(rng: np.random.Generator, slots: list[list[Event]]) -> list[Event]
             length = max(length, -(-2 * span // 3)) if not fixed else length
             start = now + (span - length) // 2
             timed.append(replace(event, start=start, end=start + length))
-        now += span + 1 + int(shares[2 * place + 2])
+        now += span + REST + int(shares[2 * place + 2])
     return timed
 
 

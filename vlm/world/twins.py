@@ -83,8 +83,15 @@ def _exchange(scene: Scene, rng: np.random.Generator, fields: tuple[str, ...]) -
     return replace(scene, things=tuple(things))
 
 
+def _names(scene: Scene) -> set[tuple[str, int]]:
+    return {(thing.colour, thing.digit) for thing in scene.things}
+
+
 def _binding(scene: Scene, rng: np.random.Generator) -> Scene | None:
-    return _exchange(scene, rng, ("colour",))
+    other = _exchange(scene, rng, ("colour",))
+    return (
+        other if other is None or _names(other) != _names(scene) else None
+    )  # equal digits: that is ``actor``
 
 
 def _actor(scene: Scene, rng: np.random.Generator) -> Scene | None:
