@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 DEFAULT_TIMEOUT_S = 600.0
 
@@ -77,6 +77,13 @@ def gather_objects(value: Any) -> list[Any]:
     boxes: list[Any] = [None] * world_size()
     dist.all_gather_object(boxes, value)
     return boxes
+
+
+def broadcast_weights(module: nn.Module) -> None:
+    """Give every process the parameters and buffers of process 0."""
+    if world_size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def all_sum(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ class DeepSpeedEngine:
         self._zero = zero_stage > 0
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         settings = _settings(batch_size, zero_stage, clip_norm, file)
-        with _quiet():
+        distributed.broadcast_weights(module)
+        with _quiet(), _without_broadcast(deepspeed):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=settings
             )
@@ -148,6 +150,8 @@ def _import(device: torch.device) -> Any:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed 0.19 calls what torch 2.13 renamed; nobody here can act on it
+    warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
     try:
         with _quiet():
             import deepspeed
@@ -169,6 +173,18 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(max(level, logging.WARNING))
+
+
+@contextlib.contextmanager
+def _without_broadcast(deepspeed: Any) -> Iterator[None]:
+    """Keep DeepSpeed from sending the weights itself: it fails on a parameter without dimensions (0.19)."""
+    engine = deepspeed.DeepSpeedEngine
+    original = engine._broadcast_model
+    engine._broadcast_model = lambda self: None
+    try:
+        yield
+    finally:
+        engine._broadcast_model = original
 
 
 def _free_port() -> int:

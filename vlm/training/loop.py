@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -67,9 +67,8 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
         _tracking(run, done) as tracker,
         open_source(config, state.model, done, run) as batches,
         _Signals() as signals,
-        progress_bar(last, "train", "step", initial=done) as bar,
+        _bar(last, done) as bar,
     ):
-        bar.disable = not distributed.is_main()
         while done < last:
             with clock.waiting():
                 batch = next(batches)
@@ -208,7 +207,9 @@ def _report(
     tracker: Tracker | None, bar: Any, clock: _Clock, done: int, values: dict[str, float], every: int
 ) -> None:
     evaluated = "val/r1" in values
-    if tracker is not None and (done % every == 0 or evaluated):
+    if tracker is None:
+        return
+    if done % every == 0 or evaluated:
         tracker.metrics(done, **values)
         tracker.speed(done, **clock.lap())
         shown = {name.removeprefix("val/"): f"{value:.3g}" for name, value in values.items()}
@@ -216,6 +217,11 @@ def _report(
         if evaluated:
             draw_curves(tracker.metrics_path.parent)
     bar.update()
+
+
+def _bar(last: int, done: int) -> AbstractContextManager[Any]:
+    """Return the progress bar; only process 0 shows one."""
+    return progress_bar(last, "train", "step", initial=done) if distributed.is_main() else nullcontext()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -24,6 +25,7 @@ from vlm.types import Batch, Preprocessing, TokenBatch
 from vlm.world import (
     Scene,
     caption,
+    facts,
     has_twin,
     render,
     sample_frames,
@@ -136,7 +138,7 @@ class WorldBatches(Dataset[RawBatch]):
 
 def compose(
     config: WorldConfig, seed: int, step: int, batch_size: int
-) -> tuple[list[Scene], np.ndarray[tuple[int], np.dtype[np.int64]]]:
+) -> tuple[list[Scene], npt.NDArray[np.int64]]:
     """Choose the scenes of batch ``step``: minimal-pair groups first, then single scenes.
 
     Returns:
@@ -157,17 +159,21 @@ def compose(
 
 
 def _group(scene: Scene, config: WorldConfig, rng: np.random.Generator) -> list[Scene]:
-    """Return a scene, its reversed twin and variants of both, as many as there are up to the group's size."""
+    """Return a scene, its reversed twin and variants, each saying something else, up to the group's size."""
     members = [scene]
     if has_twin(scene) and rng.random() < config.twins:
         members.append(twin(scene))
     changed = list(variants(scene, rng).values())
     order = rng.permutation(len(changed))
+    said = {facts(member) for member in members}
     for place in order:
         if len(members) == config.group_size:
             break
-        members.append(changed[place])
-    return members[: config.group_size]
+        other = changed[place]
+        if facts(other) not in said:  # turning a single movement round says what the reversed twin says
+            members.append(other)
+            said.add(facts(other))
+    return members
 
 
 def render_clip(scene: Scene, preprocessing: Preprocessing) -> Tensor:

@@ -1,0 +1,122 @@
+"""Two processes and DeepSpeed do what one plain process does; gathers have the true gradient."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vlm.training.tracking import read_lines
+
+GATHER = """
+import torch
+from vlm import distributed
+from vlm.losses.contrastive import contrastive_loss
+
+distributed.initialise()
+rank, size = distributed.rank(), distributed.world_size()
+assert size == 2
+torch.manual_seed(0)
+video, text = torch.randn(6, 3, 8), torch.randn(6, 8)
+ids = torch.tensor([0, 1, 2, 0, 3, 1])  # true pairs across the processes
+positives = ids[:, None] == ids[None]
+
+def gradients(mode, videos, texts):
+    leaves = [tensor.clone().requires_grad_() for tensor in (videos, texts, torch.tensor(0.07))]
+    loss = contrastive_loss(leaves[0], leaves[1], leaves[2], positives, mode=mode)
+    loss.backward()
+    return loss.detach(), [leaf.grad for leaf in leaves]
+
+own = slice(3 * rank, 3 * rank + 3)
+loss, grads = gradients("gradient", video[own], text[own])
+mean = distributed.all_sum(loss) / size
+leaves = [tensor.clone().requires_grad_() for tensor in (video, text, torch.tensor(0.07))]
+unit = [torch.nn.functional.normalize(leaf, dim=-1) for leaf in leaves[:2]]
+logits = unit[0].mean(1) @ unit[1].T / leaves[2]
+targets = positives / positives.sum(1, keepdim=True)
+whole = -((logits.log_softmax(1) + logits.T.log_softmax(1)) * targets).sum(1).mean() / 2
+whole.backward()
+whole, expected = whole.detach(), [leaf.grad for leaf in leaves]
+assert torch.allclose(mean, whole, rtol=1e-6), (mean, whole)
+# a parameter's gradient is averaged over processes afterwards, so each row's must be size times its share
+for mine, full in zip(grads[:2], expected[:2]):
+    assert torch.allclose(mine / size, full[own], rtol=1e-4, atol=1e-7)
+assert torch.allclose(distributed.all_sum(grads[2]) / size, expected[2], rtol=1e-4)
+# the published gather: whole loss everywhere, remote gradient dropped: 1 / size of the true one once averaged
+loss, grads = gradients("local_gradient", video[own], text[own])
+assert torch.allclose(loss, whole, rtol=1e-6)
+for mine, full in zip(grads[:2], expected[:2]):
+    assert torch.allclose(mine, full[own], rtol=1e-4, atol=1e-7)
+# without a gather each process knows its own block of the truth
+loss, _ = gradients("none", video[own], text[own])
+assert torch.isfinite(loss)
+assert distributed.gather_objects(rank) == [0, 1]
+assert distributed.broadcast_object("from 0" if rank == 0 else None) == "from 0"
+assert distributed.all_max(rank * 5) == 5
+
+import sys
+from pathlib import Path
+from vlm.config import load_config
+from vlm.training.config import TrainingConfig
+from vlm.training.loop import train
+
+train(load_config(TrainingConfig, sys.argv[1]), Path(sys.argv[2]))
+distributed.shut_down()
+"""
+
+# train, stop after 4 of 6 steps, resume: one start of DeepSpeed for both
+DEEPSPEED = """
+import sys
+from pathlib import Path
+from vlm.config import load_config
+from vlm.training.config import TrainingConfig
+from vlm.training.loop import train
+
+path, run, stage = sys.argv[1:]
+options = ["engine.name=deepspeed", f"engine.zero_stage={stage}"]
+train(load_config(TrainingConfig, path, [*options, "train.max_steps=4"]), Path(run))
+train(load_config(TrainingConfig, path, options), Path(run), resume=True)
+"""
+
+
+def assert_equal_within_rounding(run, reference):
+    """Compare every logged number; parameters differ by the order of sums only."""
+    lines, expected = read_lines(run / "metrics.jsonl"), read_lines(reference / "metrics.jsonl")
+    assert [line.keys() for line in lines] == [line.keys() for line in expected]
+    for line, other in zip(lines, expected, strict=True):
+        for name, value in other.items():
+            assert line[name] == pytest.approx(value, rel=2e-4), (line["step"], name)
+
+
+@pytest.fixture
+def run_script(tmp_path, root):
+    """Return a function that runs Python text under torchrun, or alone."""
+
+    def run(text, *arguments, processes):
+        script = tmp_path / "script.py"
+        script.write_text(text)
+        command = [sys.executable, str(script), *map(str, arguments)]
+        if processes > 1:
+            command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=240, check=False, env=environment
+        )
+        assert result.returncode == 0, result.stderr
+
+    return run
+
+
+def test_two_processes_gather_true_gradients_and_log_what_one_logs(unbroken, tiny, tmp_path, run_script):
+    run_script(GATHER, tiny.path, tmp_path / "run", processes=2)
+    assert_equal_within_rounding(tmp_path / "run", unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "stage"), [(1, 0), (2, 2)])
+def test_deepspeed_logs_what_the_plain_engine_logs_also_resumed(
+    unbroken, tiny, tmp_path, run_script, processes, stage
+):
+    pytest.importorskip("deepspeed")
+    run_script(DEEPSPEED, tiny.path, tmp_path / "run", stage, processes=processes)
+    assert_equal_within_rounding(tmp_path / "run", unbroken)

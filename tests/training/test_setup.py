@@ -1,0 +1,134 @@
+"""From config to objects: what is refused, what is frozen, how weights are averaged and words masked."""
+
+import pytest
+import torch
+from torch import nn
+
+from vlm.errors import ConfigError
+from vlm.training.config import EngineConfig, TrainingConfig, forbidden_changes
+from vlm.training.objective import MaskedLanguageConfig, step_generator, step_seed
+from vlm.training.setup import (
+    MovingAverage,
+    abilities,
+    freeze,
+    make_model,
+    make_objective,
+    make_tokenizer,
+    masking_rule,
+    prepare_process,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_abilities_follow_the_losses(tiny):
+    assert abilities(tiny()) == {"search", "rerank", "choose"}
+    assert abilities(tiny("losses.matching.weight=0")) == {"search"}
+    assert abilities(tiny("losses.contrastive.weight=0")) == {"rerank"}
+
+
+def test_no_loss_at_all_is_refused(tiny):
+    with pytest.raises(Exception, match="at least one weight must be above 0"):
+        tiny(*(f"losses.{part}.weight=0" for part in ("contrastive", "matching", "masked_language")))
+
+
+def test_the_world_decides_the_vocabulary_and_the_seed_the_weights(tiny):
+    config = tiny()
+    tokenizer = make_tokenizer(config)
+    one, same = make_model(config, tokenizer, CPU), make_model(config, tokenizer, CPU)
+    assert one.config.text.vocabulary_size == tokenizer.vocabulary_size < 200
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    other = make_model(tiny("seed=1"), tokenizer, CPU)
+    assert not torch.equal(one.vision_proj.weight, other.vision_proj.weight)
+
+
+def test_training_goes_on_from_a_model_folder(unbroken, tiny):
+    config = tiny(f"train.init_from={unbroken / 'model'}", "name=second")
+    model = make_model(config, make_tokenizer(config), CPU)
+    from safetensors.torch import load_file
+
+    weights = load_file(unbroken / "model" / "model.safetensors")
+    assert model.training and model.name == "second"
+    assert torch.equal(model.vision_proj.weight, weights["vision_proj.weight"])
+
+
+def test_frozen_parts_do_not_learn_and_unknown_ones_are_named(tiny):
+    config = tiny("train.freeze=[text_encoder, temp]")
+    model = make_model(config, make_tokenizer(config), CPU)
+    learning = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert learning == {"vision_encoder", "vision_proj", "text_proj", "itm_head"}
+    with pytest.raises(ConfigError, match="no parameter starts with 'txet'; parts: .*text_encoder"):
+        freeze(model, ("txet",))
+
+
+def test_the_moving_average_follows_and_is_swapped_back():
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(module.weight, 1.0)
+    average = MovingAverage(module, 0.9)
+    nn.init.constant_(module.weight, 2.0)
+    average.update(0)  # early decay (1 + 0) / (10 + 0) = 0.1
+    assert average.values[0].item() == pytest.approx(1.9)
+    average.update(10**6)
+    assert average.values[0].item() == pytest.approx(0.9 * 1.9 + 0.1 * 2)
+    with average.applied():
+        assert module.weight.item() == pytest.approx(1.91)
+    assert module.weight.item() == 2.0
+    assert not MovingAverage(module, 0.0).values
+
+
+def test_words_to_hide_are_looked_up(tiny):
+    tokenizer = make_tokenizer(tiny())
+    rule = masking_rule(MaskedLanguageConfig(words=("red", "left"), other_words=0.1), tokenizer)
+    ids = tokenizer(["red left blue"], max_tokens=8).input_ids[0, 1:4]
+    assert torch.allclose(rule.focus[ids], torch.tensor([1.0, 1.0, 0.1]))
+    with pytest.raises(ConfigError, match="does not know 'aardvark'"):
+        masking_rule(MaskedLanguageConfig(words=("aardvark",)), tokenizer)
+
+
+def test_masked_language_needs_its_head(tiny):
+    config = tiny("model.text.has_language_head=false")
+    with pytest.raises(ConfigError, match="has_language_head: true"):
+        make_objective(config, make_model(config, make_tokenizer(config), CPU))
+
+
+def test_step_seeds_depend_on_every_counter():
+    seeds = {step_seed(a, b, c) for a in range(3) for b in range(3) for c in range(3)}
+    assert len(seeds) == 27
+    first, second = (torch.rand(4, generator=step_generator(1, 2)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_an_engine_without_deepspeed_has_no_stages():
+    with pytest.raises(ValueError, match="need engine.name 'deepspeed'"):
+        EngineConfig(zero_stage=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+def test_an_absent_gpu_is_refused(tiny):
+    with pytest.raises(ConfigError, match="no CUDA device answers"):
+        prepare_process(tiny("train.device=cuda"))
+
+
+def test_only_what_changes_nothing_learned_may_change(tiny):
+    free = tiny("train.max_steps=9", "data.workers=2", "checkpoint.every=7", "evaluation.every=0")
+    assert forbidden_changes(tiny(), free) == []
+    assert forbidden_changes(tiny(), tiny("data.world.grouped=0.25")) == ["data.world.grouped: 0.5 -> 0.25"]
+    assert isinstance(tiny(), TrainingConfig)
+
+
+def test_deepspeed_files_may_not_contradict_the_config(tmp_path):
+    from vlm.training.deepspeed_engine import _settings
+
+    path = tmp_path / "ds.json"
+    path.write_text('{"train_batch_size": 4}')
+    with pytest.raises(ConfigError, match="train_batch_size belong into the training config"):
+        _settings(8, 1, 1.0, path)
+    path.write_text('{"zero_optimization": {"stage": 2}}')
+    with pytest.raises(ConfigError, match="ZeRO stage 2 differs from engine.zero_stage 1"):
+        _settings(8, 1, 1.0, path)
+    path.write_text('{"zero_optimization": {"reduce_bucket_size": 1000}}')
+    zero = _settings(8, 1, 0.5, path)["zero_optimization"]
+    assert zero == {"stage": 1, "reduce_bucket_size": 1000}
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read as JSON"):
+        _settings(8, 1, 1.0, path)
