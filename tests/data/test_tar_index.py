@@ -1,4 +1,4 @@
-"""Tars are read to their true end, or refused: links, devices, unsafe and doubled names, cuts, torn headers."""
+"""Tars are read to their true end or refused: links, devices, unsafe or doubled names, cuts, torn headers."""
 
 from __future__ import annotations
 
