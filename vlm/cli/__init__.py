@@ -22,8 +22,10 @@ _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 # command: (module with `configure(parser)` and `run(arguments) -> int`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "ask": ("vlm.cli.ask", "answer a question about indexed videos, and show where"),
     "checkpoint": ("vlm.cli.checkpoint", "inspect a weights file without running it"),
     "data": ("vlm.cli.data", "make, pack, check and describe data sets"),
+    "demo": ("vlm.cli.demo", "see the whole thing work on this machine"),
     "doctor": ("vlm.cli.doctor", "say what this machine can do, and what is wrong"),
     "eval": ("vlm.cli.eval", "measure models by pinned protocols, compare the cards"),
     "index": ("vlm.cli.index", "make and keep a searchable index of videos"),

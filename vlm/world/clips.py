@@ -169,6 +169,7 @@ def encode(frames: npt.NDArray[np.uint8], target: Path) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            container.metadata["comment"] = f"digit-{VERSION}"  # tells an index what the file is
             stream = container.add_stream("libx264", rate=FPS)
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuv444p"

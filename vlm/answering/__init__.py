@@ -1,0 +1,6 @@
+"""Questions about indexed videos: find the moment that answers, choose among the answers, show the evidence."""
+
+from vlm.answering.evidence import find_evidence
+from vlm.answering.multiple_choice import Choices, choose
+
+__all__ = ["Choices", "choose", "find_evidence"]

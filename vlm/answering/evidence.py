@@ -1,0 +1,61 @@
+"""Which moment of which video a question is about, and its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from vlm.errors import DataError, InvalidInput
+from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, decode_files
+from vlm.retrieval.searcher import Searcher
+from vlm.types import Hit
+
+_RERANKED = 32
+
+
+def find_evidence(searcher: Searcher, statements: Sequence[str], *, video: str | None = None) -> Hit:
+    """Return the segment that fits any of the statements best, by the matching head if the model has one.
+
+    Args:
+        searcher: The index and its model.
+        statements: What the answers claim.
+        video: Identifier of the only video to look at, or None for all.
+
+    Raises:
+        InvalidInput: The index is empty, or holds no such video.
+    """
+    where = None if video is None else f"video_id = '{_quoted(video)}'"
+    rerank = _RERANKED if "rerank" in searcher.model.capabilities else 0
+    found = [
+        hit
+        for statement in statements
+        for hit in searcher.search(statement, top_k=1, rerank=rerank, where=where)
+    ]
+    if not found:
+        missing = "the index holds no videos" if video is None else f"the index holds no video {video!r}"
+        raise InvalidInput(f"{missing}; 'vlm search' prints the identifiers with --json")
+    return max(found, key=lambda hit: hit.score)
+
+
+def decode_evidence(searcher: Searcher, hit: Hit) -> np.ndarray:
+    """Return a hit's frames (t, 3, h, w) float32, prepared as the index prepared them.
+
+    Raises:
+        DataError: The file is gone or can no longer be decoded.
+    """
+    settings = DecodeSettings(preprocessing=searcher.index.manifest.preprocessing)
+    path = Path(hit.path)
+    with closing(decode_files([path], settings, [[(hit.start_s, hit.end_s)]])) as events:
+        for event in events:
+            if isinstance(event, DecodedSegment):
+                return event.video
+            if isinstance(event, Failed):
+                raise DataError(event.detail, event.reason)
+    raise DataError(f"{path}: no frames between {hit.start_s:g} s and {hit.end_s:g} s", "no_frames")
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "''")
