@@ -18,7 +18,7 @@ from torch import Tensor
 from vlm.ops.selective_scan.reference import CHECKPOINT_EVERY, Scan, ScanGradients, resets, step_size
 
 # elements (b, w, k, e, n) of one working tensor; about seven are alive in the backward pass
-_BUDGET = 1 << 20
+_BUDGET = 1 << 19
 
 
 class _Prepared(NamedTuple):
