@@ -1,4 +1,4 @@
-"""Questions about indexed videos: find the moment that answers, choose among the answers, show the evidence."""
+"""Questions about indexed videos: find the moment that answers, choose an answer, show the evidence."""
 
 from vlm.answering.evidence import find_evidence
 from vlm.answering.multiple_choice import Choices, choose

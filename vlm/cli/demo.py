@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _scenes(seed: int, count: int) -> list[Scene]:
-    """Return test scenes, the second half the reversed twins of the first, so no frame tells which is meant."""
+    """Return test scenes, then the reversed twins of the same, so that no single frame tells them apart."""
     from vlm.world import gallery
 
     pairs = list(gallery("test", seed, count // 2, twins=True))
