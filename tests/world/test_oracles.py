@@ -8,8 +8,8 @@ from vlm.world.oracles import ORACLES, ceilings, expected_recall, oracle_scores
 
 
 @pytest.fixture(scope="module")
-def table():
-    return ceilings(list(gallery("test", 0, 500, twins=True)))
+def table(world_now):
+    return world_now["ceilings"]
 
 
 def test_a_bag_of_frames_gets_exactly_half(table):

@@ -135,7 +135,7 @@ def test_the_first_frame_does_not_tell_left_from_right(movers):
 
 
 def test_one_decoded_frame_does_not_tell_left_from_right(movers, tmp_path):
-    """Ghosts of other frames would show beside the digit; the coder sees the neighbours and must not use them."""
+    """Ghosts of other frames would show beside the digit: the coder sees the neighbours, unused."""
     import av
 
     shown, labels, centres = [], [], []

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from vlm.world.digits import images_of
-from vlm.world.facts import KINDS_WITH_WAY, closure, facts, is_then
+from vlm.world.facts import KINDS_WITH_WAY, closure, facts, is_then, order_facts
 from vlm.world.motion import BLINK_FRAMES, HOP_FRAMES
 from vlm.world.scene import LAST, OPPOSITE, Event, Scene
 from vlm.world.splits import BLOCK_OF, belongs, is_sound
@@ -136,12 +136,14 @@ def _count(scene: Scene, rng: np.random.Generator) -> Scene | None:
     event = scene.events[place]
     count = 1 + ((event.count or 1) + int(rng.integers(2))) % 3
     duration = HOP_FRAMES * count if event.kind == "bounce" else BLINK_FRAMES * count - 5
-    earliest = max([1, *(o.end + 1 for o in scene.events if is_then(o, event))])
-    latest = min([LAST - 1, *(o.start - 1 for o in scene.events if is_then(event, o))])
-    start = max(earliest, min(event.start, latest - duration))
-    if start + duration > latest:
+    earliest = max([1, *(o.end + 2 for o in scene.events if is_then(o, event))])
+    latest = min([LAST - 1, *(o.start - 2 for o in scene.events if is_then(event, o))])
+    if earliest + duration > latest:
         return None
-    return _with_event(scene, place, replace(event, count=count, start=start, end=start + duration))
+    start = min(max(earliest, (event.start + event.end - duration) // 2), latest - duration)
+    other = _with_event(scene, place, replace(event, count=count, start=start, end=start + duration))
+    same_order = order_facts(scene, scene.timeline) == order_facts(other, other.timeline)
+    return other if same_order else None
 
 
 def _stopping(scene: Scene, rng: np.random.Generator) -> Scene | None:
