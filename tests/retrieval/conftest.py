@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,6 +87,7 @@ class ColourEncoder:
         from vlm.types import VideoFeatures
 
         self.num_clips += len(video)
+        time.sleep(float(os.environ.get("SLOW_S", 0)))
         batch, frames, _, height, width = video.shape
         grid = video.reshape(batch, frames, 3, 4, height // 4, 4, width // 4).mean(dim=(4, 6))
         tokens = grid.permute(0, 1, 3, 4, 2).reshape(batch, frames * 16, 3)
@@ -111,6 +114,12 @@ class ColourEncoder:
         return [word for word in text.split() if word not in COLOURS]
 
 
+@pytest.fixture(scope="session", name="clip_writer")
+def clip_writer_fixture() -> Callable[..., Path]:
+    """`write_clip`, for fixtures of the session."""
+    return write_clip
+
+
 @pytest.fixture
 def clip() -> Callable[..., Path]:
     """`write_clip`."""
@@ -127,6 +136,25 @@ def colours() -> SimpleNamespace:
 def make_encoder() -> type[ColourEncoder]:
     """The toy model's class."""
     return ColourEncoder
+
+
+@pytest.fixture(scope="session")
+def real_model():
+    """A tiny untrained model of the real kind."""
+    import torch
+
+    from vlm.models import TextEncoderConfig, VideoMambaConfig, VideoTextConfig, VideoTextModel
+    from vlm.text import build_tokenizer
+
+    torch.manual_seed(1)
+    tokenizer = build_tokenizer(["a red green blue thing"])
+    text = TextEncoderConfig(
+        vocabulary_size=tokenizer.vocabulary_size, width=16, num_layers=3, fusion_layer=2, num_heads=2,
+        intermediate_width=32, max_positions=16, vision_width=16,
+    )  # fmt: skip
+    vision = VideoMambaConfig(width=16, depth=2, num_frames=4, image_size=32, patch_size=8, state_size=4)
+    config = VideoTextConfig(vision=vision, text=text, embedding_width=8)
+    return VideoTextModel(config, tokenizer=tokenizer, name="tiny").eval()
 
 
 @pytest.fixture(scope="session")
@@ -172,33 +200,82 @@ def contents(folder: Path) -> dict[str, str]:
     return result
 
 
-@pytest.fixture(name="contents")
+@pytest.fixture(scope="session", name="contents")
 def contents_fixture() -> Callable[[Path], dict[str, str]]:
     """`contents`."""
     return contents
 
 
-@pytest.fixture
-def run_build(root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Build an index in another process, with settings of the environment; see `main`."""
+@pytest.fixture(scope="session")
+def build_command(root: Path) -> Callable[..., tuple[list[str], dict[str, str]]]:
+    """Give the command and environment that build an index in another process; see `main`."""
+
+    def compose(index: Path, *paths: Path, **environment: str) -> tuple[list[str], dict[str, str]]:
+        command = [sys.executable, __file__, str(index), *map(str, paths)]
+        return command, {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **environment}
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def build_process(build_command) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Run such builds to their ends, each in a process of its own.
+
+    They are forked from one that has imported everything and done nothing: a start then costs no seconds.
+    """
+    command, variables = build_command(Path("--serve"))
+    server = subprocess.Popen(
+        command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
     def run(index: Path, *paths: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, __file__, str(index), *map(str, paths)],
-            env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        arguments = [str(index), *map(str, paths)]
+        server.stdin.write(json.dumps([arguments, environment]) + "\n")
+        server.stdin.flush()
+        code, output, errors = json.loads(server.stdout.readline())
+        return subprocess.CompletedProcess(arguments, code, output, errors)
 
-    return run
+    yield run
+    server.stdin.close()
+    assert server.wait(timeout=10) == 0
+    server.stdout.close()
+
+
+def serve() -> int:
+    """Fork a build for every line of standard input; answer with its exit code and output."""
+    import torch  # noqa: F401
+
+    import vlm.cli.index
+    import vlm.retrieval.index  # noqa: F401
+
+    for line in sys.stdin:
+        arguments, environment = json.loads(line)
+        pipes = [os.pipe(), os.pipe()]
+        child = os.fork()
+        if child == 0:
+            os.environ.update(environment)
+            os.dup2(pipes[0][1], 1)
+            os.dup2(pipes[1][1], 2)
+            code = main(arguments)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        outputs = []
+        for reader, writer in pipes:
+            os.close(writer)
+            with os.fdopen(reader, encoding="utf-8", errors="replace") as stream:
+                outputs.append(stream.read())
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        sys.stdout.write(json.dumps([code, *outputs]) + "\n")
+        sys.stdout.flush()
+    return 0
 
 
 def main(arguments: list[str]) -> int:
     """Build an index through the command line, with the toy model in the place of a real one.
 
-    `FILE_SIZE` in the environment limits the size of files that may be written; `PART_SEGMENTS` makes commits
-    more frequent.
+    In the environment, `FILE_SIZE` limits the size of files, `PART_SEGMENTS` makes commits more frequent, and
+    `SLOW_S` makes the model slow.
     """
     import resource
 
@@ -216,4 +293,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(serve() if sys.argv[1] == "--serve" else main(sys.argv[1:]))

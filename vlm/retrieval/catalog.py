@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vlm.errors import IntegrityError, InvalidInput, NoSpaceError
 from vlm.retrieval.durability import crash_point
@@ -152,9 +153,11 @@ class Catalog:
                 connection.execute("SELECT max(id) FROM generations").fetchone()
             except sqlite3.OperationalError:
                 connection.close()
-                if write:
+                log = path.with_name(f"{path.name}-wal")
+                if write or (log.exists() and log.stat().st_size):
                     raise
-                # a read-only folder cannot hold the files that readers of a live database share
+                # a read-only or full disk cannot hold the files that readers of a live database share; with
+                # no log of unfinished writes there is nothing that they would add
                 connection = sqlite3.connect(f"{quoted}?immutable=1", uri=True, isolation_level=None)
             if write:
                 connection.execute("PRAGMA synchronous = FULL")
@@ -170,7 +173,7 @@ class Catalog:
         """Give the file back."""
         self._connection.close()
 
-    def query(self, sql: str, values: Sequence[object] | dict[str, object] = ()) -> list[tuple[object, ...]]:
+    def query(self, sql: str, values: Sequence[object] | dict[str, object] = ()) -> list[tuple[Any, ...]]:
         """Run a read-only statement with bound values."""
         with _translated(self.path):
             return self._connection.execute(sql, values).fetchall()
@@ -199,7 +202,7 @@ class Catalog:
             f"num_segments FROM videos WHERE {_ALIVE.format('video')} ORDER BY id",
             {"g": generation},
         )
-        return [VideoRow(**dict(zip(VideoRow.__slots__, row, strict=True))) for row in rows]  # type: ignore[arg-type]
+        return [VideoRow(**dict(zip(VideoRow.__slots__, row, strict=True))) for row in rows]
 
     def spans(self, generation: int) -> list[Span]:
         """Return where the segments of all videos lie, removed ones included, by part and row."""
@@ -207,7 +210,7 @@ class Catalog:
             "SELECT video, part, first_row, bounds FROM spans WHERE generation <= ? ORDER BY part, first_row",
             (generation,),
         )
-        return [Span(**dict(zip(Span.__slots__, row, strict=True))) for row in rows]  # type: ignore[arg-type]
+        return [Span(**dict(zip(Span.__slots__, row, strict=True))) for row in rows]
 
     def rejections(self, generation: int) -> list[Rejection]:
         """Return the files that were rejected and have not been indexed or removed since."""
@@ -215,7 +218,7 @@ class Catalog:
             f"SELECT path, reason, detail, id FROM rejected WHERE {_ALIVE.format('rejected')} ORDER BY path",
             {"g": generation},
         )
-        return [Rejection(**dict(zip(Rejection.__slots__, row, strict=True))) for row in rows]  # type: ignore[arg-type]
+        return [Rejection(**dict(zip(Rejection.__slots__, row, strict=True))) for row in rows]
 
     def files(self, generation: int) -> list[LogFile]:
         """Return every file of the vector log, in the order they were written."""
@@ -227,12 +230,12 @@ class Catalog:
 
     def roots(self) -> list[bytes]:
         """Return the files and folders that were asked for."""
-        return [bytes(path) for (path,) in self.query("SELECT path FROM roots ORDER BY id")]  # type: ignore[call-overload]
+        return [bytes(path) for (path,) in self.query("SELECT path FROM roots ORDER BY id")]
 
     def seen(self) -> dict[bytes, tuple[int, int, str]]:
         """Return size, modification time (ns) and hash of each file when it was last looked at."""
         rows = self.query("SELECT path, size_bytes, mtime_ns, sha256 FROM seen")
-        return {bytes(path): (size, time_ns, sha) for path, size, time_ns, sha in rows}  # type: ignore[call-overload,misc]
+        return {bytes(path): (size, time_ns, sha) for path, size, time_ns, sha in rows}
 
     def next_video_row(self) -> int:
         """Return the key that the next video will get; keys are never used twice."""
@@ -338,7 +341,7 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "")
-        if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+        if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"):
             raise NoSpaceError(
                 f"{path}: no space left to write it; the index is unchanged. Free some space and run again"
             ) from error

@@ -38,7 +38,7 @@ def crash_point(name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class _HashingWriter:
+class HashingWriter:
     """A file that hashes what passes through, so that the hash is of what was meant, not of what is there."""
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -46,14 +46,15 @@ class _HashingWriter:
         self.digest = hashlib.sha256()
         self.size_bytes = 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | memoryview) -> int:
+        """Write and hash."""
         self._stream.write(data)
         self.digest.update(data)
         self.size_bytes += memoryview(data).nbytes
         return memoryview(data).nbytes
 
 
-def write_durably(path: Path, produce: Callable[[_HashingWriter], None]) -> tuple[str, int]:
+def write_durably(path: Path, produce: Callable[[HashingWriter], object]) -> tuple[str, int]:
     """Write a file so that it exists wholly, on the disk, under its final name, or not at all.
 
     Args:
@@ -69,7 +70,7 @@ def write_durably(path: Path, produce: Callable[[_HashingWriter], None]) -> tupl
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
         with temporary.open("wb") as stream:
-            writer = _HashingWriter(stream)
+            writer = HashingWriter(stream)
             produce(writer)
             crash_point("before-fsync")
             stream.flush()
@@ -91,11 +92,7 @@ def write_durably(path: Path, produce: Callable[[_HashingWriter], None]) -> tupl
 
 def write_bytes_durably(path: Path, content: bytes) -> tuple[str, int]:
     """Write `content` as `write_durably` does."""
-    return write_durably(path, lambda stream: void(stream.write(content)))
-
-
-def void(_: object) -> None:
-    """Take a value and return nothing."""
+    return write_durably(path, lambda stream: stream.write(content))
 
 
 def hash_file(path: Path) -> str:

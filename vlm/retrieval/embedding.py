@@ -139,7 +139,7 @@ def _encode(model: VideoTextEncoder, clips: np.ndarray) -> tuple[np.ndarray, np.
     import torch
 
     with torch.inference_mode():
-        video = torch.from_numpy(clips).to(device=model.device)  # type: ignore[call-overload]
+        video = torch.from_numpy(clips).to(device=model.device)
         features = model.encode_video(video)
     embedding = features.embedding.float().cpu().numpy()
     tokens = features.tokens.float().cpu().numpy()

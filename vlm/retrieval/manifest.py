@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlm.errors import IntegrityError
 from vlm.retrieval.catalog import Catalog, Generation, VideoRow
 from vlm.retrieval.embedding import FeatureLayout
 from vlm.types import Preprocessing, VideoTextEncoder
@@ -81,7 +82,20 @@ def identify(model: VideoTextEncoder, source: str | None) -> ModelIdentity:
 
 
 def load_snapshot(catalog: Catalog, generation: Generation) -> Snapshot:
-    """Read what a generation holds."""
+    """Read what a generation holds.
+
+    Raises:
+        IntegrityError: The catalogue contradicts itself.
+    """
+    try:
+        return _assemble(catalog, generation)
+    except (ValueError, TypeError, LookupError) as error:
+        raise IntegrityError(
+            f"{catalog.path}: damaged ({type(error).__name__}: {error}); run vlm index verify"
+        ) from error
+
+
+def _assemble(catalog: Catalog, generation: Generation) -> Snapshot:
     videos = catalog.videos(generation.id)
     position = {video.row: i for i, video in enumerate(videos)}
     parts, num_rows = [], 0

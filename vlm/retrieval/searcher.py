@@ -134,7 +134,7 @@ class Searcher:
                 np.asarray(query if isinstance(query, np.ndarray) else query.convert("RGB"))
             )
         with torch.inference_mode():
-            features = self.model.encode_video(torch.from_numpy(clip[None]).to(device=self.model.device))  # type: ignore[call-overload]
+            features = self.model.encode_video(torch.from_numpy(clip[None]).to(device=self.model.device))
         vector: np.ndarray = features.embedding[0].float().cpu().numpy()
         return vector, None
 
@@ -180,7 +180,8 @@ class Searcher:
         condition = parse_filter(where)
         rows = self.index.rows_where(condition.sql, condition.values)
         fits = np.isin([video.row for video in snapshot.videos], rows)
-        return snapshot.alive & np.append(fits, False)[snapshot.row_video]
+        allowed: np.ndarray = snapshot.alive & np.append(fits, False)[snapshot.row_video]
+        return allowed
 
     def _nearest(self, vector: np.ndarray, count: int, allowed: np.ndarray) -> list[_Found]:
         count = min(count, int(np.count_nonzero(allowed)))

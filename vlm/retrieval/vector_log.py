@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from vlm.errors import IntegrityError
-from vlm.retrieval.durability import crash_point, hash_file, void, write_durably
+from vlm.retrieval.durability import HashingWriter, crash_point, hash_file, write_durably
 
 NumpyArray = np.ndarray
 
@@ -82,7 +83,7 @@ class VectorLog:
         for name, array in arrays.items():
             path = self.folder / name
             path.parent.mkdir(exist_ok=True)
-            sha256, size = write_durably(path, lambda stream, a=array: _write_npy(stream, a))  # type: ignore[misc]
+            sha256, size = write_durably(path, partial(_write_npy, array))
             files.append(LogFile(name=name, part=part, sha256=sha256, size_bytes=size, num_rows=len(vectors)))
         crash_point("after-part")
         return files
@@ -177,9 +178,10 @@ class LogVectors:
         return self._arrays[position]
 
 
-def _write_npy(stream: object, array: NumpyArray) -> None:
+def _write_npy(array: NumpyArray, stream: HashingWriter) -> None:
     # version 1.0 by hand: np.save would call tofile on real files and bypass the hash
     contiguous = np.ascontiguousarray(array)
     header = np.lib.format.header_data_from_array_1_0(contiguous)
-    np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[arg-type]
-    void(stream.write(memoryview(contiguous).cast("B")) if contiguous.size else None)  # type: ignore[attr-defined]
+    np.lib.format.write_array_header_1_0(stream, header)
+    if contiguous.size:
+        stream.write(contiguous.data.cast("B"))

@@ -40,7 +40,7 @@ class FaissBackend:
         parameters = None
         if allowed is not None:
             bits = np.packbits(allowed, bitorder="little")
-            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
+            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))  # type: ignore[call-arg,arg-type]
         slack = tolerance(queries, self._largest_norm)
         candidates: list[list[np.ndarray]] = [[] for _ in queries]
         open_queries = np.arange(len(queries)) if num_allowed else np.zeros(0, np.int64)

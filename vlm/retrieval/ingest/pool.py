@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,7 @@ def decode_files(
     paths: Sequence[Path],
     settings: DecodeSettings,
     segments: Sequence[Sequence[tuple[float, float]]] | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Yield `Opened`, then `DecodedSegment` by number, then `Finished`, for each file in order, or `Failed`.
 
     `Failed` may come at any time of a file and is its last event. `file` counts `paths` from 0. Closing the
@@ -205,7 +205,7 @@ class _Worker:
                 kind = reply.pop("kind")
                 if kind == "segment":
                     frames = np.empty(reply["shape"], np.uint8)
-                    self._read_into(memoryview(frames).cast("B"))
+                    self._read_into(frames.data.cast("B"))
                     video = preprocess(frames, self._settings.preprocessing).numpy()
                     yield DecodedSegment(file=file, number=int(reply["number"]), video=video)
                 elif kind == "opened":

@@ -152,9 +152,8 @@ class Ingest:
             return
         waiting, self._waiting = self._waiting, []
         vectors, tokens = encode_segments(self._model, [clip for _, _, clip in waiting], self._layout)
-        finite = np.isfinite(vectors.astype(np.float32)).all(axis=1)
-        for (item, _, _), is_finite in zip(waiting, finite.tolist(), strict=True):
-            if not is_finite and item.failure is None:
+        for (item, _, _), vector in zip(waiting, vectors, strict=True):
+            if not np.isfinite(vector).all() and item.failure is None:
                 detail = f"{item.source.path}: the model gives numbers that are not finite"
                 item.failure = ("not_finite", detail)
         self._rows.extend((item, number) for item, number, _ in waiting)

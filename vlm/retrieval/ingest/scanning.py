@@ -127,7 +127,9 @@ def plan_sources(
     known = {video.path: video for video in catalog.videos(generation)}
     rejected = {rejection.path for rejection in catalog.rejections(generation)}
     seen = catalog.seen()
-    new, again, touched, num_unchanged = [], [], [], 0
+    new: list[Source] = []
+    again: list[Source] = []
+    touched, num_unchanged = [], 0
     for file in files:
         path = os.fsencode(file)
         video = known.get(path)

@@ -84,7 +84,7 @@ def _serve(job: dict[str, Any], replies: IO[bytes], patience_s: float) -> dict[s
         for item in video.iter_segments(segments, job["num_frames"]):
             frames = np.ascontiguousarray(item.frames)
             reply = {"kind": "segment", "number": item.number, "shape": frames.shape}
-            _send(replies, reply, patience_s, memoryview(frames).cast("B"))
+            _send(replies, reply, patience_s, frames.data.cast("B"))
     sha256 = "" if job["only_open"] else _hash(path, patience_s)
     signal.setitimer(signal.ITIMER_REAL, 0)
     if _state(path) != before:
