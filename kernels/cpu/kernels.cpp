@@ -1,13 +1,6 @@
 // Compiled once for each instruction set, with VLM_ISA naming it; dispatch.cpp picks one at run time.
 #include <new>
 
-#if !defined(VLM_PAIR)
-#define VLM_PAIR 1
-#endif
-#if !defined(VLM_STATES)
-#define VLM_STATES 4
-#endif
-
 #include "conv.h"
 #include "scan.h"
 

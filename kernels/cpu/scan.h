@@ -8,6 +8,10 @@
 namespace VLM_ISA {
 
 constexpr int64_t kMaxStates = 256;
+// states whose recurrences run side by side in the backward pass: enough to hide latencies, few enough for registers
+constexpr int kStates = 4;
+
+inline int64_t padded_states(const VlmScan &p) { return (p.states + kStates - 1) / kStates * kStates; }
 
 // channels cut into vectors; a vector never spans two groups
 template <class T> struct Blocks {
@@ -24,7 +28,7 @@ template <class T> struct Blocks {
   int64_t width, group_channels, per_group, count;
 };
 
-// A as (directions, block, state padded to a multiple of 4, lane), scaled; padding is zero
+// A as (directions, block, state padded to a multiple of kStates, lane), scaled; padding is zero
 template <class T> void arrange_A(const VlmScan &p, const Blocks<T> &blocks, int64_t padded, T *to) {
   for (int64_t d = 0; d < p.directions; ++d) {
     const T *A = static_cast<const T *>(p.direction[d].A);
@@ -113,7 +117,7 @@ void scan_forward_block(const VlmScan &p, const Blocks<T> &blocks, const T *A, i
 
 template <class T> void scan_forward(const VlmScan &p) {
   const Blocks<T> blocks(p);
-  const int64_t padded = (p.states + 3) / 4 * 4, size = blocks.count * padded * blocks.width;
+  const int64_t padded = padded_states(p), size = blocks.count * padded * blocks.width;
   Scratch<T> A(p.directions * size);
   arrange_A(p, blocks, padded, A.data);
 #pragma omp parallel for schedule(dynamic) num_threads(p.threads)
@@ -127,16 +131,11 @@ template <class T> void scan_forward(const VlmScan &p) {
   }
 }
 
-// how the backward pass is blocked: vectors of channels and states that share one pass over a chunk
-constexpr int kPair = VLM_PAIR;
-constexpr int kStates = VLM_STATES;
-
 // what one thread of the backward pass works in; [chunk step][...][lane]
 template <class T> struct BackwardScratch {
   using Vector = typename Lanes<T>::Vector;
-  explicit BackwardScratch(int64_t padded, int64_t blocks)
-      : padded(padded), rows(2 * kChunk * padded),
-        memory((2 * kChunk * padded + blocks * padded * 2) * Lanes<T>::width + rows) {
+  BackwardScratch(int64_t padded, int64_t blocks)
+      : padded(padded), memory((2 * kChunk * padded + 2 * blocks * padded) * Lanes<T>::width + 2 * kChunk * padded) {
     sum_B = reinterpret_cast<Vector *>(memory.data);
     sum_C = sum_B + kChunk * padded;
     carry = sum_C + kChunk * padded;
@@ -144,15 +143,13 @@ template <class T> struct BackwardScratch {
     B = reinterpret_cast<T *>(sum_A + blocks * padded);
     C = B + kChunk * padded;
   }
-  int64_t padded, rows;
+  int64_t padded;
   Scratch<T> memory;
   Vector *sum_B, *sum_C;   // dB and dC of the chunk, still to be summed over lanes
   Vector *carry, *sum_A;   // gradient flowing back in time; dA: (block, state)
   T *B, *C;                // rows of the chunk in scan order
-  Vector u[kPair][kChunk], dt[kPair][kChunk], driven[kPair][kChunk], slope[kPair][kChunk], dy[kPair][kChunk];
-  Vector along_B[kPair][kChunk], along_A[kPair][kChunk];
-  Vector decay[kChunk][kPair * kStates], before[kChunk][kPair * kStates];
-  Vector sum_D[kMaxStates], sum_bias[kMaxStates];
+  Vector u[kChunk], dt[kChunk], driven[kChunk], slope[kChunk], dy[kChunk], along_B[kChunk], along_A[kChunk];
+  Vector decay[kChunk][kStates], before[kChunk][kStates];
 };
 
 template <class T> struct BackwardTask {
@@ -160,157 +157,131 @@ template <class T> struct BackwardTask {
   const Blocks<T> &blocks;
   const T *A;
   int64_t b, d, group, first, end;   // blocks [first, end) of the group
+
+  const VlmDirection &direction() const { return p.direction[d]; }
+  // the time of a step in scan order
+  int64_t time(int64_t step) const { return direction().reverse ? p.length - 1 - step : step; }
 };
 
-// steps [start, start + steps) in scan order; `block` and its neighbour if it is below task.end
+// everything of one vector of channels that does not depend on the state: steps [start, start + steps)
 template <class T>
-VLM_INLINE void load_pair(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block, int64_t start,
-                          int64_t steps) {
+VLM_INLINE void load_chunk(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block, int64_t start,
+                           int64_t steps) {
   using Vector = typename Lanes<T>::Vector;
   const VlmScan &p = w.p;
-  const VlmDirection &q = p.direction[w.d];
-  const int64_t L = p.length, E = p.channels;
-  for (int j = 0; j < kPair; ++j) {
-    const bool real = block + j < w.end;
-    const int64_t e = real ? w.blocks.first(block + j) : 0, lanes = real ? w.blocks.lanes(block + j) : 0;
-    const Vector bias = q.bias ? load(static_cast<const T *>(q.bias) + e, lanes) : Vector{};
-    for (int64_t k = 0; k < steps; ++k) {
-      const int64_t t = q.reverse ? L - 1 - start - k : start + k, row = (w.b * L + t) * E + e;
-      Vector dt = load(static_cast<const T *>(q.delta) + w.b * q.delta_batch + t * q.delta_row + e, lanes) + bias;
-      Vector slope = Vector{} + T(1);
-      if (p.softplus) {
-        const Softplus<T> soft = softplus_with_slope<T>(dt);
-        dt = soft.value;
-        slope = soft.slope;
-      }
-      const Vector u = load(static_cast<const T *>(q.u) + w.b * q.u_batch + t * q.u_row + e, lanes);
-      Vector dy = load(static_cast<const T *>(p.dout) + row, lanes);
-      if (p.z) {
-        const Vector z = load(static_cast<const T *>(p.z) + w.b * p.z_batch + t * p.z_row + e, lanes);
-        const Vector gate = sigmoid<T>(z);
-        if (w.d == 0) {
-          const Vector total = load(static_cast<const T *>(p.total) + row, lanes);
-          store(static_cast<T *>(p.dz) + row, dy * total * (gate * (z * (T(1) - gate) + T(1))), lanes);
-        }
-        dy *= z * gate;
-      }
-      s.u[j][k] = u;
-      s.dt[j][k] = dt;
-      s.driven[j][k] = dt * u;
-      s.slope[j][k] = slope;
-      s.dy[j][k] = dy;
-      s.along_B[j][k] = s.along_A[j][k] = Vector{};
+  const VlmDirection &q = w.direction();
+  const int64_t e = w.blocks.first(block), lanes = w.blocks.lanes(block);
+  const Vector bias = q.bias ? load(static_cast<const T *>(q.bias) + e, lanes) : Vector{};
+  for (int64_t k = 0; k < steps; ++k) {
+    const int64_t t = w.time(start + k), row = (w.b * p.length + t) * p.channels + e;
+    Vector dt = load(static_cast<const T *>(q.delta) + w.b * q.delta_batch + t * q.delta_row + e, lanes) + bias;
+    Vector slope = Vector{} + T(1);
+    if (p.softplus) {
+      const Softplus<T> soft = softplus_with_slope<T>(dt);
+      dt = soft.value;
+      slope = soft.slope;
     }
+    const Vector u = load(static_cast<const T *>(q.u) + w.b * q.u_batch + t * q.u_row + e, lanes);
+    Vector dy = load(static_cast<const T *>(p.dout) + row, lanes);
+    if (p.z) {
+      const Vector z = load(static_cast<const T *>(p.z) + w.b * p.z_batch + t * p.z_row + e, lanes);
+      const Vector gate = sigmoid<T>(z);
+      if (w.d == 0) {
+        const Vector total = load(static_cast<const T *>(p.total) + row, lanes);
+        store(static_cast<T *>(p.dz) + row, dy * total * (gate * (z * (T(1) - gate) + T(1))), lanes);
+      }
+      dy *= z * gate;
+    }
+    s.u[k] = u;
+    s.dt[k] = dt;
+    s.driven[k] = dt * u;
+    s.slope[k] = slope;
+    s.dy[k] = dy;
+    s.along_B[k] = s.along_A[k] = Vector{};
   }
 }
 
-// kPair vectors of channels, kStates states, one chunk: forward again from the kept states, then back
+// kStates states of one vector of channels, one chunk: forward again from the kept states, then back
 template <class T>
 __attribute__((noinline)) void backward_states(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block,
                                                int64_t n, int64_t start, int64_t steps) {
   using Vector = typename Lanes<T>::Vector;
-  constexpr int64_t W = Lanes<T>::width;
   const VlmScan &p = w.p;
-  const VlmDirection &q = p.direction[w.d];
-  const int64_t L = p.length, E = p.channels, chunks = (L + kChunk - 1) / kChunk;
-  const int32_t *segments = p.segments ? p.segments + w.b * L : nullptr;
-  Vector h[kPair][kStates], A[kPair][kStates];
-  for (int j = 0; j < kPair; ++j)
-    for (int i = 0; i < kStates; ++i) {
-      const bool real = block + j < w.end && n + i < p.states;
-      h[j][i] = A[j][i] = Vector{};
-      if (!real) continue;
-      const T *kept = static_cast<const T *>(q.kept);
-      kept += ((w.b * chunks + start / kChunk) * p.states + n + i) * E + w.blocks.first(block + j);
-      h[j][i] = load(kept, w.blocks.lanes(block + j));
-      A[j][i] = load(w.A + ((block + j) * s.padded + n + i) * W);
-    }
-  const T *Bk = s.B + n, *Ck = s.C + n;
-  Vector *sum_C = s.sum_C + n, *sum_B = s.sum_B + n;
+  const VlmDirection &q = w.direction();
+  const int64_t chunks = (p.length + kChunk - 1) / kChunk, mine = (block - w.first) * s.padded + n;
+  const int32_t *segments = p.segments ? p.segments + w.b * p.length : nullptr;
+  const T *kept = static_cast<const T *>(q.kept);
+  kept += ((w.b * chunks + start / kChunk) * p.states + n) * p.channels + w.blocks.first(block);
+  Vector h[kStates], A[kStates], carry[kStates], dA[kStates];
+  for (int i = 0; i < kStates; ++i) {
+    h[i] = n + i < p.states ? load(kept + i * p.channels, w.blocks.lanes(block)) : Vector{};
+    A[i] = load(w.A + (block * s.padded + n + i) * Lanes<T>::width);
+    carry[i] = s.carry[mine + i];
+    dA[i] = Vector{};
+  }
   for (int64_t k = 0; k < steps; ++k) {
-    const bool drop = segments && drops(segments, q.reverse ? L - 1 - start - k : start + k, start + k, q.reverse);
-#pragma GCC unroll 16
-    for (int i = 0; i < kStates; ++i) {
-      Vector sum = sum_C[k * s.padded + i];
+    const bool drop = drops(segments, w.time(start + k), start + k, q.reverse);
+    const T *B = s.B + k * s.padded + n;
+    Vector *sum = s.sum_C + k * s.padded + n;
 #pragma GCC unroll 4
-      for (int j = 0; j < kPair; ++j) {
-        Vector a = Lanes<T>::decay(s.dt[j][k] * A[j][i]);
-        if (__builtin_expect(drop, 0)) a = Vector{};
-        s.decay[k][i * kPair + j] = a;
-        s.before[k][i * kPair + j] = h[j][i];
-        h[j][i] = a * h[j][i] + s.driven[j][k] * Bk[k * s.padded + i];
-        sum += s.dy[j][k] * h[j][i];
-      }
-      sum_C[k * s.padded + i] = sum;
+    for (int i = 0; i < kStates; ++i) {
+      Vector a = Lanes<T>::decay(s.dt[k] * A[i]);
+      if (__builtin_expect(drop, 0)) a = Vector{};
+      s.decay[k][i] = a;
+      s.before[k][i] = h[i];
+      h[i] = a * h[i] + s.driven[k] * B[i];
+      sum[i] += s.dy[k] * h[i];
     }
   }
-  Vector carry[kPair][kStates], dA[kPair][kStates];
-  for (int j = 0; j < kPair; ++j)
-    for (int i = 0; i < kStates; ++i) {
-      const bool real = block + j < w.end;
-      carry[j][i] = real ? s.carry[(block + j - w.first) * s.padded + n + i] : Vector{};
-      dA[j][i] = Vector{};
-    }
   for (int64_t k = steps - 1; k >= 0; --k) {
-    Vector along_B[kPair], along_A[kPair];
-    for (int j = 0; j < kPair; ++j) along_B[j] = along_A[j] = Vector{};
-#pragma GCC unroll 16
-    for (int i = 0; i < kStates; ++i) {
-      Vector sum = sum_B[k * s.padded + i];
+    const T *B = s.B + k * s.padded + n, *C = s.C + k * s.padded + n;
+    Vector *sum = s.sum_B + k * s.padded + n;
+    Vector along_B{}, along_A{};
 #pragma GCC unroll 4
-      for (int j = 0; j < kPair; ++j) {
-        const Vector dh = s.dy[j][k] * Ck[k * s.padded + i] + carry[j][i];
-        sum += dh * s.driven[j][k];
-        along_B[j] += dh * Bk[k * s.padded + i];
-        carry[j][i] = dh * s.decay[k][i * kPair + j];
-        const Vector through = carry[j][i] * s.before[k][i * kPair + j];
-        along_A[j] += through * A[j][i];
-        dA[j][i] += through * s.dt[j][k];
-      }
-      sum_B[k * s.padded + i] = sum;
-    }
-    for (int j = 0; j < kPair; ++j) {
-      s.along_B[j][k] += along_B[j];
-      s.along_A[j][k] += along_A[j];
-    }
-  }
-  for (int j = 0; j < kPair && block + j < w.end; ++j)
     for (int i = 0; i < kStates; ++i) {
-      s.carry[(block + j - w.first) * s.padded + n + i] = carry[j][i];
-      s.sum_A[(block + j - w.first) * s.padded + n + i] += dA[j][i];
+      const Vector dh = s.dy[k] * C[i] + carry[i];
+      sum[i] += dh * s.driven[k];
+      along_B += dh * B[i];
+      carry[i] = dh * s.decay[k][i];
+      const Vector through = carry[i] * s.before[k][i];
+      along_A += through * A[i];
+      dA[i] += through * s.dt[k];
     }
+    s.along_B[k] += along_B;
+    s.along_A[k] += along_A;
+  }
+  for (int i = 0; i < kStates; ++i) {
+    s.carry[mine + i] = carry[i];
+    s.sum_A[mine + i] += dA[i];
+  }
 }
 
 template <class T>
-VLM_INLINE void store_pair(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block, int64_t start,
-                           int64_t steps) {
+VLM_INLINE void store_chunk(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block, int64_t start,
+                            int64_t steps) {
   using Vector = typename Lanes<T>::Vector;
   const VlmScan &p = w.p;
-  const VlmDirection &q = p.direction[w.d];
-  const int64_t L = p.length, E = p.channels;
-  for (int j = 0; j < kPair && block + j < w.end; ++j) {
-    const int64_t e = w.blocks.first(block + j), lanes = w.blocks.lanes(block + j);
-    const Vector D = q.D ? load(static_cast<const T *>(q.D) + e, lanes) : Vector{};
-    Vector sum_D{}, sum_bias{};
-    for (int64_t k = 0; k < steps; ++k) {
-      const int64_t t = q.reverse ? L - 1 - start - k : start + k, row = (w.b * L + t) * E + e;
-      const Vector ddelta =
-          (s.along_B[j][k] * s.u[j][k] + s.along_A[j][k] * Lanes<T>::decay_unscale) * s.slope[j][k];
-      store(static_cast<T *>(q.du) + row, s.along_B[j][k] * s.dt[j][k] + s.dy[j][k] * D, lanes);
-      store(static_cast<T *>(q.ddelta) + row, ddelta, lanes);
-      sum_D += s.dy[j][k] * s.u[j][k];
-      sum_bias += ddelta;
-    }
-    T *dD = static_cast<T *>(q.dD) + w.b * E + e, *dbias = static_cast<T *>(q.dbias) + w.b * E + e;
-    store(dD, load(dD, lanes) + sum_D, lanes);
-    store(dbias, load(dbias, lanes) + sum_bias, lanes);
+  const VlmDirection &q = w.direction();
+  const int64_t e = w.blocks.first(block), lanes = w.blocks.lanes(block);
+  const Vector D = q.D ? load(static_cast<const T *>(q.D) + e, lanes) : Vector{};
+  Vector sum_D{}, sum_bias{};
+  for (int64_t k = 0; k < steps; ++k) {
+    const int64_t row = (w.b * p.length + w.time(start + k)) * p.channels + e;
+    const Vector ddelta = (s.along_B[k] * s.u[k] + s.along_A[k] * Lanes<T>::decay_unscale) * s.slope[k];
+    store(static_cast<T *>(q.du) + row, s.along_B[k] * s.dt[k] + s.dy[k] * D, lanes);
+    store(static_cast<T *>(q.ddelta) + row, ddelta, lanes);
+    sum_D += s.dy[k] * s.u[k];
+    sum_bias += ddelta;
   }
+  T *dD = static_cast<T *>(q.dD) + w.b * p.channels + e, *dbias = static_cast<T *>(q.dbias) + w.b * p.channels + e;
+  store(dD, load(dD, lanes) + sum_D, lanes);
+  store(dbias, load(dbias, lanes) + sum_bias, lanes);
 }
 
 template <class T> void scan_backward_task(const BackwardTask<T> &w, BackwardScratch<T> &s, T *dBC) {
   using Vector = typename Lanes<T>::Vector;
   const VlmScan &p = w.p;
-  const VlmDirection &q = p.direction[w.d];
+  const VlmDirection &q = w.direction();
   const int64_t L = p.length, E = p.channels, N = p.states, own = w.end - w.first;
   for (int64_t i = 0; i < own * s.padded; ++i) s.carry[i] = s.sum_A[i] = Vector{};
   for (int64_t k = w.first; k < w.end; ++k) {
@@ -321,20 +292,20 @@ template <class T> void scan_backward_task(const BackwardTask<T> &w, BackwardScr
     const int64_t steps = L - start < kChunk ? L - start : kChunk;
     for (int64_t i = 0; i < steps * s.padded; ++i) s.sum_B[i] = s.sum_C[i] = Vector{};
     for (int64_t k = 0; k < steps; ++k) {
-      const int64_t t = q.reverse ? L - 1 - start - k : start + k;
+      const int64_t t = w.time(start + k);
       const int64_t from = w.b * q.bc_batch + t * q.bc_row + w.group * q.bc_group;
       for (int64_t n = 0; n < s.padded; ++n) {
         s.B[k * s.padded + n] = n < N ? static_cast<const T *>(q.B)[from + n] : T(0);
         s.C[k * s.padded + n] = n < N ? static_cast<const T *>(q.C)[from + n] : T(0);
       }
     }
-    for (int64_t block = w.first; block < w.end; block += kPair) {
-      load_pair(w, s, block, start, steps);
+    for (int64_t block = w.first; block < w.end; ++block) {
+      load_chunk(w, s, block, start, steps);
       for (int64_t n = 0; n < N; n += kStates) backward_states(w, s, block, n, start, steps);
-      store_pair(w, s, block, start, steps);
+      store_chunk(w, s, block, start, steps);
     }
     for (int64_t k = 0; k < steps; ++k) {
-      const int64_t t = q.reverse ? L - 1 - start - k : start + k;
+      const int64_t t = w.time(start + k);
       T *to = dBC + ((w.b * L + t) * p.groups + w.group) * 2 * N;
       for (int64_t n = 0; n < N; ++n) to[n] = sum_lanes<T>(s.sum_B[k * s.padded + n]);
       for (int64_t n = 0; n < N; ++n) to[N + n] = sum_lanes<T>(s.sum_C[k * s.padded + n]);
@@ -350,12 +321,10 @@ template <class T> void scan_backward_task(const BackwardTask<T> &w, BackwardScr
 
 template <class T> void scan_backward(const VlmScan &p) {
   const Blocks<T> blocks(p);
-  const int64_t padded = (p.states + 3) / 4 * 4, size = blocks.count * padded * blocks.width;
+  const int64_t padded = padded_states(p), size = blocks.count * padded * blocks.width;
   Scratch<T> A(p.directions * size);
   arrange_A(p, blocks, padded, A.data);
-  // whole pairs of vectors to every part, so that the parts are the same for all thread counts
-  const int64_t pairs = (blocks.per_group + kPair - 1) / kPair;
-  const int64_t per_part = (pairs + p.parts - 1) / p.parts * kPair;
+  const int64_t per_part = (blocks.per_group + p.parts - 1) / p.parts;
   const int64_t per_batch = p.groups * p.parts;
 #pragma omp parallel num_threads(p.threads)
   {
