@@ -69,6 +69,7 @@ class ExactBackend:
 
     def __init__(self, vectors: VectorSource) -> None:
         self._vectors = vectors
+        self._largest_norms: dict[int, float] = {}
 
     def search(
         self, queries: np.ndarray, top_k: int, allowed: np.ndarray | None = None
@@ -84,11 +85,20 @@ class ExactBackend:
             if not len(rows):
                 continue
             values = block.astype(np.float32)
-            slack = tolerance(queries, float(np.linalg.norm(values, axis=1).max()))
+            slack = tolerance(queries, self._largest_norm(first, values, allowed is None))
             scores = queries @ values.T
             for query, line in enumerate(scores):
                 candidates[query].append(rows[_near_best(line, top_k, slack[query])])
         return settle(self._vectors, queries, candidates, top_k)
+
+    def _largest_norm(self, first: int, values: np.ndarray, is_whole: bool) -> float:
+        """Return the norm of a block's longest vector; remembered if the block is not filtered."""
+        known = self._largest_norms.get(first)
+        if known is None:
+            known = float(np.linalg.norm(values, axis=1).max())
+            if is_whole:
+                self._largest_norms[first] = known
+        return known
 
 
 def check_queries(queries: np.ndarray, vectors: VectorSource, top_k: int) -> np.ndarray:
