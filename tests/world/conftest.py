@@ -168,7 +168,7 @@ def join_hops(spans, x, y):
             if (
                 mirrored
                 and gentle
-                and fall > (6 if reach == 4 else 3)
+                and fall > (4.8 if reach == 4 else 3)
                 and np.ptp(x[before : span[1] + 1]) < 2.5
             ):
                 joined[-1] = (before, span[1])

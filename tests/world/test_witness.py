@@ -52,7 +52,7 @@ def watch(witness, tmp_path, seed, count):
 
 
 def test_the_tracker_confirms_kind_direction_order_and_times(witness, tmp_path):
-    assert watch(witness, tmp_path, 41, 80) <= 16
+    assert watch(witness, tmp_path, 41, 40) <= 10
 
 
 @pytest.mark.slow
