@@ -1,0 +1,60 @@
+"""The benchmark program runs, leaves the environment alone, and writes consistent figures."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+
+from kernels.benchmarks import run
+from kernels.benchmarks.cases import CASES, Case, job
+from vlm.ops import cpu_library
+from vlm.ops.backends import VARIABLE
+
+
+def test_figures_are_consistent(tmp_path, monkeypatch, capsys):
+    if not cpu_library.available(torch.float32):
+        pytest.skip("no C++ kernels")
+    tiny = tuple(
+        Case(name=c.name, kind=c.kind, batch=1, length=9, channels=8, states=4, rank=2) for c in CASES
+    )
+    monkeypatch.setattr(run, "CASES", tiny)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    out = tmp_path / "results.json"
+    assert (
+        run.main(["--seconds", "0.001", "--case", tiny[0].name, "--case", tiny[2].name, "--out", str(out)])
+        == 0
+    )
+    results = json.loads(out.read_text())
+    assert set(results["cases"]) == {tiny[0].name, tiny[2].name}
+    assert results["machine"]["processor"] and results["multiply_adds_per_s"] > 0
+    for case in (tiny[0], tiny[2]):
+        row = results["cases"][case.name]
+        assert row["updates"] == case.updates
+        for mode in ("forward", "forward_backward"):
+            times = row[mode]["times"]
+            assert row[mode]["chunked_over_cpu"] == times["chunked"]["cpu_ms"] / times["cpu"]["cpu_ms"]
+    assert case.name in capsys.readouterr().out
+    assert VARIABLE not in os.environ
+
+
+@pytest.mark.parametrize("kind", ["scan", "block"])
+def test_every_leaf_takes_part(kind):
+    run_once, leaves = job(
+        Case(name="x", kind=kind, batch=1, length=5, channels=6, states=3, rank=2), gradient=True
+    )
+    out = run_once()
+    assert out.shape == (1, 5, 6)
+    for gradient in torch.autograd.grad(out, leaves, torch.ones_like(out)):
+        assert gradient.abs().max() > 0
+
+
+def test_committed_results_are_of_these_cases(root):
+    files = list((root / "kernels" / "benchmarks" / "results").glob("*.json"))
+    assert files
+    for file in files:
+        results = json.loads(file.read_text())
+        assert set(results["cases"]) == {c.name for c in CASES}
+        assert {c.name: c.updates for c in CASES} == {k: v["updates"] for k, v in results["cases"].items()}
