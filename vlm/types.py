@@ -70,8 +70,8 @@ class Batch:
             and columns of this process start at ``offset``.
         offset: Index of this process's first sample in the global batch.
         keys: Sample identifiers, length b.
-        siblings: (B, B) bool, pairs whose clips differ in one thing only (minimal pairs, reversed twins); None
-            where the source knows of none.
+        siblings: (B, B) bool, pairs whose clips differ in one thing only (minimal pairs, reversed twins);
+            None where the source knows of none.
     """
 
     video: Tensor

@@ -1,4 +1,4 @@
-"""Time the CPU kernels beside the PyTorch implementations: python -m kernels.benchmarks.run [--out FILE].
+"""Time the CPU kernels beside the PyTorch implementations: python kernels/benchmarks/run.py [--out FILE].
 
 Ratios are of processor time, summed over threads, at its least: on a shared machine wall time says more
 about the neighbours. One thread is the default, as waiting threads would count too; wall time is recorded.
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cases import CASES, Case, job
 
-from kernels.benchmarks.cases import CASES, Case, job
 from vlm.ops import cpu_library
 from vlm.ops.backends import VARIABLE
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from vlm.errors import CapabilityError, InvalidInput
+from vlm.evaluation.card.table import render_card
 from vlm.evaluation.runner import RunOptions, evaluate_model
-from vlm.evaluation.table import render_card
 
 
 def _value(card, *keys):

@@ -9,8 +9,7 @@ import numpy as np
 
 from vlm.config import to_dict
 from vlm.errors import UsageError
-from vlm.evaluation import sections
-from vlm.evaluation.card import FORMAT, Card, file_sha256
+from vlm.evaluation.card import FORMAT, Card, file_sha256, sections
 from vlm.evaluation.dataset import read_scores
 from vlm.evaluation.outcomes import matrix_outcomes
 from vlm.evaluation.protocol import BootstrapSettings

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from vlm.errors import CapabilityError, DataError, InvalidInput
-from vlm.evaluation import sections
-from vlm.evaluation.card import FORMAT, Card, as_json
+from vlm.evaluation.card import FORMAT, Card, as_json, sections
 from vlm.evaluation.features import Loader
 from vlm.evaluation.protocol import Protocol as EvaluationProtocol
 from vlm.metrics import choice_accuracy, choice_chance

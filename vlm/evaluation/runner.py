@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from vlm.errors import CapabilityError, InvalidInput
-from vlm.evaluation import sections
-from vlm.evaluation.card import FORMAT, Card
+from vlm.evaluation.card import FORMAT, Card, sections
 from vlm.evaluation.compare import differing_fields
 from vlm.evaluation.dataset import EvaluationSet
 from vlm.evaluation.features import (
@@ -108,14 +107,7 @@ def evaluate_model(
         "chance": sections.chance(run.data.positives, recall_at),
         "twin_chance": twin_chance(run.data) if len(run.data.twin_pairs) else {},
         "ceilings": sections.ceilings(run.data, recall_at, bootstrap),
-        "controls": {
-            name: {
-                "kind": "test-time",
-                "results": outcomes.results(recall_at, bootstrap),
-                "twins": outcomes.twins,
-            }
-            for name, outcomes in run.controls.items()
-        },
+        "controls": _test_time_controls(run, protocol),
         "invariance": _invariance(run),
         "data": sections.data_section(len(data.paths), run.data, model),
         "environment": sections.environment(str(model.device), torch.get_num_threads()),
@@ -178,6 +170,17 @@ def _leave_out(data: EvaluationSet, videos: VideoSet, options: RunOptions) -> tu
             videos.tokens[place] = videos.tokens[clip]
         videos.tokens = videos.tokens[: len(keep)]
     return data.without(rejected), videos
+
+
+def _test_time_controls(run: _Run, protocol: Protocol) -> dict[str, Any]:
+    return {
+        name: {
+            "kind": "test-time",
+            "results": outcomes.results(protocol.recall_at, protocol.bootstrap),
+            "twins": outcomes.twins,
+        }
+        for name, outcomes in run.controls.items()
+    }
 
 
 def _trained_control(
