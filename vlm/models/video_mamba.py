@@ -45,6 +45,8 @@ class VideoMambaConfig:
         alignment_layers: How many blocks the alignment reads, the last one first.
         alignment_interval: Blocks between two that it reads.
         init: ``reference`` or ``mamba``, see ``initialise_mixer``.
+        position_std: Spread of the table of places at the start; what a token shows has a spread near 1.
+        time_std: Spread of the table of times at the start; the published models start it at zero.
         activation_checkpointing: Recompute blocks in the backward pass instead of storing them.
     """
 
@@ -68,6 +70,8 @@ class VideoMambaConfig:
     alignment_layers: int = 1
     alignment_interval: int = 1
     init: Literal["reference", "mamba"] = "reference"
+    position_std: float = 0.02
+    time_std: float = 0.0
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -81,6 +85,10 @@ class VideoMambaConfig:
             )
         if self.num_frames > 1 and self.num_frames % self.tubelet:
             raise ValueError(f"num_frames {self.num_frames} is not a multiple of tubelet {self.tubelet}")
+        if self.position_std <= 0.0 or self.time_std < 0.0:
+            raise ValueError(
+                f"position_std must be above 0 and time_std not below, got {self.position_std}, {self.time_std}"
+            )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
@@ -178,7 +186,9 @@ class VideoMamba(nn.Module):
         )
 
     def _initialise(self) -> None:
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=self.config.position_std)
+        if self.temporal_pos_embedding is not None and self.config.time_std > 0.0:
+            nn.init.normal_(self.temporal_pos_embedding, std=self.config.time_std)
         for block in self.layers:
             assert isinstance(block, MambaBlock)
             initialise_mixer(block.mixer, self.config.depth, self.config.init)
