@@ -193,3 +193,37 @@ def test_wrong_masks_are_refused():
 def test_impossible_configurations_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         VideoMambaConfig(**{**SMALL, **settings})
+
+
+def test_a_bag_of_frames_sees_each_frame_alone():
+    bag, whole = tiny(independent_frames=True, time_std=1.0), tiny(time_std=1.0)
+    whole.load_state_dict(bag.state_dict())
+    video, order = torch.randn(2, 4, 3, 28, 28), torch.tensor([2, 0, 3, 1])
+    with torch.inference_mode():
+        tokens, shuffled = bag(video).tokens, bag(video[:, order]).tokens
+        pictures = [bag(video[:, frame : frame + 1]).tokens for frame in range(4)]
+        aware = whole.pool(whole(video).tokens, 4), whole.pool(whole(video[:, order]).tokens, 4)
+    assert tokens.shape == (2, 1 + 4 * 16, 32)
+    for frame, picture in enumerate(pictures):
+        torch.testing.assert_close(tokens[:, 1 + 16 * frame : 17 + 16 * frame], picture[:, 1:])
+    torch.testing.assert_close(tokens[:, 0], torch.stack([p[:, 0] for p in pictures]).mean(dim=0))
+    torch.testing.assert_close(bag.pool(tokens, 4)[:, order], bag.pool(shuffled, 4))
+    assert not torch.allclose(aware[0][:, order], aware[1], atol=1e-3)
+
+
+def test_a_bag_of_frames_refuses_what_joins_frames():
+    with pytest.raises(ValueError, match="independent_frames needs tubelet 1"):
+        tiny(independent_frames=True, tubelet=2)
+    with pytest.raises(ValueError, match="takes no mask"):
+        tiny(independent_frames=True)(torch.randn(1, 4, 3, 28, 28), torch.zeros(1, 64, dtype=torch.bool))
+
+
+def test_tables_start_as_wide_as_asked():
+    torch.manual_seed(0)
+    published, wide = tiny(), tiny(position_std=1.0, time_std=0.5)
+    assert 0.015 < published.pos_embed.std() < 0.025
+    assert published.temporal_pos_embedding.abs().max() == 0
+    assert 0.8 < wide.pos_embed.std() < 1.0  # a normal cut at two standard deviations has 0.88
+    assert 0.4 < wide.temporal_pos_embedding.std() < 0.6
+    with pytest.raises(ValueError, match="position_std must be above 0"):
+        tiny(position_std=0.0)

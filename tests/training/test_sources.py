@@ -138,3 +138,19 @@ def test_a_run_from_shards_resumes_at_its_place(tiny, tmp_path):
         assert one.keys == other.keys and torch.equal(one.video, other.video)
     assert sorted(key for batch in whole[:3] for key in batch.keys) == sorted(s.clip_id for s in scenes)
     assert whole[0].positives.shape == (4, 4) and whole[0].positives.diagonal().all()
+
+
+def test_shuffled_clips_hold_the_same_frames_in_another_order(parts, tiny):
+    plain = parts()[3]
+    config = tiny("data.world.shuffle_frames=true")
+    model = make_model(config, make_tokenizer(config), torch.device("cpu"))
+    shuffled = WorldBatches(
+        config.data.world, seed=0, batch_size=8, rank=0, world_size=1, max_words=64,
+        preprocessing=model.preprocessing, tokenizer=model.tokenizer.to_json(),
+    )[3]  # fmt: skip
+    assert torch.equal(shuffled.input_ids, plain.input_ids)
+    moved = 0
+    for before, after in zip(plain.frames, shuffled.frames, strict=True):
+        assert sorted(frame.sum().item() for frame in before) == sorted(frame.sum().item() for frame in after)
+        moved += not torch.equal(before, after)
+    assert moved >= 7  # of eight clips; one may draw its own order

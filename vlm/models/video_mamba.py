@@ -48,6 +48,8 @@ class VideoMambaConfig:
         position_std: Spread of the table of places at the start; what a token shows has a spread near 1.
         time_std: Spread of the table of times at the start; the published models start it at zero.
         activation_checkpointing: Recompute blocks in the backward pass instead of storing them.
+        independent_frames: Encode each frame as a picture of its own: a bag of frames, a control that is
+            blind to motion.
     """
 
     width: int = 576
@@ -73,6 +75,7 @@ class VideoMambaConfig:
     position_std: float = 0.02
     time_std: float = 0.0
     activation_checkpointing: bool = False
+    independent_frames: bool = False
 
     def __post_init__(self) -> None:
         counts = ("width", "depth", "num_frames", "image_size", "patch_size", "tubelet", "channels")
@@ -83,11 +86,14 @@ class VideoMambaConfig:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
+        if self.independent_frames and (self.tubelet > 1 or self.alignment_width):
+            raise ValueError("independent_frames needs tubelet 1 and no alignment heads")
         if self.num_frames > 1 and self.num_frames % self.tubelet:
             raise ValueError(f"num_frames {self.num_frames} is not a multiple of tubelet {self.tubelet}")
         if self.position_std <= 0.0 or self.time_std < 0.0:
             raise ValueError(
-                f"position_std must be above 0 and time_std not below, got {self.position_std}, {self.time_std}"
+                f"position_std must be above 0 and time_std at least 0, got {self.position_std} "
+                f"and {self.time_std}"
             )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
@@ -221,6 +227,8 @@ class VideoMamba(nn.Module):
 
     def forward(self, video: Tensor, mask: Tensor | None = None) -> EncoderOutput:
         """Encode a video (b, t, channels, h, w); see ``embed`` for the mask and the errors."""
+        if self.config.independent_frames and video.ndim == 5 and video.shape[1] > 1:
+            return self._encode_frames(video, mask)
         hidden: Tensor = self.embed(video, mask)
         residual: Tensor | None = None
         last = self.config.depth - 1
@@ -244,6 +252,17 @@ class VideoMamba(nn.Module):
             for index in self.alignment_blocks
         )
         return EncoderOutput(tokens, alignment)
+
+    def _encode_frames(self, video: Tensor, mask: Tensor | None) -> EncoderOutput:
+        """Encode every frame by itself; the class token is the mean of theirs."""
+        if mask is not None:
+            raise ValueError("a bag of frames takes no mask")
+        self._check(video)
+        num_frames = video.shape[1]
+        tokens = self(rearrange(video, "b t c h w -> (b t) 1 c h w")).tokens
+        first = reduce(tokens[:, :1], "(b t) 1 d -> b 1 d", "mean", t=num_frames)
+        patches = rearrange(tokens[:, 1:], "(b t) n d -> b (t n) d", t=num_frames)
+        return EncoderOutput(torch.cat([first, patches], dim=1), ())
 
     @property
     def alignment_blocks(self) -> tuple[int, ...]:

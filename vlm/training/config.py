@@ -20,12 +20,14 @@ class WorldConfig:
         grouped: Share of the batch that comes in minimal-pair groups; a number or a curve over steps.
         group_size: Clips of a group: a scene with its reversed twin and variants that differ in one thing.
         twins: Share of the groups that contain the scene's reversed twin, where it has one.
+        shuffle_frames: Show each clip's frames in random order: a control that cannot learn from motion.
     """
 
     split: Literal["train", "val", "test", "combo"] = "train"
     grouped: Curve = 0.5
     group_size: int = 4
     twins: float = 1.0
+    shuffle_frames: bool = False
 
     def __post_init__(self) -> None:
         check_curve("data.world.grouped", self.grouped)

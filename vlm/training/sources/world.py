@@ -35,7 +35,7 @@ from vlm.world import (
     variants,
 )
 
-_COMPOSITION, _WORDING = 11, 12  # purposes of random streams, beside seed and step
+_COMPOSITION, _WORDING, _ORDER = 11, 12, 13  # purposes of random streams, beside seed and step
 
 
 class RawBatch(NamedTuple):
@@ -126,8 +126,12 @@ class WorldBatches(Dataset[RawBatch]):
         tokens = _tokenizer(self._tokenizer)(texts, max_tokens=self._max_words)
         truth = truth_matrix(scenes, scenes).T  # rows are videos here
         own = scenes[self._own]
+        clips = [render_clip(scene, self._preprocessing) for scene in own]
+        if self._config.shuffle_frames:
+            orders = [_stream(self._seed, step, _ORDER, place) for place in range(len(scenes))][self._own]
+            clips = [clip[order.permutation(len(clip))] for clip, order in zip(clips, orders, strict=True)]
         return RawBatch(
-            frames=torch.stack([render_clip(scene, self._preprocessing) for scene in own]),
+            frames=torch.stack(clips),
             input_ids=tokens.input_ids[self._own],
             attention_mask=tokens.attention_mask[self._own],
             positives=torch.from_numpy(np.ascontiguousarray(truth)),
