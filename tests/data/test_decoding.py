@@ -201,9 +201,12 @@ def test_time_spent_by_the_caller_does_not_count(clip: Path) -> None:
     import time
 
     video = open_video(clip, DecodeLimits(max_seconds=0.5))
+    seen = []
     for number, _ in video.iterate([0, 39]):
+        seen.append(number)
         if number == 0:
             time.sleep(0.6)
+    assert seen == [0, 39]
 
 
 def _replaced(timeline, **changes):
