@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 20240311
@@ -20,6 +21,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A timed test says what the machine was doing, not whether the code is right; and a failure must repeat.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 # A shell starts background jobs with Ctrl-C ignored, which children inherit; tests send it to children.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
