@@ -164,9 +164,8 @@ def _ask(searcher: Searcher, scenes: list[Scene], places: list[Place], index: Pa
         question = about[0]
         result: Choices = choose(searcher, "", question.statements, video=ids[place.reel])
         choices = shlex.quote("|".join(question.statements))
-        print(
-            f"\n$ vlm ask {index} {shlex.quote(question.text)} --video {ids[place.reel]} --choices {choices}"
-        )
+        print(f"\n{question.text}?")
+        print(f"$ vlm ask {index} '' --video {ids[place.reel]} --choices {choices}")
         for answer in result.answers:
             print(f"  {answer.score:5.3f}  {answer.text}")
         hit = result.evidence
