@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from vlm.models.patch_embedding import (
+    ConvolutionalStem,
     PatchEmbedding,
+    SharedBatchNorm,
     inflate_patches,
     resize_positions,
     resize_times,
@@ -80,3 +82,26 @@ def test_a_picture_fills_the_tubelet_by_standing_still():
     embedding = PatchEmbedding(12, 4, 3, 3)
     picture = torch.randn(2, 1, 3, 8, 8)
     assert torch.allclose(embedding(picture), embedding(picture.expand(-1, 3, -1, -1, -1)), atol=1e-6)
+
+
+def test_a_convolutional_stem_gives_one_token_a_patch_row_by_row_and_mixes_no_frames():
+    torch.manual_seed(0)
+    stem = ConvolutionalStem(32, 8, 3).eval()
+    video = torch.randn(2, 3, 3, 32, 16)
+    tokens = stem(video)
+    assert tokens.shape == (2, 3, 8, 32)
+    changed = video.clone()
+    changed[1, 2, :, 24:, 8:] += 1.0  # the last patch of one frame, and what the convolutions see of it
+    differs = (stem(changed) != tokens).any(dim=-1)
+    assert (
+        differs[1, 2, 7] and not differs[0].any() and not differs[1, :2].any() and not differs[1, 2, :4].any()
+    )
+
+
+def test_the_shared_batch_norm_is_the_usual_one_in_one_process():
+    torch.manual_seed(0)
+    shared, usual = SharedBatchNorm(4), torch.nn.BatchNorm2d(4)
+    maps = torch.randn(6, 4, 5, 5)
+    assert torch.equal(shared(maps), usual(maps))
+    assert torch.equal(shared.running_var, usual.running_var)
+    assert torch.equal(shared.eval()(maps), usual.eval()(maps))

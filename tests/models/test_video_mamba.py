@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -227,3 +229,42 @@ def test_tables_start_as_wide_as_asked():
     assert 0.4 < wide.temporal_pos_embedding.std() < 0.6
     with pytest.raises(ValueError, match="position_std must be above 0"):
         tiny(position_std=0.0)
+
+
+@pytest.mark.parametrize(("order", "swapped"), [("temporal", (0, 1)), ("alternating", (0,))])
+def test_blocks_that_scan_along_time_equal_blocks_over_tokens_put_in_that_order(order, swapped):
+    torch.manual_seed(0)
+    encoder = tiny(scan_order=order, time_std=1.0).eval()
+    video = torch.randn(2, 4, 3, 28, 28)
+    places = encoder.config.grid**2
+    by_place = torch.tensor([0, *(1 + t * places + n for n in range(places) for t in range(4))])
+    back = by_place.argsort()
+    hidden, residual = encoder.embed(video), torch.zeros(())
+    for index, block in enumerate(encoder.layers):
+        residual = hidden + residual
+        normed = block.norm(residual)[0]
+        hidden = block.mixer(normed[:, by_place])[:, back] if index in swapped else block.mixer(normed)
+    expected = encoder.norm(hidden + residual)[0]
+    assert torch.allclose(encoder(video).tokens, expected, atol=1e-5)
+    encoder.config = dataclasses.replace(encoder.config, scan_order="spatial")
+    assert not torch.allclose(encoder(video).tokens, expected, atol=1e-2)
+
+
+def test_a_picture_has_no_time_to_scan_along():
+    torch.manual_seed(0)
+    encoder = tiny(scan_order="temporal").eval()
+    picture = torch.randn(2, 1, 3, 28, 28)
+    found = encoder(picture).tokens
+    encoder.config = dataclasses.replace(encoder.config, scan_order="spatial")
+    assert torch.equal(encoder(picture).tokens, found)
+
+
+def test_a_mask_needs_the_published_order():
+    with pytest.raises(ValueError, match="masks need scan_order 'spatial', this encoder has 'temporal'"):
+        tiny(scan_order="temporal")(torch.randn(1, 4, 3, 28, 28), torch.zeros(1, 64, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("settings", [{"patch_size": 14}, {"patch_size": 2}, {"patch_size": 4, "tubelet": 2}])
+def test_a_convolutional_stem_halves_and_has_no_tubelets(settings):
+    with pytest.raises(ValueError, match="a convolutional stem needs tubelet 1"):
+        VideoMambaConfig(**{**SMALL, "stem": "convolutional", **settings})

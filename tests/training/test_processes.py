@@ -12,6 +12,7 @@ GATHER = """
 import torch
 from vlm import distributed
 from vlm.losses.contrastive import contrastive_loss
+from vlm.models.patch_embedding import SharedBatchNorm
 
 distributed.initialise()
 rank, size = distributed.rank(), distributed.world_size()
@@ -50,6 +51,21 @@ for mine, full in zip(grads[:2], expected[:2]):
 # without a gather each process knows its own block of the truth
 loss, _ = gradients("none", video[own], text[own])
 assert torch.isfinite(loss)
+# normalising over the global batch: output, statistics and gradients of one process that holds everything
+maps, weight = torch.randn(6, 4, 5, 5) + 1, torch.randn(6, 4, 5, 5)
+def normalised(layer, maps, weight):
+    leaf = maps.clone().requires_grad_()
+    out = layer(leaf)
+    (out * weight).sum().backward()
+    return out.detach(), leaf.grad, layer.weight.grad
+shared, usual = SharedBatchNorm(4), torch.nn.BatchNorm2d(4)
+out, mine, scale = normalised(shared, maps[own], weight[own])
+expected, full, whole_scale = normalised(usual, maps, weight)
+assert torch.allclose(out, expected[own], atol=1e-5)
+assert torch.allclose(mine, full[own], atol=1e-5)
+assert torch.allclose(distributed.all_sum(scale), whole_scale, rtol=1e-4)
+assert torch.allclose(shared.running_mean, usual.running_mean, atol=1e-6)
+assert torch.allclose(shared.running_var, usual.running_var, atol=1e-6)
 assert distributed.gather_objects(rank) == [0, 1]
 assert distributed.broadcast_object("from 0" if rank == 0 else None) == "from 0"
 assert distributed.all_max(rank * 5) == 5

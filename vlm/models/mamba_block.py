@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vlm.ops import Branch, add_rms_norm, bidirectional_mamba
@@ -76,12 +77,24 @@ class MambaBlock(nn.Module):
         self.mixer = mixer
         self.drop_path = drop_path
 
-    def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return this block's output (b, l, d), not yet added, and the residual stream in fp32."""
+    def forward(self, hidden: Tensor, residual: Tensor | None, num_steps: int = 1) -> tuple[Tensor, Tensor]:
+        """Return this block's output (b, l, d), not yet added, and the residual stream in fp32.
+
+        With ``num_steps`` above 1 the block scans along time first: tokens (t n) are visited as (n t).
+        """
         if residual is not None:
             hidden = drop_path(hidden, self.drop_path, self.training)
         normed, residual = self.norm(hidden, residual)
-        return self.mixer(normed), residual
+        if num_steps == 1:
+            return self.mixer(normed), residual
+        num_places = (normed.shape[1] - 1) // num_steps
+        return _reordered(self.mixer(_reordered(normed, num_steps)), num_places), residual
+
+
+def _reordered(tokens: Tensor, outer: int) -> Tensor:
+    """Exchange the two loops over the tokens behind the class token; ``outer`` counts the present outer one."""
+    patches = rearrange(tokens[:, 1:], "b (outer inner) d -> b (inner outer) d", outer=outer)
+    return torch.cat([tokens[:, :1], patches], dim=1)
 
 
 def drop_path(hidden: Tensor, rate: float, training: bool) -> Tensor:

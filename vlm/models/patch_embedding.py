@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from vlm import distributed
+
 
 class PatchEmbedding(nn.Module):
     """Cut a video into tubelets of ``tubelet`` frames times a square patch and project each to a token."""
@@ -29,6 +31,81 @@ class PatchEmbedding(nn.Module):
         frames = rearrange(video.to(self.proj.weight.dtype), "b t c h w -> b c t h w")
         tokens: Tensor = rearrange(self.proj(frames), "b d t h w -> b t (h w) d")
         return tokens
+
+
+class ConvolutionalStem(nn.Module):
+    """Turn each frame into tokens by a few convolutions of stride 2 instead of one of stride ``patch_size``.
+
+    A small model reads shapes with it that it does not learn from flat patches in reasonable time. Frames do not
+    mix: whatever is said of motion, the blocks have found.
+
+    Args:
+        width: Channels of a token.
+        patch_size: Pixels between two tokens, a power of two from 4.
+        channels: Colour channels.
+
+    Source: Xiao et al. 2021, Early Convolutions Help Transformers See Better, section 4.
+    """
+
+    def __init__(self, width: int, patch_size: int, channels: int) -> None:
+        super().__init__()
+        num_halvings = patch_size.bit_length() - 1
+        layers: list[nn.Module] = []
+        before = channels
+        for step in range(num_halvings):
+            after = width * (step + 1) // num_halvings
+            layers.append(StemLayer(before, after, stride=2))
+            if 0 < step < num_halvings - 1:
+                layers.append(StemLayer(after, after, stride=1))
+            before = after
+        self.layers = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(width, width, 1)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Return (b, t, patches, width) of a (b, t, channels, h, w) video, row by row."""
+        frames = rearrange(video.to(self.proj.weight.dtype), "b t c h w -> (b t) c h w")
+        maps: Tensor = self.proj(self.layers(frames.contiguous(memory_format=torch.channels_last)))
+        tokens: Tensor = rearrange(maps, "(b t) d h w -> b t (h w) d", b=len(video))
+        return tokens
+
+
+class StemLayer(nn.Module):
+    """Convolve, normalise over the batch, rectify."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.norm = SharedBatchNorm(after)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return (n, after, h / stride, w / stride) of (n, before, h, w)."""
+        return F.relu(self.norm(self.conv(maps)))
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation whose statistics are those of the global batch, on any device.
+
+    Source: Ioffe and Szegedy 2015, Batch Normalization, algorithms 1 and 2.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (n, c, h, w) per channel; every process must hold equally many."""
+        if not self.training or distributed.world_size() == 1:
+            return super().forward(input)
+        values = input.float()
+        own = torch.stack([values.mean(dim=(0, 2, 3)), values.square().mean(dim=(0, 2, 3))])
+        mean, square = distributed.gather(own[None]).mean(dim=0)
+        variance = (square - mean.square()).clamp_min(0.0)
+        count = input.numel() // input.shape[1] * distributed.world_size()
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None and self.momentum is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+        scale = (variance + self.eps).rsqrt() * self.weight
+        shift = self.bias - mean * scale
+        return (values * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
 
 
 def resize_positions(table: Tensor, grid: int) -> Tensor:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlm.models.mamba_block import BidirectionalMixer, MambaBlock, RMSNorm, drop_path, initialise_mixer
-from vlm.models.patch_embedding import PatchEmbedding, sinusoid_table
+from vlm.models.patch_embedding import ConvolutionalStem, PatchEmbedding, sinusoid_table
 
 Pool = Literal["cls", "avg", "cls+avg", "cls_cat_avg"]
+ScanOrder = Literal["spatial", "temporal", "alternating"]
 
 # name: (width, depth)
 SIZES = {"tiny": (192, 24), "small": (384, 24), "middle": (576, 32), "base": (768, 24)}
@@ -48,6 +49,9 @@ class VideoMambaConfig:
         position_std: Spread of the table of places at the start; what a token shows has a spread near 1.
         time_std: Spread of the table of times at the start; the published models start it at zero.
         activation_checkpointing: Recompute blocks in the backward pass instead of storing them.
+        stem: ``patch``: one linear map of each patch, as published; ``convolutional``: see ``ConvolutionalStem``.
+        scan_order: ``spatial``: frame by frame, as published; ``temporal``: place by place, each through all
+            frames; ``alternating``: odd blocks spatial, the first and all even ones temporal.
         independent_frames: Encode each frame as a picture of its own: a bag of frames, a control that is
             blind to motion.
     """
@@ -75,6 +79,8 @@ class VideoMambaConfig:
     position_std: float = 0.02
     time_std: float = 0.0
     activation_checkpointing: bool = False
+    stem: Literal["patch", "convolutional"] = "patch"
+    scan_order: ScanOrder = "spatial"
     independent_frames: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +94,13 @@ class VideoMambaConfig:
             )
         if self.independent_frames and (self.tubelet > 1 or self.alignment_width):
             raise ValueError("independent_frames needs tubelet 1 and no alignment heads")
+        if self.stem == "convolutional" and (
+            self.tubelet > 1 or self.patch_size < 4 or self.patch_size.bit_count() != 1
+        ):
+            raise ValueError(
+                "a convolutional stem needs tubelet 1 and a patch_size that is a power of two from 4, "
+                f"got {self.tubelet} and {self.patch_size}"
+            )
         if self.num_frames > 1 and self.num_frames % self.tubelet:
             raise ValueError(f"num_frames {self.num_frames} is not a multiple of tubelet {self.tubelet}")
         if self.position_std <= 0.0 or self.time_std < 0.0:
@@ -161,7 +174,11 @@ class VideoMamba(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.patch_embed = PatchEmbedding(width, config.patch_size, config.tubelet, config.channels)
+        self.patch_embed: nn.Module = (
+            PatchEmbedding(width, config.patch_size, config.tubelet, config.channels)
+            if config.stem == "patch"
+            else ConvolutionalStem(width, config.patch_size, config.channels)
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid**2 + 1, width))
         self.temporal_pos_embedding = (
@@ -229,6 +246,8 @@ class VideoMamba(nn.Module):
         """Encode a video (b, t, channels, h, w); see ``embed`` for the mask and the errors."""
         if self.config.independent_frames and video.ndim == 5 and video.shape[1] > 1:
             return self._encode_frames(video, mask)
+        if mask is not None and self.config.scan_order != "spatial":
+            raise ValueError(f"masks need scan_order 'spatial', this encoder has {self.config.scan_order!r}")
         hidden: Tensor = self.embed(video, mask)
         residual: Tensor | None = None
         last = self.config.depth - 1
@@ -237,10 +256,11 @@ class VideoMamba(nn.Module):
         wanted = {min(index + 1, last) for index in self.alignment_blocks}
         streams: dict[int, Tensor] = {}
         for index, block in enumerate(self.layers):
+            steps = self._scanned_steps(index, video.shape[1])
             if recompute:
-                hidden, residual = checkpoint(block, hidden, residual, use_reentrant=False)
+                hidden, residual = checkpoint(block, hidden, residual, steps, use_reentrant=False)
             else:
-                hidden, residual = block(hidden, residual)
+                hidden, residual = block(hidden, residual, steps)
             assert residual is not None
             if index in wanted:
                 streams[index] = residual
@@ -252,6 +272,12 @@ class VideoMamba(nn.Module):
             for index in self.alignment_blocks
         )
         return EncoderOutput(tokens, alignment)
+
+    def _scanned_steps(self, block: int, num_frames: int) -> int:
+        """Return how many time steps the block visits at each place in a row; 1 = it goes frame by frame."""
+        order = self.config.scan_order
+        along_time = order == "temporal" or (order == "alternating" and block % 2 == 0)
+        return self.config.num_steps if along_time and num_frames > 1 else 1
 
     def _encode_frames(self, video: Tensor, mask: Tensor | None) -> EncoderOutput:
         """Encode every frame by itself; the class token is the mean of theirs."""
