@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from vlm.errors import ConfigError, InvalidInput, VlmError
 from vlm.training.checkpoint import load_tensors
 from vlm.training.loop import train
-from vlm.training.tracking import read_lines
+from vlm.training.tracking import read_lines, training_s
 
 
 def final_state(run):
@@ -99,8 +99,19 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(unbroke
 
 def test_a_finished_run_resumes_to_nothing(unbroken, tiny, tmp_path):
     before = (unbroken / "metrics.jsonl").read_bytes()
+    started = json.loads((unbroken / "environment.json").read_text())
+    started["command"] = ["vlm", "train", "what it was started with"]
+    (unbroken / "environment.json").write_text(json.dumps(started))
     train(tiny(), unbroken, resume=True)
     assert (unbroken / "metrics.jsonl").read_bytes() == before
+    training = json.loads((unbroken / "model" / "card.json").read_text())["training"]
+    assert training["command"] == started["command"] and training["steps"] == tiny().train.max_steps
+
+
+def test_the_time_of_a_run_counts_every_update_once(tmp_path):
+    lines = [{"step": 10, "step_s": 0.5}, {"step": 14, "step_s": 2.0}, {"step": 20, "step_s": 1.0}]
+    (tmp_path / "speed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert training_s(tmp_path) == 10 * 0.5 + 4 * 2.0 + 6 * 1.0
 
 
 def test_a_changed_config_is_refused_with_what_changed(tiny, tmp_path):

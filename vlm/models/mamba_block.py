@@ -92,7 +92,7 @@ class MambaBlock(nn.Module):
 
 
 def _reordered(tokens: Tensor, outer: int) -> Tensor:
-    """Exchange the two loops over the tokens behind the class token; ``outer`` counts the present outer one."""
+    """Exchange the two loops over the tokens behind the class token; ``outer`` is the outer one's length."""
     patches = rearrange(tokens[:, 1:], "b (outer inner) d -> b (inner outer) d", outer=outer)
     return torch.cat([tokens[:, :1], patches], dim=1)
 

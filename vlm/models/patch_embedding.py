@@ -36,8 +36,8 @@ class PatchEmbedding(nn.Module):
 class ConvolutionalStem(nn.Module):
     """Turn each frame into tokens by a few convolutions of stride 2 instead of one of stride ``patch_size``.
 
-    A small model reads shapes with it that it does not learn from flat patches in reasonable time. Frames do not
-    mix: whatever is said of motion, the blocks have found.
+    A small model reads shapes with it that it does not learn from flat patches in reasonable time. Frames do
+    not mix: whatever is said of motion, the blocks have found.
 
     Args:
         width: Channels of a token.

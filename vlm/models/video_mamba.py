@@ -49,7 +49,8 @@ class VideoMambaConfig:
         position_std: Spread of the table of places at the start; what a token shows has a spread near 1.
         time_std: Spread of the table of times at the start; the published models start it at zero.
         activation_checkpointing: Recompute blocks in the backward pass instead of storing them.
-        stem: ``patch``: one linear map of each patch, as published; ``convolutional``: see ``ConvolutionalStem``.
+        stem: ``patch``: one linear map of each patch, as published; or ``convolutional``, see
+            ``ConvolutionalStem``.
         scan_order: ``spatial``: frame by frame, as published; ``temporal``: place by place, each through all
             frames; ``alternating``: odd blocks spatial, the first and all even ones temporal.
         independent_frames: Encode each frame as a picture of its own: a bag of frames, a control that is

@@ -35,10 +35,11 @@ from vlm.training.setup import (
     prepare_process,
 )
 from vlm.training.sources import open_source
-from vlm.training.tracking import Tracker, circumstances, draw_curves
+from vlm.training.tracking import Tracker, circumstances, draw_curves, training_s
 from vlm.training.validation import Validation
 
 _AVERAGE = "average.pt"
+_ENVIRONMENT = "environment.json"
 
 
 def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
@@ -175,18 +176,20 @@ def _prepare_folder(config: TrainingConfig, run: Path, resume: bool) -> None:
     distributed.barrier()
     if distributed.is_main():
         run.mkdir(parents=True, exist_ok=True)
+        if not resume:  # a resumed run keeps the command and the machine that it was started with
+            facts = json.dumps(circumstances(config.seed), indent=1)
+            write_durably(run / _ENVIRONMENT, facts.encode())
         write_durably(before, dump(config).encode())
-        facts = json.dumps(circumstances(config.seed), indent=1)
-        write_durably(run / "environment.json", facts.encode())
 
 
 def _finish(config: TrainingConfig, state: RunState, run: Path) -> Path:
     """Write ``RUN/model`` and the curves."""
     if distributed.is_main():
         draw_curves(run)
-        card = {"training": {"steps": config.train.max_steps, **circumstances(config.seed)}}
+        training = json.loads((run / _ENVIRONMENT).read_text())
+        training |= {"steps": config.train.max_steps, "training_s": round(training_s(run))}
         with state.average.applied():
-            save_model(state.model, run / "model", card=card)
+            save_model(state.model, run / "model", card={"training": training})
     state.engine.close()
     distributed.barrier()
     return run / "model"

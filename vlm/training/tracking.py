@@ -59,6 +59,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def training_s(run: Path) -> float:
+    """Return the seconds that a run's updates took, without evaluation and saving."""
+    total, before = 0.0, 0
+    for line in read_lines(run / "speed.jsonl"):
+        total += line["step_s"] * (line["step"] - before)
+        before = line["step"]
+    return total
+
+
 def circumstances(seed: int) -> dict[str, Any]:
     """Return what the numbers of a run depend on besides its config: versions, machine, threads, seed."""
     return {

@@ -1,0 +1,81 @@
+"""The shipped model keeps what its card says, on clips that nobody has seen; and its recipe is its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from vlm.assets import asset
+from vlm.cli import main
+from vlm.config import load_config
+from vlm.evaluation import read_card
+from vlm.models import load_model
+from vlm.training.config import TrainingConfig
+from vlm.training.loop import train
+from vlm.training.tracking import read_lines
+from vlm.world import gallery
+from vlm.world.clips import write_clips
+
+FRESH_SEED = 20261126
+FOLDER = "eval/models/demo"
+
+
+@pytest.fixture(scope="module")
+def fresh_card(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fresh")
+    write_clips(list(gallery("test", FRESH_SEED, 100, twins=True)), folder)
+    out = folder / "card.json"
+    files = ["--annotations", folder / "manifest.jsonl", "--videos", folder, "--out", out]
+    words = ["eval", "retrieval", "--protocol", "world", "--model", "demo", *map(str, files)]
+    assert main([*words, "--set", "bootstrap.resamples=500", "--no-test-time-controls"]) == 0
+    return read_card(out)
+
+
+def test_it_is_small_and_says_what_it_knows():
+    folder = asset(FOLDER)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 12e6
+    model = load_model("demo", device="cpu")
+    assert (model.name, model.domain) == ("demo", "digit-world")
+    assert model.capabilities == {"search", "rerank", "choose"}
+    training = json.loads((folder / "card.json").read_text())["training"]
+    assert training["seed"] == 0 and training["steps"] == 2200 and training["training_s"] <= 3600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["itc", "itm@32"])
+def test_fresh_clips_score_as_the_card_says(fresh_card, kind):
+    """Both galleries hold 100 clips and their twins; their intervals must meet."""
+    committed = read_card(asset("eval/results/world-demo-200.json"))
+    assert committed["protocol"]["num_items"] == fresh_card["protocol"]["num_items"] == 200
+    assert committed["model"]["fingerprint"] == fresh_card["model"]["fingerprint"]
+    compared = 0
+    for section in ("results", "twins"):
+        blocks = []
+        for card in (committed, fresh_card):
+            whole = card[section]["query_to_item"] if section == "results" else card[section]
+            blocks.append(whole[kind])
+        for name, entry in blocks[0].items():
+            if name in ("recall@1", "pair_recall@1", "direction"):
+                other = blocks[1][name]
+                assert entry["low"] <= other["high"] and other["low"] <= entry["high"], (name, entry, other)
+                compared += 1
+    assert compared >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_recipe_begins_as_its_log_says(tmp_path):
+    """Rounding differs between machines and numbers of threads: early losses agree closely, later ones less."""
+    options = ["train.max_steps=50", "evaluation.every=0"]
+    train(load_config(TrainingConfig, asset("configs/train/demo.yaml"), options), tmp_path / "run")
+    found = read_lines(tmp_path / "run" / "metrics.jsonl")
+    committed = read_lines(asset(f"{FOLDER}/training.jsonl"))[:50]
+    assert [line["step"] for line in found] == [line["step"] for line in committed] == list(range(1, 51))
+    for name in ("contrastive", "masked_language"):
+        for mine, theirs in zip(found[:5], committed[:5], strict=True):
+            assert mine[name] == pytest.approx(theirs[name], rel=0.01)
+        late = [sum(line[name] for line in lines[40:]) / 10 for lines in (found, committed)]
+        assert late[0] == pytest.approx(late[1], rel=0.03)
+    shutil.rmtree(tmp_path / "run")
