@@ -67,7 +67,7 @@ def test_fresh_clips_score_as_the_card_says(fresh_card, kind):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_recipe_begins_as_its_log_says(tmp_path):
-    """Rounding differs between machines and numbers of threads: early losses agree closely, later ones less."""
+    """Rounding differs between machines and thread counts: early losses agree closely, later ones less."""
     options = ["train.max_steps=50", "evaluation.every=0"]
     train(load_config(TrainingConfig, asset("configs/train/demo.yaml"), options), tmp_path / "run")
     found = read_lines(tmp_path / "run" / "metrics.jsonl")
