@@ -21,7 +21,7 @@ template <class T> void arrange_taps(const VlmConv &p, T *to) {
   }
 }
 
-template <class T> struct ConvTask {
+template <class T, class S> struct ConvTask {
   using Vector = typename Lanes<T>::Vector;
   const VlmConv &p;
   int64_t b, e, lanes;
@@ -36,7 +36,7 @@ template <class T> struct ConvTask {
   }
   VLM_INLINE Vector x(int64_t t) const {
     if (t < 0 || t >= p.length) return Vector{};
-    return load(static_cast<const T *>(p.x) + b * p.x_batch + t * p.x_row + e, lanes);
+    return load(static_cast<const S *>(p.x) + b * p.x_batch + t * p.x_row + e, lanes);
   }
   VLM_INLINE bool apart(int64_t s, int64_t t) const {
     return segments && s >= 0 && s < p.length && segments[s] != segments[t];
@@ -53,10 +53,10 @@ template <class T> struct ConvTask {
   }
 };
 
-template <class T> void conv_forward_block(const ConvTask<T> &c, int64_t start, int64_t end) {
+template <class T, class S> void conv_forward_block(const ConvTask<T, S> &c, int64_t start, int64_t end) {
   using Vector = typename Lanes<T>::Vector;
   const VlmConv &p = c.p;
-  T *u_f = static_cast<T *>(p.u_f), *u_b = static_cast<T *>(p.u_b);
+  S *u_f = static_cast<S *>(p.u_f), *u_b = static_cast<S *>(p.u_b);
   Vector rows[7], mine[7];
   for (int i = 0; i < 6; ++i) rows[i + 1] = c.x(start - 3 + i);
   for (int64_t t = start; t < end; ++t) {
@@ -77,10 +77,11 @@ template <class T> VLM_INLINE typename Lanes<T>::Vector silu_slope(typename Lane
   return gate * (x * (T(1) - gate) + T(1));
 }
 
-template <class T> void conv_backward_block(const ConvTask<T> &c, int64_t start, int64_t end, T *dparameters) {
+template <class T, class S>
+void conv_backward_block(const ConvTask<T, S> &c, int64_t start, int64_t end, T *dparameters) {
   using Vector = typename Lanes<T>::Vector;
   const VlmConv &p = c.p;
-  const T *du_f = static_cast<const T *>(p.du_f), *du_b = static_cast<const T *>(p.du_b);
+  const S *du_f = static_cast<const S *>(p.du_f), *du_b = static_cast<const S *>(p.du_b);
   // gradients before SiLU of the tile and three rows on either side
   Vector df[kConvTile + 6], db[kConvTile + 6], sums[kConvRows] = {};
   Vector rows[7], mine[7];
@@ -110,12 +111,12 @@ template <class T> void conv_backward_block(const ConvTask<T> &c, int64_t start,
       if (!c.apart(t + lag, t)) dx += c.taps[k] * df[i + lag];
       if (!c.apart(t - lag, t)) dx += c.taps[5 + k] * db[i - lag];
     }
-    store(static_cast<T *>(p.dx) + (c.b * p.length + t) * p.channels + c.e, dx, c.lanes);
+    store(static_cast<S *>(p.dx) + (c.b * p.length + t) * p.channels + c.e, dx, c.lanes);
   }
   for (int64_t k = 0; k < kConvRows; ++k) store(dparameters + k * p.channels + c.e, sums[k], c.lanes);
 }
 
-template <class T> void conv(const VlmConv &p, bool backward) {
+template <class T, class S> void conv(const VlmConv &p, bool backward) {
   Scratch<T> taps(kConvRows * p.channels);
   arrange_taps(p, taps.data);
   const int64_t tiles = (p.length + kConvTile - 1) / kConvTile;
@@ -124,7 +125,7 @@ template <class T> void conv(const VlmConv &p, bool backward) {
     const int64_t b = task / tiles, start = task % tiles * kConvTile;
     const int64_t end = start + kConvTile < p.length ? start + kConvTile : p.length;
     for (int64_t e = 0; e < p.channels; e += Lanes<T>::width) {
-      const ConvTask<T> c(p, taps.data, b, e);
+      const ConvTask<T, S> c(p, taps.data, b, e);
       if (backward) {
         T *sums = static_cast<T *>(p.dparameters) + task * kConvRows * p.channels;
         conv_backward_block(c, start, end, sums);

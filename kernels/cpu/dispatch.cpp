@@ -4,8 +4,8 @@
 
 #define VLM_VARIANT(name)                              \
   namespace name {                                     \
-  void run_scan(const VlmScan &, bool, bool);          \
-  void run_conv(const VlmConv &, bool, bool);          \
+  void run_scan(const VlmScan &, bool, int);           \
+  void run_conv(const VlmConv &, bool, int);           \
   }
 
 VLM_VARIANT(portable)
@@ -30,21 +30,21 @@ VLM_EXPORT int vlm_best_level() {
   return 0;
 }
 
-VLM_EXPORT int64_t vlm_abi() { return 1; }
+VLM_EXPORT int64_t vlm_abi() { return 2; }
 
-VLM_EXPORT void vlm_scan(const VlmScan *p, int level, int backward, int fp64) {
+VLM_EXPORT void vlm_scan(const VlmScan *p, int level, int backward, int stored) {
 #if defined(__x86_64__)
-  if (level == 4) return v4::run_scan(*p, backward, fp64);
-  if (level == 3) return v3::run_scan(*p, backward, fp64);
+  if (level == 4) return v4::run_scan(*p, backward, stored);
+  if (level == 3) return v3::run_scan(*p, backward, stored);
 #endif
-  portable::run_scan(*p, backward, fp64);
+  portable::run_scan(*p, backward, stored);
 }
 
-VLM_EXPORT void vlm_conv2(const VlmConv *p, int level, int backward, int fp64) {
+VLM_EXPORT void vlm_conv2(const VlmConv *p, int level, int backward, int stored) {
 #if defined(__x86_64__)
-  if (level == 4) return v4::run_conv(*p, backward, fp64);
-  if (level == 3) return v3::run_conv(*p, backward, fp64);
+  if (level == 4) return v4::run_conv(*p, backward, stored);
+  if (level == 3) return v3::run_conv(*p, backward, stored);
 #endif
-  portable::run_conv(*p, backward, fp64);
+  portable::run_conv(*p, backward, stored);
 }
 }

@@ -1,8 +1,11 @@
 // What the caller hands over: raw pointers, sizes and strides, in elements. Mirrored by vlm/ops/cpu_library.py.
 // Letters: b batch, l length, e channels, g groups, n states. Channels are always contiguous.
+// Sequences (u, delta, B, C, z, x, their outputs and gradients) are of the stored type; parameters, states and sums
+// of gradients of the computing type, which is fp32 for stored bf16.
 #pragma once
 #include <cstdint>
 
+constexpr int kFp32 = 0, kFp64 = 1, kBf16 = 2;   // stored types
 // steps between kept states; the backward pass works through one such chunk at a time
 constexpr int64_t kChunk = 32;
 constexpr int64_t kTaps = 4;
@@ -21,7 +24,7 @@ struct VlmDirection {
   void *last;                       // (b, n, e) or null
   void *kept;                       // (b, ceil(l / kChunk), n, e) states at chunk starts, or null
   void *du, *ddelta;                // (b, l, e) contiguous
-  void *dBC;                        // (parts, b, l, g, 2n): dB then dC
+  void *dBC;                        // (parts, b, l, g, 2n) of the computing type: dB then dC
   void *dA;                         // (b, n, e), to be summed over b
   void *dD, *dbias;                 // (b, e), to be summed over b
   void *dinitial;                   // (b, n, e) or null

@@ -45,9 +45,26 @@ VLM_INLINE bool drops(const int32_t *segments, int64_t t, int64_t step, bool rev
   return segments && step > 0 && segments[t] != segments[reverse ? t + 1 : t - 1];
 }
 
-// one direction of one vector of channels; N states known at compile time, or 0
-template <class T, int N>
-void scan_forward_block(const VlmScan &p, const Blocks<T> &blocks, const T *A, int64_t b, int64_t block, int d) {
+// Room of one thread in the forward pass: where the directions meet, in full precision, and the rows [B | C] of one
+// direction and group where they are stored in less.
+template <class T, class S> struct ForwardRoom {
+  explicit ForwardRoom(const VlmScan &p)
+      : meet(p.directions > 1 ? p.length * Lanes<T>::width : 0), rows(sizeof(S) < sizeof(T) ? 2 * p.length * p.states : 0) {}
+  Scratch<T> meet, rows;
+
+  void widen(const VlmScan &p, const S *B, const S *C, int64_t stride) {
+    for (int64_t t = 0; t < p.length; ++t)
+      for (int64_t n = 0; n < p.states; ++n) {
+        rows.data[2 * t * p.states + n] = number(B[t * stride + n]);
+        rows.data[(2 * t + 1) * p.states + n] = number(C[t * stride + n]);
+      }
+  }
+};
+
+// one direction of one vector of channels; N states known at compile time, or 0; T computes, S is stored
+template <class T, class S, int N>
+void scan_forward_block(const VlmScan &p, const Blocks<T> &blocks, const T *A, int64_t b, int64_t block, int d,
+                        ForwardRoom<T, S> &room) {
   using Vector = typename Lanes<T>::Vector;
   constexpr int64_t W = Lanes<T>::width;
   const VlmDirection &q = p.direction[d];
@@ -55,14 +72,26 @@ void scan_forward_block(const VlmScan &p, const Blocks<T> &blocks, const T *A, i
   const int64_t e = blocks.first(block), lanes = blocks.lanes(block), group = block / blocks.per_group;
   const int64_t chunks = (L + kChunk - 1) / kChunk;
   const bool last_direction = d + 1 == p.directions;
-  const T *u = static_cast<const T *>(q.u) + b * q.u_batch + e;
-  const T *delta = static_cast<const T *>(q.delta) + b * q.delta_batch + e;
-  const T *B = static_cast<const T *>(q.B) + b * q.bc_batch + group * q.bc_group;
-  const T *C = static_cast<const T *>(q.C) + b * q.bc_batch + group * q.bc_group;
-  const T *z = p.z ? static_cast<const T *>(p.z) + b * p.z_batch + e : nullptr;
-  T *out = static_cast<T *>(p.out) + b * L * E + e;
-  T *total = p.total ? static_cast<T *>(p.total) + b * L * E + e : nullptr;
-  T *meet = total ? total : out;
+  const S *u = static_cast<const S *>(q.u) + b * q.u_batch + e;
+  const S *delta = static_cast<const S *>(q.delta) + b * q.delta_batch + e;
+  const S *stored_B = static_cast<const S *>(q.B) + b * q.bc_batch + group * q.bc_group;
+  const S *stored_C = static_cast<const S *>(q.C) + b * q.bc_batch + group * q.bc_group;
+  const T *B, *C;
+  int64_t bc_row;
+  if constexpr (sizeof(S) < sizeof(T)) {
+    room.widen(p, stored_B, stored_C, q.bc_row);
+    B = room.rows.data;
+    C = B + states;
+    bc_row = 2 * states;
+  } else {
+    B = stored_B;
+    C = stored_C;
+    bc_row = q.bc_row;
+  }
+  const S *z = p.z ? static_cast<const S *>(p.z) + b * p.z_batch + e : nullptr;
+  S *out = static_cast<S *>(p.out) + b * L * E + e;
+  S *total = p.total ? static_cast<S *>(p.total) + b * L * E + e : nullptr;
+  T *meet = room.meet.data;
   T *kept = q.kept ? static_cast<T *>(q.kept) + b * chunks * states * E + e : nullptr;
   const int32_t *segments = p.segments ? p.segments + b * L : nullptr;
   const Vector D = q.D ? load(static_cast<const T *>(q.D) + e, lanes) : Vector{};
@@ -84,7 +113,7 @@ void scan_forward_block(const VlmScan &p, const Blocks<T> &blocks, const T *A, i
     if (p.softplus) dt = softplus<T>(dt);
     const Vector driven = dt * input;
     Vector y = D * input, y2{};
-    const T *Bt = B + t * q.bc_row, *Ct = C + t * q.bc_row;
+    const T *Bt = B + t * bc_row, *Ct = C + t * bc_row;
     if constexpr (N > 0) {
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) {
@@ -99,9 +128,9 @@ void scan_forward_block(const VlmScan &p, const Blocks<T> &blocks, const T *A, i
       }
     }
     y += y2;
-    if (d > 0) y += load(meet + t * E, lanes);
+    if (d > 0) y += load(meet + t * W);
     if (!last_direction) {
-      store(meet + t * E, y, lanes);
+      store(meet + t * W, y);
       continue;
     }
     if (total) store(total + t * E, y, lanes);
@@ -115,18 +144,23 @@ void scan_forward_block(const VlmScan &p, const Blocks<T> &blocks, const T *A, i
     for (int64_t n = 0; n < states; ++n) store(static_cast<T *>(q.last) + (b * states + n) * E + e, h[n], lanes);
 }
 
-template <class T> void scan_forward(const VlmScan &p) {
+template <class T, class S> void scan_forward(const VlmScan &p) {
   const Blocks<T> blocks(p);
   const int64_t padded = padded_states(p), size = blocks.count * padded * blocks.width;
   Scratch<T> A(p.directions * size);
   arrange_A(p, blocks, padded, A.data);
-#pragma omp parallel for schedule(dynamic) num_threads(p.threads)
-  for (int64_t task = 0; task < p.batch * blocks.count; ++task) {
-    const int64_t b = task / blocks.count, block = task % blocks.count;
-    for (int d = 0; d < p.directions; ++d) {
-      const T *mine = A.data + d * size + block * padded * blocks.width;
-      if (p.states == 16) scan_forward_block<T, 16>(p, blocks, mine, b, block, d);
-      else scan_forward_block<T, 0>(p, blocks, mine, b, block, d);
+#pragma omp parallel num_threads(p.threads)
+  {
+    ForwardRoom<T, S> room(p);
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < p.batch * blocks.count; ++task) {
+      const int64_t b = task / blocks.count, block = task % blocks.count;
+      for (int d = 0; d < p.directions; ++d) {
+        const T *mine = A.data + d * size + block * padded * blocks.width;
+        if (p.states == 16) scan_forward_block<T, S, 16>(p, blocks, mine, b, block, d, room);
+        else if (p.states == 8) scan_forward_block<T, S, 8>(p, blocks, mine, b, block, d, room);
+        else scan_forward_block<T, S, 0>(p, blocks, mine, b, block, d, room);
+      }
     }
   }
 }
@@ -164,7 +198,7 @@ template <class T> struct BackwardTask {
 };
 
 // everything of one vector of channels that does not depend on the state: steps [start, start + steps)
-template <class T>
+template <class T, class S>
 VLM_INLINE void load_chunk(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block, int64_t start,
                            int64_t steps) {
   using Vector = typename Lanes<T>::Vector;
@@ -174,21 +208,21 @@ VLM_INLINE void load_chunk(const BackwardTask<T> &w, BackwardScratch<T> &s, int6
   const Vector bias = q.bias ? load(static_cast<const T *>(q.bias) + e, lanes) : Vector{};
   for (int64_t k = 0; k < steps; ++k) {
     const int64_t t = w.time(start + k), row = (w.b * p.length + t) * p.channels + e;
-    Vector dt = load(static_cast<const T *>(q.delta) + w.b * q.delta_batch + t * q.delta_row + e, lanes) + bias;
+    Vector dt = load(static_cast<const S *>(q.delta) + w.b * q.delta_batch + t * q.delta_row + e, lanes) + bias;
     Vector slope = Vector{} + T(1);
     if (p.softplus) {
       const Softplus<T> soft = softplus_with_slope<T>(dt);
       dt = soft.value;
       slope = soft.slope;
     }
-    const Vector u = load(static_cast<const T *>(q.u) + w.b * q.u_batch + t * q.u_row + e, lanes);
-    Vector dy = load(static_cast<const T *>(p.dout) + row, lanes);
+    const Vector u = load(static_cast<const S *>(q.u) + w.b * q.u_batch + t * q.u_row + e, lanes);
+    Vector dy = load(static_cast<const S *>(p.dout) + row, lanes);
     if (p.z) {
-      const Vector z = load(static_cast<const T *>(p.z) + w.b * p.z_batch + t * p.z_row + e, lanes);
+      const Vector z = load(static_cast<const S *>(p.z) + w.b * p.z_batch + t * p.z_row + e, lanes);
       const Vector gate = sigmoid<T>(z);
       if (w.d == 0) {
-        const Vector total = load(static_cast<const T *>(p.total) + row, lanes);
-        store(static_cast<T *>(p.dz) + row, dy * total * (gate * (z * (T(1) - gate) + T(1))), lanes);
+        const Vector total = load(static_cast<const S *>(p.total) + row, lanes);
+        store(static_cast<S *>(p.dz) + row, dy * total * (gate * (z * (T(1) - gate) + T(1))), lanes);
       }
       dy *= z * gate;
     }
@@ -256,7 +290,7 @@ __attribute__((noinline)) void backward_states(const BackwardTask<T> &w, Backwar
   }
 }
 
-template <class T>
+template <class T, class S>
 VLM_INLINE void store_chunk(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block, int64_t start,
                             int64_t steps) {
   using Vector = typename Lanes<T>::Vector;
@@ -268,8 +302,8 @@ VLM_INLINE void store_chunk(const BackwardTask<T> &w, BackwardScratch<T> &s, int
   for (int64_t k = 0; k < steps; ++k) {
     const int64_t row = (w.b * p.length + w.time(start + k)) * p.channels + e;
     const Vector ddelta = (s.along_B[k] * s.u[k] + s.along_A[k] * Lanes<T>::decay_unscale) * s.slope[k];
-    store(static_cast<T *>(q.du) + row, s.along_B[k] * s.dt[k] + s.dy[k] * D, lanes);
-    store(static_cast<T *>(q.ddelta) + row, ddelta, lanes);
+    store(static_cast<S *>(q.du) + row, s.along_B[k] * s.dt[k] + s.dy[k] * D, lanes);
+    store(static_cast<S *>(q.ddelta) + row, ddelta, lanes);
     sum_D += s.dy[k] * s.u[k];
     sum_bias += ddelta;
   }
@@ -278,7 +312,7 @@ VLM_INLINE void store_chunk(const BackwardTask<T> &w, BackwardScratch<T> &s, int
   store(dbias, load(dbias, lanes) + sum_bias, lanes);
 }
 
-template <class T> void scan_backward_task(const BackwardTask<T> &w, BackwardScratch<T> &s, T *dBC) {
+template <class T, class S> void scan_backward_task(const BackwardTask<T> &w, BackwardScratch<T> &s, T *dBC) {
   using Vector = typename Lanes<T>::Vector;
   const VlmScan &p = w.p;
   const VlmDirection &q = w.direction();
@@ -295,14 +329,14 @@ template <class T> void scan_backward_task(const BackwardTask<T> &w, BackwardScr
       const int64_t t = w.time(start + k);
       const int64_t from = w.b * q.bc_batch + t * q.bc_row + w.group * q.bc_group;
       for (int64_t n = 0; n < s.padded; ++n) {
-        s.B[k * s.padded + n] = n < N ? static_cast<const T *>(q.B)[from + n] : T(0);
-        s.C[k * s.padded + n] = n < N ? static_cast<const T *>(q.C)[from + n] : T(0);
+        s.B[k * s.padded + n] = n < N ? number(static_cast<const S *>(q.B)[from + n]) : T(0);
+        s.C[k * s.padded + n] = n < N ? number(static_cast<const S *>(q.C)[from + n]) : T(0);
       }
     }
     for (int64_t block = w.first; block < w.end; ++block) {
-      load_chunk(w, s, block, start, steps);
+      load_chunk<T, S>(w, s, block, start, steps);
       for (int64_t n = 0; n < N; n += kStates) backward_states(w, s, block, n, start, steps);
-      store_chunk(w, s, block, start, steps);
+      store_chunk<T, S>(w, s, block, start, steps);
     }
     for (int64_t k = 0; k < steps; ++k) {
       const int64_t t = w.time(start + k);
@@ -319,7 +353,7 @@ template <class T> void scan_backward_task(const BackwardTask<T> &w, BackwardScr
     }
 }
 
-template <class T> void scan_backward(const VlmScan &p) {
+template <class T, class S> void scan_backward(const VlmScan &p) {
   const Blocks<T> blocks(p);
   const int64_t padded = padded_states(p), size = blocks.count * padded * blocks.width;
   Scratch<T> A(p.directions * size);
@@ -340,7 +374,7 @@ template <class T> void scan_backward(const VlmScan &p) {
                               base + (from < blocks.per_group ? from : blocks.per_group),
                               base + (to < blocks.per_group ? to : blocks.per_group)};
       T *dBC = static_cast<T *>(p.direction[d].dBC) + part * p.batch * p.length * p.groups * 2 * p.states;
-      scan_backward_task(w, *s, dBC);
+      scan_backward_task<T, S>(w, *s, dBC);
     }
     s->~BackwardScratch<T>();
   }

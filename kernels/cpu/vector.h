@@ -137,6 +137,53 @@ template <class T> VLM_INLINE void store(T *to, typename Lanes<T>::Vector v, int
   for (int64_t i = 0; i < count; ++i) to[i] = v[i];
 }
 
+// bf16 is only stored: it widens to fp32 when read and is rounded to nearest even when written
+struct BFloat16 {
+  uint16_t bits;
+};
+typedef uint16_t ShortVector __attribute__((vector_size(kBytes / 2)));
+typedef uint32_t UnsignedVector __attribute__((vector_size(kBytes)));
+
+template <class T> VLM_INLINE T number(T x) { return x; }
+
+VLM_INLINE float number(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+VLM_INLINE FloatVector load(const BFloat16 *from) {
+  ShortVector v;
+  std::memcpy(&v, from, sizeof v);
+  return (FloatVector)(__builtin_convertvector(v, UnsignedVector) << 16);
+}
+
+VLM_INLINE FloatVector load(const BFloat16 *from, int64_t count) {
+  if (__builtin_expect(count == Lanes<float>::width, 1)) return load(from);
+  FloatVector v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = number(from[i]);
+  return v;
+}
+
+VLM_INLINE ShortVector rounded(FloatVector v) {
+  UnsignedVector bits = (UnsignedVector)v;
+  bits += 0x7FFFu + ((bits >> 16) & 1u);
+  bits = v != v ? UnsignedVector{} + 0x7FC00000u : bits;
+  return __builtin_convertvector(bits >> 16, ShortVector);
+}
+
+VLM_INLINE void store(BFloat16 *to, FloatVector v) {
+  const ShortVector s = rounded(v);
+  std::memcpy(to, &s, sizeof s);
+}
+
+VLM_INLINE void store(BFloat16 *to, FloatVector v, int64_t count) {
+  const ShortVector s = rounded(v);
+  if (__builtin_expect(count == Lanes<float>::width, 1)) std::memcpy(to, &s, sizeof s);
+  else for (int64_t i = 0; i < count; ++i) to[i].bits = s[i];
+}
+
 template <class T> VLM_INLINE T sum_lanes(typename Lanes<T>::Vector v) {
   T total = 0;
 #if defined(__AVX512F__)

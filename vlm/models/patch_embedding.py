@@ -105,7 +105,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
         scale = (variance + self.eps).rsqrt() * self.weight
         shift = self.bias - mean * scale
-        return (values * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+        normalised: Tensor = values * scale[:, None, None] + shift[:, None, None]
+        return normalised.to(input.dtype)
 
 
 def resize_positions(table: Tensor, grid: int) -> Tensor:

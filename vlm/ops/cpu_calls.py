@@ -18,6 +18,18 @@ _BACKWARD_TASKS = 16
 _CONV_TILE = 64
 _CONV_ROWS = 10
 
+# what sequences may be stored in; parameters and sums are fp32 for bf16
+_STORED = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+
+
+def stored_dtype(*sequences: Tensor | None) -> torch.dtype:
+    """Return what the kernels take these sequences in: bf16 if all are, else the dtype of the sums."""
+    present = [x for x in sequences if x is not None]
+    if all(x.dtype == torch.bfloat16 for x in present):
+        return torch.bfloat16
+    return torch.promote_types(present[0].dtype, torch.float32)
+
+
 _POINTERS_IN = ("u", "delta", "A", "B", "C", "D", "bias", "initial")
 _POINTERS_OUT = ("last", "kept", "du", "ddelta", "dBC", "dA", "dD", "dbias", "dinitial")
 
@@ -112,9 +124,9 @@ class _Call:
                 setattr(to, name, tensor.data_ptr())
 
     def run(self, function: str, *, backward: bool, dtype: torch.dtype) -> None:
-        """Call the library."""
+        """Call the library; ``dtype`` is that of the sequences."""
         call = getattr(cpu_library.library(), function)
-        call(ctypes.addressof(self.problem), cpu_library.level(), int(backward), int(dtype == torch.float64))
+        call(ctypes.addressof(self.problem), cpu_library.level(), int(backward), _STORED[dtype])
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -172,12 +184,12 @@ def scan_forward(s: Scan, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, channels = s.u.shape
     states = s.A.shape[1]
     out = s.u.new_empty(batch, length, channels)
-    last = s.u.new_empty(batch, states, channels)
-    kept = s.u.new_empty(batch, num_checkpoints(length), states, channels) if save else None
+    last = s.A.new_empty(batch, states, channels)
+    kept = s.A.new_empty(batch, num_checkpoints(length), states, channels) if save else None
     call.point(problem, out=out)
     call.point(problem.direction[0], last=last, kept=kept)
     call.run("vlm_scan", backward=False, dtype=out.dtype)
-    return out, last.transpose(1, 2).contiguous(), s.u.new_empty(0) if kept is None else kept
+    return out, last.transpose(1, 2).contiguous(), s.A.new_empty(0) if kept is None else kept
 
 
 def scan_backward(dy: Tensor, s: Scan, kept: Tensor) -> ScanGradients:
@@ -191,15 +203,15 @@ def scan_backward(dy: Tensor, s: Scan, kept: Tensor) -> ScanGradients:
 def bi_scan_forward(scans: list[Scan], z: Tensor, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Run the directions, add, gate: the gated sum and, if ``save``, the sum and the kept states."""
     call, problem = _scan_call(scans, z)
-    u, states = scans[0].u, scans[0].A.shape[1]
+    u, A = scans[0].u, scans[0].A
     batch, length, channels = u.shape
     out = u.new_empty(batch, length, channels)
     call.point(problem, out=out)
     if not save:
         call.run("vlm_scan", backward=False, dtype=u.dtype)
-        return out, u.new_empty(0), u.new_empty(0)
+        return out, u.new_empty(0), A.new_empty(0)
     total = torch.empty_like(out)
-    kept = u.new_empty(len(scans), batch, num_checkpoints(length), states, channels)
+    kept = A.new_empty(len(scans), batch, num_checkpoints(length), A.shape[1], channels)
     call.point(problem, total=total)
     for q, states_of in zip(problem.direction, kept, strict=False):
         call.point(q, kept=states_of)
@@ -222,7 +234,7 @@ def _run_backward(
     call: _Call, problem: _Problem, scans: list[Scan], kept: Tensor
 ) -> tuple[list[ScanGradients], list[Tensor]]:
     """Run the backward kernel and sum what it leaves for each batch row or part, in a fixed order."""
-    u = scans[0].u
+    u, sums = scans[0].u, scans[0].A
     batch, length, channels = u.shape
     groups, states = scans[0].B.shape[2:]
     tasks = len(scans) * batch * groups
@@ -234,13 +246,13 @@ def _run_backward(
         out = {
             "du": u.new_empty(batch, length, channels),
             "ddelta": u.new_empty(batch, length, channels),
-            "dBC": u.new_empty(problem.parts, batch, length, groups, 2 * states),
-            "dA": u.new_empty(batch, states, channels),
-            "dD": u.new_empty(batch, channels),
-            "dbias": u.new_empty(batch, channels),
+            "dBC": sums.new_empty(problem.parts, batch, length, groups, 2 * states),
+            "dA": sums.new_empty(batch, states, channels),
+            "dD": sums.new_empty(batch, channels),
+            "dbias": sums.new_empty(batch, channels),
         }
         if s.initial is not None:
-            out["dinitial"] = u.new_empty(batch, states, channels)
+            out["dinitial"] = sums.new_empty(batch, states, channels)
         call.point(q, kept=states_of, **out)
         outputs.append(out)
     call.run("vlm_scan", backward=True, dtype=u.dtype)
@@ -323,7 +335,7 @@ def conv2_backward(
     call, problem = _conv_call(x, weight_f, bias_f, weight_b, bias_b, segments)
     batch, length, channels = x.shape
     dx = x.new_empty(x.shape)
-    sums = x.new_empty(batch * -(-length // _CONV_TILE), _CONV_ROWS, channels)
+    sums = weight_f.new_empty(batch * -(-length // _CONV_TILE), _CONV_ROWS, channels)
     call.point(problem, du_f=du_f.contiguous(), du_b=_dense(du_b), dx=dx, dparameters=sums)
     call.run("vlm_conv2", backward=True, dtype=x.dtype)
     taps = weight_f.shape[1]

@@ -26,7 +26,7 @@ import torch
 from vlm.assets import asset
 from vlm.errors import InvalidInput, KernelError
 
-ABI = 1
+ABI = 2
 MAX_STATES = 256
 MAX_TAPS = 4
 # the dispatcher's number of each instruction set, and how the compiler calls it

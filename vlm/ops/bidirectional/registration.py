@@ -32,34 +32,41 @@ _FORWARD = (0, 3, 5, 7, 9, 11)
 _BACKWARD = (1, 4, 6, 8, 10, 12)
 
 
-def _scans(inputs: tuple[Any, ...]) -> list[Scan]:
-    """Return one scan for each direction that is present, in the dtype of the sums."""
+def _scans(inputs: tuple[Any, ...], stored: torch.dtype) -> list[Scan]:
+    """Return one scan for each direction present: sequences in ``stored``, parameters as the sums are."""
     dtype = wide(inputs[0].dtype)
     scans = []
     for places, reverse in ((_FORWARD, False), (_BACKWARD, True)):
         if inputs[places[0]] is None:
             continue
-        u, delta, bc, A, D = (inputs[i].to(dtype) for i in places[:5])
+        u, delta, bc = (inputs[i].to(stored) for i in places[:3])
+        A, D = (inputs[i].to(dtype) for i in places[3:5])
         bias = None if inputs[places[5]] is None else inputs[places[5]].to(dtype)
         B, C = bc.unsqueeze(2).chunk(2, -1)
         scans.append(Scan(u, delta, A, B, C, D, bias, None, inputs[13], True, reverse))
     return scans
 
 
+def _stored(inputs: list[Any]) -> torch.dtype:
+    """Return what the C++ kernels take the sequences u, z, delta and bc in."""
+    return cpu_calls.stored_dtype(*inputs[:7])
+
+
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gated sum (b, l, e) and, if saved, the sum before the gate and the kept states."""
     *inputs, save = arguments
     u, z = inputs[0], inputs[2]
-    scans = _scans(tuple(inputs))
-    z = z.to(wide(u.dtype))
     which = backend("bi_scan", u.device, u.dtype)
-    if which == "cpu" and cpu_library.fits(scans[0].A.shape[1]):
-        out, total, kept = cpu_calls.bi_scan_forward(scans, z, save=save)
+    if which == "cpu" and cpu_library.fits(inputs[7].shape[1]):
+        stored = _stored(inputs)
+        scans = _scans(tuple(inputs), stored)
+        out, total, kept = cpu_calls.bi_scan_forward(scans, z.to(stored), save=save)
         return out.to(u.dtype), total.to(u.dtype), kept
     run = {"reference": reference.forward, "mamba_ssm": mamba_ssm_forward}.get(which, chunked.forward)
-    results = [run(s, save=save) for s in scans]
+    dtype = wide(u.dtype)
+    results = [run(s, save=save) for s in _scans(tuple(inputs), dtype)]
     total = torch.stack([y for y, _, _ in results]).sum(0)
-    out = (total * torch.nn.functional.silu(z)).to(u.dtype)
+    out = (total * torch.nn.functional.silu(z.to(dtype))).to(u.dtype)
     if not save:
         return out, u.new_empty(0), total.new_empty(0)
     return out, total.to(u.dtype), torch.stack([kept for _, _, kept in results])
@@ -81,14 +88,16 @@ def _backward(dout: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *inputs, total, kept = arguments
     u, z = inputs[0], inputs[2]
     dtype = wide(u.dtype)
-    scans = _scans(tuple(inputs))
     which = backend("bi_scan", u.device, u.dtype)
     results: list[ScanGradients]
-    if which == "cpu" and cpu_library.fits(scans[0].A.shape[1]):
+    if which == "cpu" and cpu_library.fits(inputs[7].shape[1]):
+        stored = _stored(inputs)
+        scans = _scans(tuple(inputs), stored)
         results, joined, dz = cpu_calls.bi_scan_backward(
-            dout.to(dtype), scans, z.to(dtype), total.to(dtype), kept
+            dout.to(stored), scans, z.to(stored), total.to(stored), kept
         )
     else:
+        scans = _scans(tuple(inputs), dtype)
         dy, dz = silu_backward(dout.to(dtype), total.to(dtype), z.to(dtype))
         if which == "reference":
             results = [reference.backward(dy, s) for s in scans]

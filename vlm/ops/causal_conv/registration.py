@@ -30,10 +30,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Return both directions' outputs; the second is empty without ``weight_b``."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    wide = x.to(dtype)
     if backend("conv2", x.device, x.dtype) == "cpu" and weight_f.shape[1] <= cpu_library.MAX_TAPS:
         u_f, u_b = cpu_calls.conv2_forward(
-            wide,
+            x.to(cpu_calls.stored_dtype(x)),
             weight_f.to(dtype),
             _wide(bias_f, dtype),
             _wide(weight_b, dtype),
@@ -41,7 +40,7 @@ def _forward(
             segments,
         )
         return u_f.to(x.dtype), u_b.to(x.dtype)
-    out = []
+    out, wide = [], x.to(dtype)
     for weight, bias, anticausal in ((weight_f, bias_f, False), (weight_b, bias_b, True)):
         if weight is None:
             out.append(x.new_empty(0))
@@ -68,12 +67,13 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """Return dx, dweight_f, dbias_f, dweight_b, dbias_b; empty where the input was None."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    wide = x.to(dtype)
-    du_f = torch.zeros_like(wide) if du_f is None else du_f.to(dtype)
+    on_cpu = backend("conv2", x.device, x.dtype) == "cpu" and weight_f.shape[1] <= cpu_library.MAX_TAPS
+    wide = x.to(cpu_calls.stored_dtype(x) if on_cpu else dtype)
+    du_f = torch.zeros_like(wide) if du_f is None else du_f.to(wide.dtype)
     if weight_b is not None:
-        du_b = torch.zeros_like(wide) if du_b is None else du_b.to(dtype)
+        du_b = torch.zeros_like(wide) if du_b is None else du_b.to(wide.dtype)
     gradients: list[Tensor | None]
-    if backend("conv2", x.device, x.dtype) == "cpu" and weight_f.shape[1] <= cpu_library.MAX_TAPS:
+    if on_cpu:
         gradients = cpu_calls.conv2_backward(
             du_f,
             du_b,
