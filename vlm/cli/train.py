@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 EXAMPLE = "vlm train configs/train/demo.yaml --set train.max_steps=50 --out runs/demo"
@@ -30,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train; the model's folder is the result."""
     from vlm.config import load_config
-    from vlm.errors import UsageError
+    from vlm.errors import RejectedItems, UsageError
     from vlm.training.config import TrainingConfig
 
     if arguments.out and arguments.resume:
@@ -49,6 +50,25 @@ def run(arguments: argparse.Namespace) -> int:
         model = train(config, folder, resume=arguments.resume is not None)
         if distributed.is_main():
             print(model)
+        alone = distributed.world_size() == 1
     finally:
         distributed.shut_down()
-    return 0
+    rejected = _num_rejected(folder)
+    if rejected:
+        print(
+            f"vlm: {rejected} samples were rejected; {folder}/rejected-*.jsonl says which and why",
+            file=sys.stderr,
+        )
+    # a launcher of several processes would take any other code for a failure
+    return RejectedItems.exit_code if rejected and alone else 0
+
+
+def _num_rejected(run: Path) -> int:
+    """Return how many different samples a run could not use; each is listed anew in every epoch."""
+    places = set()
+    for file in run.glob("rejected-*.jsonl"):
+        for text in file.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            del line["epoch"], line["position"]
+            places.add(json.dumps(line, sort_keys=True))
+    return len(places)

@@ -190,7 +190,7 @@ class VideoIndex:
             raise InvalidInput(
                 f"{self.folder} was made by model {mine.name!r} ({mine.fingerprint[:12]}), but the model at "
                 f"hand is {model.name!r} ({model.fingerprint[:12]}): their vectors cannot be compared. Use "
-                f"--model {mine.source}, or build a new index"
+                f"--model {mine.source}, or build a new index: vlm index build PATH --out NEW --model MODEL"
             )
 
     def add(

@@ -9,6 +9,7 @@ from vlm.data.augmentation import AugmentationConfig
 from vlm.models.video_text_model import VideoTextConfig
 from vlm.training.objective import LossesConfig
 from vlm.training.schedule import Curve, OptimizerConfig, check_curve, is_ever_positive
+from vlm.world import sample_frames
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,6 +199,14 @@ class TrainingConfig:
         parts = (self.losses.contrastive, self.losses.matching, self.losses.masked_language)
         if not any(is_ever_positive(part.weight) for part in parts):
             raise ValueError("losses: at least one weight must be above 0")
+        if self.train.init_from is None and (self.data.source == "world" or self.evaluation.every):
+            try:
+                sample_frames(self.model.vision.num_frames)
+            except ValueError as error:
+                raise ValueError(
+                    f"model.vision.num_frames: clips of the digit world do not fit: {error}; change it, or "
+                    "set data.source: shards and evaluation.every: 0"
+                ) from error
 
 
 # what may differ between a run and its continuation: nothing that changes what is learned
