@@ -76,6 +76,18 @@ def test_the_moving_average_follows_and_is_swapped_back():
     assert not MovingAverage(module, 0.0).values
 
 
+def test_the_moving_average_follows_running_statistics_with_the_weights():
+    """Averaged weights with the live weights' statistics would be a model that was never there."""
+    norm = nn.BatchNorm1d(1, affine=False, momentum=1.0)
+    average = MovingAverage(norm, 0.9)
+    norm(torch.tensor([[3.0], [5.0]]))  # mean 4, variance 2
+    average.update(10**6)
+    with average.applied():
+        assert norm.running_mean.item() == pytest.approx(0.4)
+        assert norm.running_var.item() == pytest.approx(0.9 + 0.2)
+    assert norm.running_mean.item() == 4.0 and norm.num_batches_tracked == 1
+
+
 def test_words_to_hide_are_looked_up(tiny):
     tokenizer = make_tokenizer(tiny())
     rule = masking_rule(MaskedLanguageConfig(words=("red", "left"), other_words=0.1), tokenizer)

@@ -1,5 +1,7 @@
 """Batches: pure functions of seed and step, alike for any number of processes, with exact truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,16 @@ def test_groups_begin_with_the_reversed_twin_and_follow_the_curve():
         for number, scene in zip(pairs, first, strict=True):
             if has_twin(scene):
                 assert scenes[groups.tolist().index(number) + 1] == twin(scene)
+
+
+def test_groups_hold_the_scene_with_another_cast_if_asked():
+    config = WorldConfig(grouped=1.0, group_size=3, recasts=1.0)
+    scenes, groups = compose(config, 0, 0, 30)
+    recasts = 0
+    for number in set(groups.tolist()):
+        first, *others = [scene for scene, group in zip(scenes, groups, strict=True) if group == number]
+        recasts += any(replace(other, things=first.things) == first != other for other in others)
+    assert recasts >= 8
 
 
 def test_frames_are_those_of_the_evaluation_path(parts, tiny):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vlm.world import caption, facts, has_twin, is_true, sample_scene, twin, variants
+from vlm.world import caption, facts, has_twin, is_true, recast, sample_scene, twin, variants
 from vlm.world.captions import Template
 from vlm.world.facts import content
 from vlm.world.splits import belongs, is_sound
@@ -116,3 +116,24 @@ def test_variants_are_drawn_from_the_rng_alone(scenes):
     for scene in scenes[:20]:
         one, other = (variants(scene, np.random.default_rng(5)) for _ in range(2))
         assert one == other
+
+
+def test_a_recast_is_the_same_motion_done_by_others(scenes):
+    rng = np.random.default_rng(0)
+    changed = Counter()
+    for scene in scenes:
+        other = recast(scene, rng)
+        if other is None:
+            continue
+        assert is_sound(other) and belongs(other, scene.split)
+        assert replace(other, things=scene.things) == scene
+        assert not is_true(facts(scene), other) and not is_true(facts(other), scene)
+        names = [{(thing.colour, thing.digit) for thing in each.things} for each in (scene, other)]
+        assert not names[0] & names[1]
+        for before, after in zip(scene.things, other.things, strict=True):
+            looks = before.colour != after.colour, before.digit != after.digit
+            assert (before.image == after.image) == (not looks[1])
+            assert replace(after, colour=before.colour, digit=before.digit, image=before.image) == before
+            changed[looks] += 1
+    assert set(changed) == {(True, True), (True, False), (False, True)}
+    assert sum(changed.values()) > len(scenes) / 2, changed

@@ -21,6 +21,7 @@ class WorldConfig:
         grouped: Share of the batch that comes in minimal-pair groups; a number or a curve over steps.
         group_size: Clips of a group: a scene with its reversed twin and variants that differ in one thing.
         twins: Share of the groups that contain the scene's reversed twin, where it has one.
+        recasts: Share of the groups that contain the scene's motions done by other things.
         shuffle_frames: Show each clip's frames in random order: a control that cannot learn from motion.
     """
 
@@ -28,12 +29,13 @@ class WorldConfig:
     grouped: Curve = 0.5
     group_size: int = 4
     twins: float = 1.0
+    recasts: float = 0.0
     shuffle_frames: bool = False
 
     def __post_init__(self) -> None:
         check_curve("data.world.grouped", self.grouped)
-        if self.group_size < 2 or not 0 <= self.twins <= 1:
-            raise ValueError("data.world.group_size must be at least 2 and twins in [0, 1]")
+        if self.group_size < 2 or not (0 <= self.twins <= 1 and 0 <= self.recasts <= 1):
+            raise ValueError("data.world.group_size must be at least 2, twins and recasts in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

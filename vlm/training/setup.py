@@ -174,16 +174,18 @@ def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> list[str]:
 
 
 class MovingAverage:
-    """An exponential moving average of the learning weights, swapped in for evaluation and saving.
+    """An exponential moving average of weights and running statistics, swapped in for evaluation and saving.
 
     Args:
-        module: Whose weights are followed.
+        module: Whose learning weights and floating-point buffers are followed.
         decay: Share of the old average that stays at each update; 0 keeps no average.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._weights: list[torch.Tensor] = [p for p in module.parameters() if p.requires_grad and decay]
+        learning = [p for p in module.parameters() if p.requires_grad]
+        statistics = [b for b in module.buffers() if b.is_floating_point()]
+        self._weights: list[torch.Tensor] = [*learning, *statistics] if decay else []
         self.values = [weight.detach().clone() for weight in self._weights]
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from vlm.world.render import render, sample_frames
 from vlm.world.sampling import gallery, sample_scene
 from vlm.world.scene import FPS, NUM_FRAMES, Scene
 from vlm.world.splits import SPLITS
-from vlm.world.twins import has_twin, twin, variants
+from vlm.world.twins import has_twin, recast, twin, variants
 
 __all__ = [
     "FPS",
@@ -28,6 +28,7 @@ __all__ = [
     "has_twin",
     "is_true",
     "questions",
+    "recast",
     "render",
     "sample_frames",
     "sample_scene",

@@ -1,4 +1,4 @@
-"""Clips that differ in one thing: the reversed twin, and minimal pairs as hard negatives."""
+"""Clips that differ in one respect: the reversed twin, minimal pairs and other casts, as hard negatives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from vlm.world.digits import images_of
 from vlm.world.facts import KINDS_WITH_WAY, closure, facts, is_then, order_facts
 from vlm.world.motion import BLINK_FRAMES, HOP_FRAMES
-from vlm.world.scene import LAST, OPPOSITE, Event, Scene
+from vlm.world.scene import COLOURS, LAST, OPPOSITE, Event, Scene
 from vlm.world.splits import BLOCK_OF, belongs, is_sound
 
 SHORTEST = {"move": 8, "zigzag": 15, "circle": 16, "spin": 16, "swap": 12}
@@ -47,6 +47,27 @@ def variants(scene: Scene, rng: np.random.Generator) -> dict[str, Scene]:
         if _differ(scene, other):
             found[kind] = other
     return found
+
+
+def recast(scene: Scene, rng: np.random.Generator) -> Scene | None:
+    """Return the same motions done by others: every thing changes its colour, its digit or both.
+
+    None if no such cast of the split was found in a few draws.
+    """
+    for _ in range(8):
+        colours = [list(COLOURS)[place] for place in rng.permutation(len(COLOURS))]
+        things = []
+        for thing, colour in zip(scene.things, colours, strict=False):
+            changes_colour, changes_digit = [(True, True), (True, False), (False, True)][int(rng.integers(3))]
+            digit = (thing.digit + 1 + int(rng.integers(9))) % 10 if changes_digit else thing.digit
+            choices = images_of(BLOCK_OF[scene.split], digit)
+            image = choices[int(rng.integers(len(choices)))] if changes_digit else thing.image
+            colour = colour if changes_colour else thing.colour
+            things.append(replace(thing, colour=colour, digit=digit, image=image))
+        other = replace(scene, things=tuple(things))
+        if is_sound(other) and belongs(other, scene.split) and not _names(scene) & _names(other):
+            return other if _differ(scene, other) else None
+    return None
 
 
 def _one(rng: np.random.Generator, places: list[int]) -> int | None:

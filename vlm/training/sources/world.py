@@ -27,6 +27,7 @@ from vlm.world import (
     caption,
     facts,
     has_twin,
+    recast,
     render,
     sample_frames,
     sample_scene,
@@ -163,10 +164,13 @@ def compose(
 
 
 def _group(scene: Scene, config: WorldConfig, rng: np.random.Generator) -> list[Scene]:
-    """Return a scene, its reversed twin and variants, each saying something else, up to the group's size."""
+    """Return a scene, its twin, recast and variants, each saying something else, up to the group's size."""
     members = [scene]
     if has_twin(scene) and rng.random() < config.twins:
         members.append(twin(scene))
+    if len(members) < config.group_size and rng.random() < config.recasts:
+        other = recast(scene, rng)
+        members.extend([] if other is None else [other])
     changed = list(variants(scene, rng).values())
     order = rng.permutation(len(changed))
     said = {facts(member) for member in members}
