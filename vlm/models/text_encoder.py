@@ -110,7 +110,7 @@ class Projections(nn.Module):
         value = rearrange(self.value(context), heads, h=self.num_heads)
         rate = self.dropout if self.training else 0.0
         dtype = query.dtype
-        slow = query.device.type == "cpu" and dtype == torch.bfloat16  # its backward takes 2 to 7 times as long
+        slow = query.device.type == "cpu" and dtype == torch.bfloat16  # its backward is 2 to 7 times slower
         with torch.autocast("cpu", enabled=False) if slow else nullcontext():  # or it would be bf16 again
             if slow:
                 query, key, value = query.float(), key.float(), value.float()
