@@ -75,3 +75,21 @@ def test_committed_results_are_of_these_cases(root):
         results = json.loads(file.read_text())
         assert set(results["cases"]) == {c.name for c in CASES}
         assert {c.name: c.updates for c in CASES} == {k: v["updates"] for k, v in results["cases"].items()}
+
+
+@pytest.mark.slow
+def test_a_transformers_model_is_timed_only_if_its_logits_agree(monkeypatch, capsys):
+    try:
+        import torchvision  # noqa: F401
+    except Exception:  # built for another torch; transformers would import it and fail, but needs it not
+        monkeypatch.setitem(sys.modules, "torchvision", None)
+    pytest.importorskip("transformers", minversion="5")
+    timed = program("transformers_mamba")
+    words = ["--length", "9", "--width", "8", "--layers", "1", "--seconds", "0"]
+    assert timed.main(words) == 0
+    assert "forward and backward: own scan" in capsys.readouterr().out
+    module = importlib.import_module("transformers.models.mamba.modeling_mamba")
+    wrong = lambda u, *_args, **_options: u  # noqa: E731
+    monkeypatch.setattr(timed, "patch", lambda: monkeypatch.setattr(module, "mamba_selective_scan", wrong))
+    assert timed.main(words) == 1
+    assert "logits differ" in capsys.readouterr().err
