@@ -1,7 +1,7 @@
 """Where compiled kernels are kept: one private folder, checksummed entries, one builder of each at a time.
 
-Code is loaded from here into the process, so a folder or an entry that somebody else could have written is not
-used. Losing the folder costs a compilation and nothing else.
+Code is loaded from here into the process, so a folder or an entry that somebody else could have written is
+not used. Losing the folder costs a compilation and nothing else.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def entry(target: Path, build: Callable[[Path], Path]) -> bytes:
             content = built.read_bytes()
             digest = Path(name) / "digest"
             digest.write_text(_digest(target.name, content) + "\n")
-            # between the two moves the checksum does not match, which reads as damaged: rebuilt, never misused
+            # between the two moves the checksum does not match: that reads as damaged, never as good
             digest.replace(digest_path(target))
             built.replace(target)
         return content

@@ -1,7 +1,7 @@
-"""Compiles CUDA C++ with NVIDIA's run-time compiler, which every CUDA build of PyTorch brings. No GPU is needed.
+"""Compiles CUDA C++ with NVRTC, the run-time compiler that every CUDA build of PyTorch brings. Needs no GPU.
 
-The library is reached through its C interface. Sources see nothing but the headers they are given: no toolkit,
-no folder of the disk.
+The library is reached through its C interface. Sources see nothing but the headers they are given: no
+toolkit, no folder of the disk.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 import torch
 
 from vlm.errors import KernelError
-from vlm.ops import cubin
+from vlm.ops.cubin import Footprint, footprints
 
 VARIABLE = "VLM_NVRTC"
 # the two families, and where their wheels put the library
 _WHEELS = {13: "nvidia/cu13/lib/libnvrtc.so.13", 12: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12"}
 _PACKAGES = {13: "nvidia-cuda-nvrtc", 12: "nvidia-cuda-nvrtc-cu12"}
-# without the second, NVRTC looks for headers in the working directory, where anybody may have put one of that name
+# without the second option, NVRTC also looks for headers in the working directory
 _ALWAYS = ("--std=c++17", "--no-source-include", "--ptxas-options=-v")
 _MOST_OF_LOG = 4000
 _ENTRY = re.compile(
-    r"Compiling entry function '(?P<name>\w+)'.*?(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill "
-    r"loads.*?Used \d+ registers(?P<rest>[^\n]*)",
+    r"Compiling entry function '(?P<name>\w+)'.*?(?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads.*?Used \d+ registers(?P<rest>[^\n]*)",
     re.DOTALL,
 )
 _SHARED = re.compile(r"(\d+) bytes smem")
@@ -49,7 +49,7 @@ class Compiled:
 
     cubin: bytes
     log: str
-    kernels: dict[str, cubin.Footprint]
+    kernels: dict[str, Footprint]
     spill_bytes: dict[str, int]
     shared_bytes: dict[str, int]
 
@@ -106,7 +106,12 @@ class Nvrtc:
         return f"{self.version[0]}.{self.version[1]}"
 
     def compile(
-        self, source: str, headers: Mapping[str, str], options: Sequence[str], arch: str, name: str = "kernel.cu"
+        self,
+        source: str,
+        headers: Mapping[str, str],
+        options: Sequence[str],
+        arch: str,
+        name: str = "kernel.cu",
     ) -> Compiled:
         """Compile ``source`` for one architecture.
 
@@ -133,7 +138,9 @@ class Nvrtc:
             code = call.nvrtcCompileProgram(
                 program, len(words), (ctypes.c_char_p * len(words))(*(word.encode() for word in words))
             )
-            log = self._text("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", program).rstrip(b"\0 \n").decode()
+            log = (
+                self._text("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", program).rstrip(b"\0 \n").decode()
+            )
             if code:
                 raise KernelError(
                     f"NVRTC {self.label} ({self.path}) could not compile {name} for {arch}: "
@@ -143,13 +150,13 @@ class Nvrtc:
             image = self._text("nvrtcGetCUBINSize", "nvrtcGetCUBIN", program)
         finally:
             call.nvrtcDestroyProgram(ctypes.byref(program))
-        said = {match["name"]: match for match in _ENTRY.finditer(log)}
-        shared = {kernel: _SHARED.search(match["rest"]) for kernel, match in said.items()}
+        matches = {match["name"]: match for match in _ENTRY.finditer(log)}
+        shared = {kernel: _SHARED.search(match["rest"]) for kernel, match in matches.items()}
         return Compiled(
             image,
             log,
-            cubin.footprints(image),
-            {kernel: int(match["stores"]) + int(match["loads"]) for kernel, match in said.items()},
+            footprints(image),
+            {kernel: int(match["stores"]) + int(match["loads"]) for kernel, match in matches.items()},
             {kernel: int(found[1]) if found else 0 for kernel, found in shared.items()},
         )
 
@@ -181,7 +188,9 @@ def find() -> Nvrtc:
             return Nvrtc(path)
         except OSError as error:
             if named:
-                raise KernelError(f"{VARIABLE} must name NVRTC's library file, got {named!r}: {error}") from error
+                raise KernelError(
+                    f"{VARIABLE} must name NVRTC's library file, got {named!r}: {error}"
+                ) from error
     package = _PACKAGES[_majors()[0]]
     raise KernelError(f"NVRTC was not found; pip install {package}, or set {VARIABLE} to its library file")
 
