@@ -10,7 +10,6 @@ import ctypes
 import functools
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -290,5 +289,4 @@ def find() -> Driver:
     try:
         return Driver(ctypes.CDLL(LIBRARY))
     except OSError as error:
-        missing = "no GPU driver" if not Path("/proc/driver/nvidia/version").exists() else "the GPU driver's"
-        raise KernelError(f"{missing} ({LIBRARY}): {error}") from error
+        raise KernelError(f"no GPU driver ({error})") from error

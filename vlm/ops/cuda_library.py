@@ -221,6 +221,25 @@ def library() -> Library:
     return found
 
 
+def describe() -> list[str]:
+    """Return what is there to compile and launch with, and where the results are kept, each as a phrase."""
+    phrases = []
+    try:
+        phrases.append(f"driver for CUDA {_dotted(cuda_driver.find().version)}")
+    except KernelError:
+        phrases.append(f"no driver ({cuda_driver.LIBRARY})")
+    try:
+        compiler = nvrtc.find()
+        phrases.append(f"NVRTC {compiler.label} from {compiler.path}")
+    except KernelError as error:
+        phrases.append(str(error) if os.environ.get(nvrtc.VARIABLE) else "no NVRTC")
+    try:
+        phrases.append(f"compiled kernels are kept in {kernel_cache.folder()}")
+    except kernel_cache.NoCacheFolder as error:
+        phrases.append(str(error))
+    return phrases
+
+
 def image(wanted: Instantiation, arch: str, compiler: Compiler) -> Image:
     """Return a compiled kernel from the cache, compiling it first if it is missing or damaged. Needs no GPU.
 
@@ -229,7 +248,8 @@ def image(wanted: Instantiation, arch: str, compiler: Compiler) -> Image:
     """
     source, headers = sources(wanted.source)
     parts = [wanted.source, source, *(text for pair in sorted(headers.items()) for text in pair)]
-    key = kernel_cache.key(*(part.encode() for part in (*parts, *wanted.options, arch, compiler.label)))
+    parts += [*nvrtc.OPTIONS, *wanted.options, arch, compiler.label]
+    key = kernel_cache.key(*(part.encode() for part in parts))
     made: list[bytes] = []
 
     def build(work: Path) -> Path:

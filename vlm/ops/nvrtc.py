@@ -25,7 +25,7 @@ VARIABLE = "VLM_NVRTC"
 _WHEELS = {13: "nvidia/cu13/lib/libnvrtc.so.13", 12: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12"}
 _PACKAGES = {13: "nvidia-cuda-nvrtc", 12: "nvidia-cuda-nvrtc-cu12"}
 # without the second option, NVRTC also looks for headers in the working directory
-_ALWAYS = ("--std=c++17", "--no-source-include", "--ptxas-options=-v")
+OPTIONS = ("--std=c++17", "--no-source-include", "--ptxas-options=-v")
 _MOST_OF_LOG = 4000
 _ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?(?P<stores>\d+) bytes spill stores, "
@@ -134,13 +134,12 @@ class Nvrtc:
         )
         self._check(code, name)
         try:
-            words = [f"--gpu-architecture={arch}", *_ALWAYS, *options]
+            words = [f"--gpu-architecture={arch}", *OPTIONS, *options]
             code = call.nvrtcCompileProgram(
                 program, len(words), (ctypes.c_char_p * len(words))(*(word.encode() for word in words))
             )
-            log = (
-                self._text("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", program).rstrip(b"\0 \n").decode()
-            )
+            said = self._text("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", program)
+            log = said.rstrip(b"\0 \n").decode(errors="replace")
             if code:
                 raise KernelError(
                     f"NVRTC {self.label} ({self.path}) could not compile {name} for {arch}: "
