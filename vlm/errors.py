@@ -73,7 +73,7 @@ class CapabilityError(InvalidInput):
 
 
 class KernelError(InvalidInput):
-    """A forced scan backend cannot serve the device, dtype or shape at hand."""
+    """A forced scan backend cannot serve the problem at hand, or a kernel cannot be compiled or launched."""
 
 
 class MissingExtra(InvalidInput):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlm.errors import KernelError
-from vlm.ops import backend, cpu_library, selective_scan
+from vlm.ops import backend, cpu_library, kernel_cache, selective_scan
 from vlm.ops.backends import OPERATORS, VARIABLE
 
 
@@ -93,6 +93,6 @@ def test_an_unknown_operator_is_refused():
 
 def test_import_builds_nothing(tmp_path, root):
     program = "import vlm.ops, vlm.ops.cpu_library as c; assert c._loaded.cache_info().currsize == 0"
-    environment = {cpu_library.CACHE_VARIABLE: str(tmp_path), "PATH": "", "PYTHONPATH": str(root)}
+    environment = {kernel_cache.VARIABLE: str(tmp_path), "PATH": "", "PYTHONPATH": str(root)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, cwd=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlm.errors import KernelError
-from vlm.ops import backend, cpu_library, selective_scan
+from vlm.ops import backend, cpu_library, kernel_cache, selective_scan
 from vlm.ops.backends import VARIABLE
 
 # stands in for a compiler: notes each call, and links by copying the library that this machine built before
@@ -43,7 +43,7 @@ def cache(tmp_path, monkeypatch, request):
     compiler.write_text(COMPILER.format(folder=tmp_path, library=cpu_library.library()._name))
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv(cpu_library.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(kernel_cache.VARIABLE, str(tmp_path / "cache"))
     request.getfixturevalue("nothing_loaded")
     return tmp_path / "cache" / "kernels"
 
@@ -107,7 +107,7 @@ def test_those_that_start_together_share_one_build(cache, tmp_path):
 
 def test_without_a_compiler_pytorch_serves(tmp_path, monkeypatch):
     with_kernels = scan()
-    monkeypatch.setenv(cpu_library.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(kernel_cache.VARIABLE, str(tmp_path))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     cpu_library._loaded.cache_clear()
@@ -128,7 +128,7 @@ def test_a_compiler_that_fails_is_reported(tmp_path, monkeypatch, nothing_loaded
     compiler.write_text("#!/bin/sh\necho 'out of cheese' >&2\nexit 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv(cpu_library.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(kernel_cache.VARIABLE, str(tmp_path / "cache"))
     assert not cpu_library.available(torch.float32)
     assert "out of cheese" in cpu_library.unavailable_reason(torch.float32)
     assert cpu_library.describe().startswith("PyTorch (")
@@ -141,8 +141,8 @@ def test_a_folder_others_can_write_is_not_trusted(tmp_path, monkeypatch):
     folder = tmp_path / "kernels"
     folder.mkdir()
     folder.chmod(0o777)
-    monkeypatch.setenv(cpu_library.CACHE_VARIABLE, str(tmp_path))
-    assert cpu_library._cache_folder() != folder
+    monkeypatch.setenv(kernel_cache.VARIABLE, str(tmp_path))
+    assert kernel_cache.folder() != folder
 
 
 def test_a_library_of_another_version_is_refused(cache, monkeypatch):

@@ -173,6 +173,41 @@ def check_scan() -> Iterator[Finding]:
         yield Finding("scan on cuda", "ok", backend("selective_scan", "cuda", torch.bfloat16))
 
 
+def check_cuda_kernels() -> Iterator[Finding]:
+    """Whether the CUDA kernels can serve; where a GPU answers, all of them are made ready and timed."""
+    import torch
+
+    from vlm.errors import KernelError
+    from vlm.ops import cuda_library
+
+    if not torch.cuda.is_available():
+        parts = ", ".join(cuda_library.describe())
+        yield Finding("cuda kernels", "ok", f"not in use: no GPU answers ({parts})")
+        return
+    try:
+        kernels = cuda_library.library()
+    except KernelError as error:
+        yield Finding("cuda kernels", "note", f"PyTorch serves instead: {error}")
+        return
+    yield Finding("cuda kernels", "ok", ", ".join(cuda_library.describe()))
+    for index in range(torch.cuda.device_count()):
+        name = f"kernels cuda:{index}"
+        try:
+            made = kernels.prepare(index)
+        except KernelError as error:
+            yield Finding(name, "note", f"PyTorch serves instead: {error}")
+            continue
+        if reason := kernels.reason(index):
+            advice = "update the GPU's driver, or install a PyTorch that fits it"
+            yield Finding(name, "problem", reason, advice)
+            continue
+        text = (
+            f"{made.num_kernels} for {kernels.architecture(index)} ready in {made.seconds:.1f} s, "
+            f"{made.num_compiled} of them compiled now"
+        )
+        yield Finding(name, "ok", text)
+
+
 def check_video() -> Iterator[Finding]:
     """The decoder."""
     problem = _import_problem("av")
@@ -251,6 +286,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_vlm,
     check_torch,
     check_scan,
+    check_cuda_kernels,
     check_video,
     check_search,
     check_extras,

@@ -7,17 +7,13 @@ without Python or torch in it, so it outlives both.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
 import logging
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +21,7 @@ import torch
 
 from vlm.assets import asset
 from vlm.errors import InvalidInput, KernelError
+from vlm.ops import kernel_cache
 
 ABI = 2
 MAX_STATES = 256
@@ -32,7 +29,6 @@ MAX_TAPS = 4
 # the dispatcher's number of each instruction set, and how the compiler calls it
 LEVELS = {"portable": 0, "v3": 3, "v4": 4}
 ISA_VARIABLE = "VLM_CPU_ISA"
-CACHE_VARIABLE = "VLM_CACHE_DIR"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-w")
 _SOURCES = ("kernels.cpp", "dispatch.cpp", "problem.h", "vector.h", "scan.h", "conv.h")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -120,7 +116,7 @@ def _loaded() -> ctypes.CDLL | str:
     """Return the library, or the reason why there is none."""
     try:
         return _open(_prebuilt() or _built())
-    except (_BuildError, OSError, InvalidInput) as error:
+    except (_BuildError, kernel_cache.NoCacheFolder, OSError, InvalidInput) as error:
         _LOG.info("no C++ kernels: %s", error)
         return str(error)
 
@@ -152,24 +148,12 @@ def _built() -> Path:
     """Return the library from the cache, compiling it first if it is missing or damaged."""
     compiler = _compiler()
     sources = {name: asset(f"kernels/cpu/{name}").read_bytes() for name in _SOURCES}
-    folder = _cache_folder()
+    folder = kernel_cache.folder()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    parts = (
-        compiler.encode(),
-        version,
-        " ".join(_FLAGS).encode(),
-        platform.machine().encode(),
-        *sources.values(),
-    )
-    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
+    flags = " ".join(_FLAGS).encode()
+    key = kernel_cache.key(compiler.encode(), version, flags, platform.machine().encode(), *sources.values())
     target = folder / f"libvlm_cpu-{key}.so"
-    if _intact(target):
-        return target
-    with _lock(folder / f"{target.name}.lock"):
-        # another process may have built it while this one waited
-        if not _intact(target):
-            _LOG.info("compiling the C++ kernels into %s (once, some seconds)", target)
-            _compile(compiler, sources, target)
+    kernel_cache.entry(target, lambda work: _compile(compiler, sources, work))
     return target
 
 
@@ -182,70 +166,23 @@ def _compiler() -> str:
     raise _BuildError(f"no C++ compiler ({wanted}) found; install g++ for the fast CPU kernels")
 
 
-def _cache_folder() -> Path:
-    """Return a folder that belongs to this user and is writable."""
-    root = os.environ.get(CACHE_VARIABLE)
-    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlm"
-    temporary = Path(tempfile.gettempdir()) / f"vlm-{os.getuid()}"
-    for folder in (base / "kernels", temporary / "kernels"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError:
-            continue
-        # a library is code: never load one from a folder that somebody else can write
-        state = folder.stat()
-        if os.access(folder, os.W_OK) and state.st_uid == os.getuid() and not state.st_mode & 0o022:
-            return folder
-    raise _BuildError(f"no private writable cache folder; set {CACHE_VARIABLE} to one")
-
-
-def _intact(path: Path) -> bool:
-    """Return whether the cached library is the one that was written: a torn one can crash the loader."""
-    try:
-        wanted = _digest_path(path).read_text().strip()
-        return hashlib.sha256(path.read_bytes()).hexdigest() == wanted
-    except (OSError, UnicodeDecodeError):
-        return False
-
-
-def _digest_path(path: Path) -> Path:
-    """Return where the library's checksum is written."""
-    return path.with_suffix(".sha256")
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, so that of many starting processes one compiles and the others wait."""
-    import fcntl
-
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _compile(compiler: str, sources: dict[str, bytes], target: Path) -> None:
-    """Compile every variant side by side, link them, and move the result into place."""
+def _compile(compiler: str, sources: dict[str, bytes], work: Path) -> Path:
+    """Compile every variant side by side and link them."""
+    _LOG.info("compiling the C++ kernels (once, some seconds)")
     variants = _variants()
-    with tempfile.TemporaryDirectory(dir=target.parent) as name:
-        work = Path(name)
-        for source, content in sources.items():
-            (work / source).write_bytes(content)
-        threads = ["-fopenmp"] if _compiles(compiler, ["-fopenmp"], work) else []
-        commands = [
-            [compiler, *_FLAGS, *threads, *flags, f"-DVLM_ISA={isa}", "-c", "kernels.cpp", "-o", f"{isa}.o"]
-            for isa, flags in variants.items()
-        ]
-        commands.append([compiler, *_FLAGS, "-c", "dispatch.cpp", "-o", "dispatch.o"])
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            list(pool.map(lambda command: _run(command, work), commands))
-        objects = [f"{isa}.o" for isa in variants]
-        _run([compiler, "-shared", *threads, "dispatch.o", *objects, "-o", "library.so"], work)
-        built = work / "library.so"
-        digest = work / "digest"
-        digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest() + "\n")
-        # between the two moves the checksum does not match, which reads as damaged: rebuilt, never misused
-        digest.replace(_digest_path(target))
-        built.replace(target)
+    for source, content in sources.items():
+        (work / source).write_bytes(content)
+    threads = ["-fopenmp"] if _compiles(compiler, ["-fopenmp"], work) else []
+    commands = [
+        [compiler, *_FLAGS, *threads, *flags, f"-DVLM_ISA={isa}", "-c", "kernels.cpp", "-o", f"{isa}.o"]
+        for isa, flags in variants.items()
+    ]
+    commands.append([compiler, *_FLAGS, "-c", "dispatch.cpp", "-o", "dispatch.o"])
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        list(pool.map(lambda command: _run(command, work), commands))
+    objects = [f"{isa}.o" for isa in variants]
+    _run([compiler, "-shared", *threads, "dispatch.o", *objects, "-o", "library.so"], work)
+    return work / "library.so"
 
 
 def _variants() -> dict[str, list[str]]:
