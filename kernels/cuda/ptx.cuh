@@ -90,7 +90,7 @@ __device__ __forceinline__ void sync_named(int barrier, int threads) {
 }
 
 // 16 bytes from global to shared memory without a register in between, zeros where there is no source; both
-// addresses are multiples of 16. `from` is not read if it is not there, but must be an address.
+// addresses are multiples of 16. `from` is not read if it is not `there`.
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool there) {
   const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(target), "l"(from), "r"(there ? 16 : 0) : "memory");

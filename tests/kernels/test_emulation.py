@@ -33,7 +33,9 @@ __device__ void hand_on(const Probe &p, bool wait) {
 PROBE(waits) { hand_on(p, true); }
 PROBE(forgets_to_wait) { hand_on(p, false); }
 
-PROBE(reads_unwritten) { numbers(p)[threadIdx.x] = reinterpret_cast<float *>(vlm::shared_memory())[threadIdx.x]; }
+PROBE(reads_unwritten) {
+  numbers(p)[threadIdx.x] = reinterpret_cast<float *>(vlm::shared_memory())[threadIdx.x];
+}
 
 PROBE(writes_behind) {
   if (threadIdx.x == 0) reinterpret_cast<float *>(vlm::shared_memory())[32] = 1.0f;
@@ -57,7 +59,8 @@ PROBE(pipelines) {
   float *room = reinterpret_cast<float *>(vlm::shared_memory());
   const float *from = static_cast<const float *>(p.in);
   for (int i = 0; i < 2; ++i) {
-    if (threadIdx.x < 4) vlm::copy_async(room + 16 * i + 4 * threadIdx.x, from + 16 * i + 4 * threadIdx.x, true);
+    const int at = 16 * i + 4 * threadIdx.x;
+    if (threadIdx.x < 4) vlm::copy_async(room + at, from + at, true);
     vlm::commit_copies();
   }
   vlm::wait_copies<1>();
