@@ -61,15 +61,17 @@ struct alignas(16) WarpRoom {
   float bias[kTileChannels];
   // B and C as fp32; of stored fp32 they are read where they landed
   Room<(sizeof(Io) == 4 ? 0 : kRows * 2 * kStateCount * 4)> wide;
-  Room<(kDirections == 2 ? kRows * kTileChannels * int(sizeof(Io)) : 0)> partial;
+  Room<(kDirections == 2 ? kRows * kTileChannels * 4 : 0)> partial;
   Room<kTileChannels * (kRank ? kRankRow : 0) * 2> weight;
   Room<(kSplit > 1 ? 2 * int(sizeof(Publication)) : 0)> published;
+  Room<(kSplit > 1 ? 2 * kStates * 32 * 4 : 0)> carry;
 };
 
-constexpr int kWarps = kDirections * kSplit > 4 ? kDirections * kSplit : (sizeof(WarpRoom) > 24 * 1024 ? 2 : 4);
-constexpr int kSlots = kWarps / (kDirections * kSplit);
+// warps that work on the same channels
+constexpr int kGroup = kDirections * kSplit;
+constexpr int kWarps = kGroup > 4 ? kGroup : (kGroup <= 2 && sizeof(WarpRoom) > 24 * 1024 ? 2 : 4);
+constexpr int kSlots = kWarps / kGroup;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kSharedBytes = kWarps * int(sizeof(WarpRoom));
-static_assert(kSlots > 0, "a block holds whole groups of warps");
 
 }  // namespace vlm

@@ -45,7 +45,8 @@ struct ScanForward {
   const void *z;         // (b, l, e) gate, strided rows, or null
   long long z_batch, z_row;
   void *out;             // (b, l, e) contiguous
-  void *total;           // (b, l, e) contiguous: the sum before the gate, or null
+  void *total;           // (b, l, e) contiguous: the sum before the gate. Null if not asked for; but two directions of
+                         // a half type need it, for what the first leaves to the second
   ScanDirection direction[2];
 };
 

@@ -93,7 +93,8 @@ __device__ __forceinline__ void sync_named(int barrier, int threads) {
 // addresses are multiples of 16. `from` is not read if it is not `there`.
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool there) {
   const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(target), "l"(from), "r"(there ? 16 : 0) : "memory");
+  const int bytes = there ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(target), "l"(from), "r"(bytes) : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }

@@ -7,8 +7,10 @@
 //
 // Two directions run side by side on the same channels and meet in the middle: who comes to a tile first leaves its
 // sum in `out`, who comes second adds, gates and writes. One barrier separates the two halves; no atomics, so results
-// repeat to the bit.
+// repeat to the bit. Rounded to half a type the first sum would cost as much accuracy as the output itself, so of fp32
+// the high words go to `out` and the low ones to `total`.
 #include "math.cuh"
+#include "partial.cuh"
 #include "problem.cuh"
 #include "tile.cuh"
 
@@ -132,11 +134,14 @@ __device__ __forceinline__ void fetch_tile(const Task &w, int tile, bool gated) 
                                       times, w.lane);
 }
 
-__device__ __forceinline__ Io *partial(const Task &w) { return reinterpret_cast<Io *>(&w.room().partial); }
-
 __device__ __forceinline__ void fetch_partial(const Task &w, int tile) {
-  fetch<kTileChannels, kTileChannels>(partial(w), static_cast<const Io *>(w.p.out) + w.row(0), w.p.channels, w.columns,
-                                      w.times(tile), w.lane);
+  Io *to = reinterpret_cast<Io *>(&w.room().partial);
+  const Times times = w.times(tile);
+  fetch<kTileChannels, kTileChannels>(to, static_cast<const Io *>(w.p.out) + w.row(0), w.p.channels, w.columns, times,
+                                      w.lane);
+  if (sizeof(Io) == 2)
+    fetch<kTileChannels, kTileChannels>(to + kRows * kTileChannels, static_cast<const Io *>(w.p.total) + w.row(0),
+                                        w.p.channels, w.columns, times, w.lane);
 }
 
 __device__ __forceinline__ Events find_events(const Task &w, int tile) {
@@ -175,15 +180,17 @@ template <class T> __device__ __forceinline__ const float *widen(const Task &w, 
 }
 
 // what the recurrence needs of one row and pair; a row beyond the sequence leaves the state as it is
+template <bool Soft>
 __device__ __forceinline__ void put_step(const Task &w, const Raw &raw, bool there, int row, int pair, float2 delta) {
   const float2 u = Pairs<Io>::load(raw.u + row * kTileChannels + 2 * pair);
-  if (w.p.softplus) delta = make_float2(softplus(delta.x), softplus(delta.y));
+  if (Soft) delta = make_float2(softplus(delta.x), softplus(delta.y));
   if (!there) delta = make_float2(0.0f, 0.0f);
   w.room().steps[row * kPairs + pair] = make_float4(delta.x, delta.x * u.x, delta.y, delta.y * u.y);
 }
 
 #if VLM_RANK
 // delta = rank rows @ weight^T: 16 steps and 8 channels at a time, with the bias as what is added to
+template <bool Soft>
 __device__ __forceinline__ void prepare_steps(const Task &w, const Raw &raw, const Times &times) {
   const int row = w.lane / 4, part = w.lane % 4;
   const unsigned *rows = reinterpret_cast<const unsigned *>(raw.delta);
@@ -207,17 +214,18 @@ __device__ __forceinline__ void prepare_steps(const Task &w, const Raw &raw, con
       const unsigned b[2] = {from[0], from[4]};
       mma<Io>(c, a[k], b);
     }
-    put_step(w, raw, times.has(row), row, first / 2 + part, make_float2(c[0], c[1]));
-    if (kRows > 8) put_step(w, raw, times.has(row + 8), row + 8, first / 2 + part, make_float2(c[2], c[3]));
+    put_step<Soft>(w, raw, times.has(row), row, first / 2 + part, make_float2(c[0], c[1]));
+    if (kRows > 8) put_step<Soft>(w, raw, times.has(row + 8), row + 8, first / 2 + part, make_float2(c[2], c[3]));
   }
 }
 #else
+template <bool Soft>
 __device__ __forceinline__ void prepare_steps(const Task &w, const Raw &raw, const Times &times) {
   const float2 bias = Pairs<float>::load(w.room().bias + 2 * w.pair);
 #pragma unroll
   for (int row = w.part; row < kRows; row += kParts) {
     const float2 delta = Pairs<Io>::load(raw.delta + row * kTileChannels + 2 * w.pair);
-    put_step(w, raw, times.has(row), row, w.pair, make_float2(delta.x + bias.x, delta.y + bias.y));
+    put_step<Soft>(w, raw, times.has(row), row, w.pair, make_float2(delta.x + bias.x, delta.y + bias.y));
   }
 }
 #endif
@@ -271,29 +279,156 @@ __device__ __forceinline__ void walk(const Task &w, const float *bc, const State
   }
 }
 
-// adds what is missing to the sums, and writes them: `second` of both visitors, the last one, finishes the tile
-__device__ __forceinline__ void finish(const Task &w, int tile, float2 D, bool second) {
+__device__ __forceinline__ Publication &published(const Task &w, int turn, int tile) {
+  return reinterpret_cast<Publication *>(&w.rooms[turn].published)[tile % 2];
+}
+
+// what this warp's rows do to a state: their decay, by one exponential of their summed delta, and what they leave
+__device__ __forceinline__ void publish(const Task &w, int tile, const States &A, const States &h, float delta0,
+                                        float delta1, bool dropped) {
+  Publication &mine = published(w, w.turn, tile);
+#pragma unroll
+  for (int n = 0; n < kStates; n += 4)
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float delta = c ? delta1 : delta0;
+      const int place = (c * kStates + n) / 4;
+      float decay[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) decay[i] = dropped ? 0.0f : exp2_approx(delta * A.of[c][n + i]);
+      mine.decay[place][w.lane] = make_float4(decay[0], decay[1], decay[2], decay[3]);
+      mine.end[place][w.lane] = make_float4(h.of[c][n], h.of[c][n + 1], h.of[c][n + 2], h.of[c][n + 3]);
+    }
+}
+
+// the state before the tile: in shared memory, for the decays of a tile leave it no registers
+__device__ __forceinline__ float4 *carried(const Task &w) { return reinterpret_cast<float4 *>(&w.room().carry) + w.lane; }
+
+__device__ __forceinline__ States load_carry(const Task &w) {
+  States h;
+#pragma unroll
+  for (int n = 0; n < 2 * kStates; n += 4) {
+    const float4 v = carried(w)[n / 4 * 32];
+    float *to = &h.of[n / kStates][n % kStates];
+    to[0] = v.x;
+    to[1] = v.y;
+    to[2] = v.z;
+    to[3] = v.w;
+  }
+  return h;
+}
+
+__device__ __forceinline__ void store_carry(const Task &w, const States &h) {
+#pragma unroll
+  for (int n = 0; n < 2 * kStates; n += 4) {
+    const float *from = &h.of[n / kStates][n % kStates];
+    carried(w)[n / 4 * 32] = make_float4(from[0], from[1], from[2], from[3]);
+  }
+}
+
+// the state before this warp's rows; carries the state over the whole tile
+__device__ __forceinline__ States enter(const Task &w, int tile) {
+  States carry = load_carry(w), entering = carry;
+#pragma unroll 1
+  for (int turn = 0; turn < kSplit; ++turn) {
+    if (turn == w.turn) entering = carry;
+    const Publication &other = published(w, turn, tile);
+#pragma unroll
+    for (int n = 0; n < kStates; n += 4)
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float4 decay = other.decay[(c * kStates + n) / 4][w.lane];
+        const float4 end = other.end[(c * kStates + n) / 4][w.lane];
+        carry.of[c][n] = fmaf(decay.x, carry.of[c][n], end.x);
+        carry.of[c][n + 1] = fmaf(decay.y, carry.of[c][n + 1], end.y);
+        carry.of[c][n + 2] = fmaf(decay.z, carry.of[c][n + 2], end.z);
+        carry.of[c][n + 3] = fmaf(decay.w, carry.of[c][n + 3], end.w);
+      }
+  }
+  store_carry(w, carry);
+  return entering;
+}
+
+// Split time: every warp of the group scans its own rows from an empty state and keeps the decays; the warps tell each
+// other how their rows change a state, so each knows the state it starts from and walks its rows once more, without
+// an exponential.
+__device__ __forceinline__ void walk_split(const Task &w, int tile, const float *bc, const States &A,
+                                           const Events &events, int first_step) {
+  const float4 *steps = w.room().steps;
+  float decay[kRows][2][kStates];
+  States h{};
+  float delta0 = 0.0f, delta1 = 0.0f;
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    const float4 step = steps[row * kPairs + w.pair];
+    const Row B(bc + row * 2 * kStateCount + w.part * kStates);
+    delta0 += step.x;
+    delta1 += step.z;
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) {
+      decay[row][0][n] = events.drop(row) ? 0.0f : exp2_approx(step.x * A.of[0][n]);
+      decay[row][1][n] = events.drop(row) ? 0.0f : exp2_approx(step.z * A.of[1][n]);
+      h.of[0][n] = fmaf(decay[row][0][n], h.of[0][n], step.y * B.of[n]);
+      h.of[1][n] = fmaf(decay[row][1][n], h.of[1][n], step.w * B.of[n]);
+    }
+  }
+  publish(w, tile, A, h, delta0, delta1, events.drops != 0);
+  // the publications alternate between two places: who is a tile ahead does not overwrite what others still read
+  sync_named(w.split_barrier, 32 * kSplit);
+  h = enter(w, tile);
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    if (events.keep(row)) store_kept(w, h, first_step + row);
+    const float4 step = steps[row * kPairs + w.pair];
+    const Row B(bc + row * 2 * kStateCount + w.part * kStates);
+    const Row C(bc + (row * 2 + 1) * kStateCount + w.part * kStates);
+    float y0 = 0.0f, y1 = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) {
+      h.of[0][n] = fmaf(decay[row][0][n], h.of[0][n], step.y * B.of[n]);
+      h.of[1][n] = fmaf(decay[row][1][n], h.of[1][n], step.w * B.of[n]);
+      y0 = fmaf(h.of[0][n], C.of[n], y0);
+      y1 = fmaf(h.of[1][n], C.of[n], y1);
+    }
+    put_sum(w, row, y0, y1);
+  }
+}
+
+// the ungated sum of one direction in one row
+__device__ __forceinline__ float2 sum_of(const Task &w, const Raw &raw, int row, float2 D) {
+  const float4 sum = w.room().steps[row * kPairs + w.pair];
+  const float2 u = Pairs<Io>::load(raw.u + row * kTileChannels + 2 * w.pair);
+  return make_float2(fmaf(D.x, u.x, sum.x), fmaf(D.y, u.y, sum.y));
+}
+
+// the first visitor leaves its sum
+__device__ __forceinline__ void leave(const Task &w, int tile, float2 D) {
+  const Times times = w.times(tile);
+#pragma unroll
+  for (int row = w.part; row < kRows; row += kParts)
+    store_partial(w.p, w.row(times.at(row)) + 2 * w.pair, sum_of(w, w.room().raw[tile % 2], row, D),
+                  times.has(row) ? w.there : 0);
+}
+
+// the second visitor adds the other's sum, gates and writes
+template <bool Gated> __device__ __forceinline__ void finish(const Task &w, int tile, float2 D) {
   const Raw &raw = w.room().raw[tile % 2];
   const Times times = w.times(tile);
 #pragma unroll
   for (int row = w.part; row < kRows; row += kParts) {
-    if (!times.has(row)) continue;
-    const float4 sum = w.room().steps[row * kPairs + w.pair];
-    const float2 u = Pairs<Io>::load(raw.u + row * kTileChannels + 2 * w.pair);
-    float2 y = make_float2(fmaf(D.x, u.x, sum.x), fmaf(D.y, u.y, sum.y));
-    const long long at = w.row(times.at(row)) + 2 * w.pair;
-    if (second) {
-      if (kDirections == 2) {
-        const float2 other = Pairs<Io>::load(partial(w) + row * kTileChannels + 2 * w.pair);
-        y = make_float2(y.x + other.x, y.y + other.y);
-      }
-      if (w.p.total) store_global(static_cast<Io *>(w.p.total) + at, y, w.there);
-      if (w.p.z) {
-        const float2 z = Pairs<Io>::load(raw.z + row * kTileChannels + 2 * w.pair);
-        y = make_float2(y.x * silu(z.x), y.y * silu(z.y));
-      }
+    float2 y = sum_of(w, raw, row, D);
+    if (kDirections == 2) {
+      const float2 other = partial_of<Io>(w.room(), row, w.pair);
+      y = make_float2(y.x + other.x, y.y + other.y);
     }
-    store_global(static_cast<Io *>(w.p.out) + at, y, w.there);
+    const long long at = w.row(times.at(row)) + 2 * w.pair;
+    const int there = times.has(row) ? w.there : 0;
+    if (w.p.total) store_global(static_cast<Io *>(w.p.total) + at, y, there);
+    if (Gated) {
+      const float2 z = Pairs<Io>::load(raw.z + row * kTileChannels + 2 * w.pair);
+      y = make_float2(y.x * silu(z.x), y.y * silu(z.y));
+    }
+    store_global(static_cast<Io *>(w.p.out) + at, y, there);
   }
 }
 
@@ -303,6 +438,7 @@ __device__ __forceinline__ void scan(const Task &w) {
   load_parameters(w);
   const States A = load_decays(w);
   States h = load_initial(w);
+  if (kSplit > 1) store_carry(w, h);
   const float2 D = w.q.D ? load_global(w.q.D + w.lane_channel(), w.there) : make_float2(0.0f, 0.0f);
   // from which tile on this warp is the second visitor. Of an odd number of tiles both come to the middle one at the
   // same time; the reversed warp finishes it, and waits for the other only when its own sum is ready.
@@ -324,10 +460,13 @@ __device__ __forceinline__ void scan(const Task &w) {
     sync_warp();
     const Raw &raw = w.room().raw[tile % 2];
     const Times times = w.times(tile);
-    prepare_steps(w, raw, times);
+    // two loops, each free of branches, so that the chains of several rows run side by side
+    if (w.p.softplus) prepare_steps<true>(w, raw, times);
+    else prepare_steps<false>(w, raw, times);
     const float *bc = widen(w, raw.bc);
     sync_warp();
-    walk(w, bc, A, h, events, times.first_step());
+    if (kSplit == 1) walk(w, bc, A, h, events, times.first_step());
+    else walk_split(w, tile, bc, A, events, times.first_step());
     if (tile == middle) {
       meet(w);
       fetch_partial(w, tile);
@@ -336,11 +475,13 @@ __device__ __forceinline__ void scan(const Task &w) {
     }
     wait_copies<1>();
     sync_warp();
-    finish(w, tile, D, second);
+    if (!second) leave(w, tile, D);
+    else if (w.p.z) finish<true>(w, tile, D);
+    else finish<false>(w, tile, D);
     sync_warp();
   }
   if (second_from == w.tiles) meet(w);
-  if (w.q.last) store_last(w, h);
+  if (w.q.last && w.turn == 0) store_last(w, kSplit == 1 ? h : load_carry(w));
 }
 
 }  // namespace vlm
@@ -353,7 +494,7 @@ __constant__ long long vlm_scan_forward_geometry[4] = {vlm::kThreads, vlm::kShar
 __global__ void __launch_bounds__(vlm::kThreads) vlm_scan_forward(const __grid_constant__ vlm::ScanForward p) {
   using namespace vlm;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int slot = warp / (kDirections * kSplit), direction = warp / kSplit % kDirections;
+  const int slot = warp / kGroup, direction = warp / kSplit % kDirections;
   const int group_channels = static_cast<int>(p.channels / p.groups);
   const int tiles_per_group = (group_channels + kTileChannels - 1) / kTileChannels;
   const int channel_tiles = static_cast<int>(p.groups) * tiles_per_group;

@@ -38,6 +38,16 @@ struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 // a library holds one kernel and runs one launch at a time
@@ -94,8 +104,8 @@ static Block *running = nullptr;
 class Block {
  public:
   Block(std::function<void()> kernel, unsigned threads, size_t shared_bytes, uint64_t seed)
-      : kernel_(std::move(kernel)), random_((seed + 1) * 0x9e3779b97f4a7c15u), shared_bytes_(shared_bytes), lanes_(threads),
-        warps_(threads / kWarp), stacks_(new char[threads * kStack]) {
+      : kernel_(std::move(kernel)), random_((seed + 1) * 0x9e3779b97f4a7c15u), shared_bytes_(shared_bytes),
+        lanes_(threads), warps_(threads / kWarp), stacks_(new char[threads * kStack]) {
     if (threads == 0 || threads % kWarp) throw Failure("a block must be whole warps");
     room_.resize((shared_bytes + kGuard) / sizeof(uint4) + 1);
   }

@@ -6,40 +6,28 @@ namespace vlm {
 
 inline char *shared_memory() { return emulation::running->shared(); }
 
-inline float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
 inline float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.0f, x) : x; }
 inline float exp2_approx(float x) { return flushed(std::exp2(flushed(x))); }
 inline float reciprocal_approx(float x) { return flushed(1.0f / flushed(x)); }
 
-inline float widen(bf16 x) { return float_of(uint32_t(x.bits) << 16); }
+inline float widen(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
 
 inline float widen(fp16 x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
-  if (exponent == 31) return float_of(sign | 0x7f800000u | fraction << 13);
-  if (exponent) return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+  if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | fraction << 13);
+  if (exponent) return __uint_as_float(sign | (exponent + 112) << 23 | fraction << 13);
   const float small = std::ldexp(static_cast<float>(fraction), -24);
   return sign ? -small : small;
 }
 
 inline void narrow(float value, bf16 *to) {
-  const uint32_t bits = bits_of(value);
+  const uint32_t bits = __float_as_uint(value);
   if (std::isnan(value)) to->bits = 0x7fff;
   else to->bits = static_cast<unsigned short>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 inline void narrow(float value, fp16 *to) {
-  const unsigned short sign = static_cast<unsigned short>(bits_of(value) >> 16 & 0x8000);
+  const unsigned short sign = static_cast<unsigned short>(__float_as_uint(value) >> 16 & 0x8000);
   const float size = std::fabs(value);
   if (std::isnan(value)) {
     to->bits = 0x7fff;
@@ -48,7 +36,7 @@ inline void narrow(float value, fp16 *to) {
   } else if (size < 6.103515625e-5f) {
     to->bits = sign | static_cast<unsigned short>(std::nearbyint(std::ldexp(size, 24)));
   } else {
-    const uint32_t bits = bits_of(size);
+    const uint32_t bits = __float_as_uint(size);
     to->bits = sign | static_cast<unsigned short>((bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13);
   }
 }
@@ -80,7 +68,7 @@ template <class T> void mma(float (&c)[4], const unsigned (&a)[4], const unsigne
 
 inline float shuffle_xor(float x, int mask) {
   const unsigned lane = threadIdx.x % 32;
-  return float_of(emulation::running->meet("shuffle_xor", {{bits_of(x)}})[lane ^ unsigned(mask)].word[0]);
+  return __uint_as_float(emulation::running->meet("shuffle_xor", {{__float_as_uint(x)}})[lane ^ unsigned(mask)].word[0]);
 }
 
 inline unsigned ballot(bool answer) {

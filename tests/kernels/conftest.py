@@ -46,7 +46,7 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emulated]
             target = folder / f"{source.stem}-{len(built)}.so"
             command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
             # lanes are left by longjmp to another stack, which the fortified one takes for an error
-            command += ["-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+            command += ["-Wno-unknown-pragmas", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"]
             command += [f"-I{KERNELS / 'emulation'}", f"-I{KERNELS / 'cuda'}"]
             command += [f'-DVLM_SOURCE="{source}"', f"-DVLM_ENTRY={entry}", f"-DVLM_PROBLEM={problem}"]
             command += [f"-D{name}={value}" for name, value in macros.items()]
