@@ -89,6 +89,13 @@ __device__ __forceinline__ void sync_named(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" : : "r"(barrier), "r"(threads) : "memory");
 }
 
+// The same number, of which the compiler knows nothing. What is computed from it inside a loop is computed there, each
+// time, instead of once before the loop at the price of a register all through it.
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // 16 bytes from global to shared memory without a register in between, zeros where there is no source; both
 // addresses are multiples of 16. `from` is not read if it is not `there`.
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool there) {

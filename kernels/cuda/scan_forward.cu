@@ -116,32 +116,34 @@ __device__ __forceinline__ void load_parameters(const Task &w) {
 __device__ __forceinline__ void fetch_tile(const Task &w, int tile, bool gated) {
   Raw &raw = w.room().raw[tile % 2];
   const Times times = w.times(tile);
+  const int lane = opaque(w.lane);
   const ScanDirection &q = w.q;
   fetch<kTileChannels, kTileChannels>(raw.u, static_cast<const Io *>(q.u) + w.batch * q.u_batch + w.channel, q.u_row,
-                                      w.columns, times, w.lane);
+                                      w.columns, times, lane);
   if (gated && w.p.z)
     fetch<kTileChannels, kTileChannels>(raw.z, static_cast<const Io *>(w.p.z) + w.batch * w.p.z_batch + w.channel,
-                                        w.p.z_row, w.columns, times, w.lane);
+                                        w.p.z_row, w.columns, times, lane);
   const Io *delta = static_cast<const Io *>(q.delta) + w.batch * q.delta_batch;
 #if VLM_RANK
-  fetch<kRank, kRankRow>(raw.delta, delta, q.delta_row, kRank, times, w.lane);
+  fetch<kRank, kRankRow>(raw.delta, delta, q.delta_row, kRank, times, lane);
 #else
-  fetch<kTileChannels, kTileChannels>(raw.delta, delta + w.channel, q.delta_row, w.columns, times, w.lane);
+  fetch<kTileChannels, kTileChannels>(raw.delta, delta + w.channel, q.delta_row, w.columns, times, lane);
 #endif
   const long long bc = w.batch * q.bc_batch + w.group * q.bc_group;
-  fetch<kStateCount, 2 * kStateCount>(raw.bc, static_cast<const Io *>(q.B) + bc, q.bc_row, kStateCount, times, w.lane);
+  fetch<kStateCount, 2 * kStateCount>(raw.bc, static_cast<const Io *>(q.B) + bc, q.bc_row, kStateCount, times, lane);
   fetch<kStateCount, 2 * kStateCount>(raw.bc + kStateCount, static_cast<const Io *>(q.C) + bc, q.bc_row, kStateCount,
-                                      times, w.lane);
+                                      times, lane);
 }
 
 __device__ __forceinline__ void fetch_partial(const Task &w, int tile) {
   Io *to = reinterpret_cast<Io *>(&w.room().partial);
   const Times times = w.times(tile);
+  const int lane = opaque(w.lane);
   fetch<kTileChannels, kTileChannels>(to, static_cast<const Io *>(w.p.out) + w.row(0), w.p.channels, w.columns, times,
-                                      w.lane);
+                                      lane);
   if (sizeof(Io) == 2)
     fetch<kTileChannels, kTileChannels>(to + kRows * kTileChannels, static_cast<const Io *>(w.p.total) + w.row(0),
-                                        w.p.channels, w.columns, times, w.lane);
+                                        w.p.channels, w.columns, times, lane);
 }
 
 __device__ __forceinline__ Events find_events(const Task &w, int tile) {
@@ -223,7 +225,8 @@ template <bool Soft>
 __device__ __forceinline__ void prepare_steps(const Task &w, const Raw &raw, const Times &times) {
   const float2 bias = Pairs<float>::load(w.room().bias + 2 * w.pair);
 #pragma unroll
-  for (int row = w.part; row < kRows; row += kParts) {
+  for (int first = 0; first < kRows; first += kParts) {
+    const int row = first + w.part;
     const float2 delta = Pairs<Io>::load(raw.delta + row * kTileChannels + 2 * w.pair);
     put_step<Soft>(w, raw, times.has(row), row, w.pair, make_float2(delta.x + bias.x, delta.y + bias.y));
   }
@@ -395,37 +398,42 @@ __device__ __forceinline__ void walk_split(const Task &w, int tile, const float 
 }
 
 // the ungated sum of one direction in one row
-__device__ __forceinline__ float2 sum_of(const Task &w, const Raw &raw, int row, float2 D) {
-  const float4 sum = w.room().steps[row * kPairs + w.pair];
-  const float2 u = Pairs<Io>::load(raw.u + row * kTileChannels + 2 * w.pair);
+__device__ __forceinline__ float2 sum_of(const Task &w, const Raw &raw, int row, int pair, float2 D) {
+  const float4 sum = w.room().steps[row * kPairs + pair];
+  const float2 u = Pairs<Io>::load(raw.u + row * kTileChannels + 2 * pair);
   return make_float2(fmaf(D.x, u.x, sum.x), fmaf(D.y, u.y, sum.y));
 }
 
 // the first visitor leaves its sum
 __device__ __forceinline__ void leave(const Task &w, int tile, float2 D) {
   const Times times = w.times(tile);
+  const int pair = opaque(w.pair), part = opaque(w.part);
 #pragma unroll
-  for (int row = w.part; row < kRows; row += kParts)
-    store_partial(w.p, w.row(times.at(row)) + 2 * w.pair, sum_of(w, w.room().raw[tile % 2], row, D),
+  for (int first = 0; first < kRows; first += kParts) {
+    const int row = first + part;
+    store_partial(w.p, w.row(times.at(row)) + 2 * pair, sum_of(w, w.room().raw[tile % 2], row, pair, D),
                   times.has(row) ? w.there : 0);
+  }
 }
 
 // the second visitor adds the other's sum, gates and writes
 template <bool Gated> __device__ __forceinline__ void finish(const Task &w, int tile, float2 D) {
   const Raw &raw = w.room().raw[tile % 2];
   const Times times = w.times(tile);
+  const int pair = opaque(w.pair), part = opaque(w.part);
 #pragma unroll
-  for (int row = w.part; row < kRows; row += kParts) {
-    float2 y = sum_of(w, raw, row, D);
+  for (int first = 0; first < kRows; first += kParts) {
+    const int row = first + part;
+    float2 y = sum_of(w, raw, row, pair, D);
     if (kDirections == 2) {
-      const float2 other = partial_of<Io>(w.room(), row, w.pair);
+      const float2 other = partial_of<Io>(w.room(), row, pair);
       y = make_float2(y.x + other.x, y.y + other.y);
     }
-    const long long at = w.row(times.at(row)) + 2 * w.pair;
+    const long long at = w.row(times.at(row)) + 2 * pair;
     const int there = times.has(row) ? w.there : 0;
     if (w.p.total) store_global(static_cast<Io *>(w.p.total) + at, y, there);
     if (Gated) {
-      const float2 z = Pairs<Io>::load(raw.z + row * kTileChannels + 2 * w.pair);
+      const float2 z = Pairs<Io>::load(raw.z + row * kTileChannels + 2 * pair);
       y = make_float2(y.x * silu(z.x), y.y * silu(z.y));
     }
     store_global(static_cast<Io *>(w.p.out) + at, y, there);

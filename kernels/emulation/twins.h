@@ -78,6 +78,7 @@ inline unsigned ballot(bool answer) {
   return bits;
 }
 
+inline int opaque(int x) { return x; }
 inline void sync_warp() { emulation::running->meet("sync_warp", {}); }
 inline void sync_named(int barrier, int threads) { emulation::running->meet_named(barrier, unsigned(threads)); }
 inline void copy_async(void *to, const void *from, bool there) { emulation::running->copy(to, from, there); }
