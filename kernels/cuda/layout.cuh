@@ -34,12 +34,30 @@ static_assert(kSplit == 1 || kSplit == 2 || kSplit == 4 || (kSplit == 8 && (kSta
               "split");
 static_assert(kTileChannels % 8 == 0 && kRows % kParts == 0, "a tile is whole vectors and whole passes");
 
-// one tile as it came from global memory
+template <int Bytes> struct alignas(16) Room {
+  char bytes[Bytes];
+};
+template <> struct Room<0> {};
+
+constexpr int kDeltaElements = kRows * (kRank ? kRankRow : kTileChannels);
+constexpr int kBcElements = kRows * 2 * kStateCount;
+// fp32 of every row and channel, as elements of the stored type
+constexpr int kPartialElements = kRows * kTileChannels * 4 / int(sizeof(Io));
+// what of that has room where delta and, if they have been widened elsewhere, B and C lay
+constexpr int kSpentElements = kDeltaElements + (sizeof(Io) == 4 ? 0 : kBcElements);
+
+// One tile as it came from global memory. When the steps are prepared delta is spent, and what the other direction
+// left takes its place.
 struct alignas(16) Raw {
   Io u[kRows * kTileChannels];
-  Io z[kRows * kTileChannels];
-  Io delta[kRows * (kRank ? kRankRow : kTileChannels)];
-  Io bc[kRows * 2 * kStateCount];
+  Io spent[kDirections == 2 && kPartialElements > kSpentElements ? kPartialElements : kSpentElements];
+  Room<(sizeof(Io) == 4 ? kBcElements * 4 : 0)> unspent;
+
+  __device__ __forceinline__ Io *delta() { return spent; }
+  __device__ __forceinline__ Io *partial() { return spent; }
+  __device__ __forceinline__ Io *bc() {
+    return sizeof(Io) == 4 ? reinterpret_cast<Io *>(&unspent) : spent + kDeltaElements;
+  }
 };
 
 // what the warps that share a tile tell each other: decay over the sub-tile and state at its end, for two channels
@@ -47,21 +65,16 @@ struct Publication {
   float4 decay[2 * kStates / 4][32], end[2 * kStates / 4][32];
 };
 
-template <int Bytes> struct alignas(16) Room {
-  char bytes[Bytes];
-};
-template <> struct Room<0> {};
-
 // the shared memory of one warp
 struct alignas(16) WarpRoom {
   Raw raw[2];
+  Io z[kRows * kTileChannels];
   // what one step needs of a pair of channels: delta and delta * u of the first, then of the second; once every lane
   // has read them, the sums over the states take the place of the first two
   float4 steps[kRows * kPairs];
   float bias[kTileChannels];
   // B and C as fp32; of stored fp32 they are read where they landed
   Room<(sizeof(Io) == 4 ? 0 : kRows * 2 * kStateCount * 4)> wide;
-  Room<(kDirections == 2 ? kRows * kTileChannels * 4 : 0)> partial;
   Room<kTileChannels * (kRank ? kRankRow : 0) * 2> weight;
   Room<(kSplit > 1 ? 2 * int(sizeof(Publication)) : 0)> published;
   Room<(kSplit > 1 ? 2 * kStates * 32 * 4 : 0)> carry;
@@ -73,5 +86,8 @@ constexpr int kWarps = kGroup > 4 ? kGroup : (kGroup <= 2 && sizeof(WarpRoom) > 
 constexpr int kSlots = kWarps / kGroup;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kSharedBytes = kWarps * int(sizeof(WarpRoom));
+// Blocks that shall find registers on a multiprocessor. Where shared memory has room for a fifth block it gets them; it
+// costs 1 KiB more than a block asks for.
+constexpr int kBlocks = kSplit > 1 ? 1 : 5 * (kSharedBytes + 1024) <= 228 * 1024 ? 5 : 4;
 
 }  // namespace vlm

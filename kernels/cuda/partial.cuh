@@ -35,9 +35,9 @@ __device__ __forceinline__ void store_partial(const ScanForward &p, long long at
   store_halves(p.total, at, low_halves(y), there);
 }
 
-// from shared memory
-template <class T> __device__ __forceinline__ float2 partial_of(const WarpRoom &room, int row, int pair) {
-  const T *from = reinterpret_cast<const T *>(&room.partial) + row * kTileChannels + 2 * pair;
+// from where a tile's partial sums were fetched to
+template <class T> __device__ __forceinline__ float2 load_partial(const T *partial, int row, int pair) {
+  const T *from = partial + row * kTileChannels + 2 * pair;
   if constexpr (sizeof(T) == 4) {
     return Pairs<T>::load(from);
   } else {

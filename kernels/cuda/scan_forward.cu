@@ -29,6 +29,7 @@ struct Task {
   int batch, group, length, tiles;
   bool reverse;
   long long channel;     // first of the tile
+  long long origin;      // where it is in `out` and `total` at time 0
   int columns;           // channels of the tile that exist
   int there;             // channels of this lane's pair that exist
 
@@ -40,7 +41,7 @@ struct Task {
   }
   // the row of `out` and `total` at time t, at the tile's first channel
   __device__ __forceinline__ long long row(int t) const {
-    return (static_cast<long long>(batch) * length + t) * p.channels + channel;
+    return origin + static_cast<long long>(t) * static_cast<int>(p.channels);
   }
 };
 
@@ -112,31 +113,34 @@ __device__ __forceinline__ void load_parameters(const Task &w) {
 #endif
 }
 
-// `gated`: whether the gate will be needed
-__device__ __forceinline__ void fetch_tile(const Task &w, int tile, bool gated) {
+// what the recurrence needs of a tile
+__device__ __forceinline__ void fetch_tile(const Task &w, int tile) {
   Raw &raw = w.room().raw[tile % 2];
   const Times times = w.times(tile);
   const int lane = opaque(w.lane);
   const ScanDirection &q = w.q;
   fetch<kTileChannels, kTileChannels>(raw.u, static_cast<const Io *>(q.u) + w.batch * q.u_batch + w.channel, q.u_row,
                                       w.columns, times, lane);
-  if (gated && w.p.z)
-    fetch<kTileChannels, kTileChannels>(raw.z, static_cast<const Io *>(w.p.z) + w.batch * w.p.z_batch + w.channel,
-                                        w.p.z_row, w.columns, times, lane);
   const Io *delta = static_cast<const Io *>(q.delta) + w.batch * q.delta_batch;
 #if VLM_RANK
-  fetch<kRank, kRankRow>(raw.delta, delta, q.delta_row, kRank, times, lane);
+  fetch<kRank, kRankRow>(raw.delta(), delta, q.delta_row, kRank, times, lane);
 #else
-  fetch<kTileChannels, kTileChannels>(raw.delta, delta + w.channel, q.delta_row, w.columns, times, lane);
+  fetch<kTileChannels, kTileChannels>(raw.delta(), delta + w.channel, q.delta_row, w.columns, times, lane);
 #endif
   const long long bc = w.batch * q.bc_batch + w.group * q.bc_group;
-  fetch<kStateCount, 2 * kStateCount>(raw.bc, static_cast<const Io *>(q.B) + bc, q.bc_row, kStateCount, times, lane);
-  fetch<kStateCount, 2 * kStateCount>(raw.bc + kStateCount, static_cast<const Io *>(q.C) + bc, q.bc_row, kStateCount,
+  fetch<kStateCount, 2 * kStateCount>(raw.bc(), static_cast<const Io *>(q.B) + bc, q.bc_row, kStateCount, times, lane);
+  fetch<kStateCount, 2 * kStateCount>(raw.bc() + kStateCount, static_cast<const Io *>(q.C) + bc, q.bc_row, kStateCount,
                                       times, lane);
 }
 
+__device__ __forceinline__ void fetch_gate(const Task &w, int tile) {
+  if (w.p.z)
+    fetch<kTileChannels, kTileChannels>(w.room().z, static_cast<const Io *>(w.p.z) + w.batch * w.p.z_batch + w.channel,
+                                        w.p.z_row, w.columns, w.times(tile), opaque(w.lane));
+}
+
 __device__ __forceinline__ void fetch_partial(const Task &w, int tile) {
-  Io *to = reinterpret_cast<Io *>(&w.room().partial);
+  Io *to = w.room().raw[tile % 2].partial();
   const Times times = w.times(tile);
   const int lane = opaque(w.lane);
   fetch<kTileChannels, kTileChannels>(to, static_cast<const Io *>(w.p.out) + w.row(0), w.p.channels, w.columns, times,
@@ -183,7 +187,7 @@ template <class T> __device__ __forceinline__ const float *widen(const Task &w, 
 
 // what the recurrence needs of one row and pair; a row beyond the sequence leaves the state as it is
 template <bool Soft>
-__device__ __forceinline__ void put_step(const Task &w, const Raw &raw, bool there, int row, int pair, float2 delta) {
+__device__ __forceinline__ void put_step(const Task &w, Raw &raw, bool there, int row, int pair, float2 delta) {
   const float2 u = Pairs<Io>::load(raw.u + row * kTileChannels + 2 * pair);
   if (Soft) delta = make_float2(softplus(delta.x), softplus(delta.y));
   if (!there) delta = make_float2(0.0f, 0.0f);
@@ -193,9 +197,9 @@ __device__ __forceinline__ void put_step(const Task &w, const Raw &raw, bool the
 #if VLM_RANK
 // delta = rank rows @ weight^T: 16 steps and 8 channels at a time, with the bias as what is added to
 template <bool Soft>
-__device__ __forceinline__ void prepare_steps(const Task &w, const Raw &raw, const Times &times) {
+__device__ __forceinline__ void prepare_steps(const Task &w, Raw &raw, const Times &times) {
   const int row = w.lane / 4, part = w.lane % 4;
-  const unsigned *rows = reinterpret_cast<const unsigned *>(raw.delta);
+  const unsigned *rows = reinterpret_cast<const unsigned *>(raw.delta());
   const unsigned *weight = reinterpret_cast<const unsigned *>(&w.room().weight);
   constexpr int stride = kRankRow / 2;
   unsigned a[kRank / 16][4];
@@ -222,12 +226,12 @@ __device__ __forceinline__ void prepare_steps(const Task &w, const Raw &raw, con
 }
 #else
 template <bool Soft>
-__device__ __forceinline__ void prepare_steps(const Task &w, const Raw &raw, const Times &times) {
+__device__ __forceinline__ void prepare_steps(const Task &w, Raw &raw, const Times &times) {
   const float2 bias = Pairs<float>::load(w.room().bias + 2 * w.pair);
 #pragma unroll
   for (int first = 0; first < kRows; first += kParts) {
     const int row = first + w.part;
-    const float2 delta = Pairs<Io>::load(raw.delta + row * kTileChannels + 2 * w.pair);
+    const float2 delta = Pairs<Io>::load(raw.delta() + row * kTileChannels + 2 * w.pair);
     put_step<Soft>(w, raw, times.has(row), row, w.pair, make_float2(delta.x + bias.x, delta.y + bias.y));
   }
 }
@@ -398,7 +402,7 @@ __device__ __forceinline__ void walk_split(const Task &w, int tile, const float 
 }
 
 // the ungated sum of one direction in one row
-__device__ __forceinline__ float2 sum_of(const Task &w, const Raw &raw, int row, int pair, float2 D) {
+__device__ __forceinline__ float2 sum_of(const Task &w, Raw &raw, int row, int pair, float2 D) {
   const float4 sum = w.room().steps[row * kPairs + pair];
   const float2 u = Pairs<Io>::load(raw.u + row * kTileChannels + 2 * pair);
   return make_float2(fmaf(D.x, u.x, sum.x), fmaf(D.y, u.y, sum.y));
@@ -418,7 +422,7 @@ __device__ __forceinline__ void leave(const Task &w, int tile, float2 D) {
 
 // the second visitor adds the other's sum, gates and writes
 template <bool Gated> __device__ __forceinline__ void finish(const Task &w, int tile, float2 D) {
-  const Raw &raw = w.room().raw[tile % 2];
+  Raw &raw = w.room().raw[tile % 2];
   const Times times = w.times(tile);
   const int pair = opaque(w.pair), part = opaque(w.part);
 #pragma unroll
@@ -426,14 +430,14 @@ template <bool Gated> __device__ __forceinline__ void finish(const Task &w, int 
     const int row = first + part;
     float2 y = sum_of(w, raw, row, pair, D);
     if (kDirections == 2) {
-      const float2 other = partial_of<Io>(w.room(), row, pair);
+      const float2 other = load_partial(raw.partial(), row, pair);
       y = make_float2(y.x + other.x, y.y + other.y);
     }
     const long long at = w.row(times.at(row)) + 2 * pair;
     const int there = times.has(row) ? w.there : 0;
     if (w.p.total) store_global(static_cast<Io *>(w.p.total) + at, y, there);
     if (Gated) {
-      const float2 z = Pairs<Io>::load(raw.z + row * kTileChannels + 2 * pair);
+      const float2 z = Pairs<Io>::load(w.room().z + row * kTileChannels + 2 * pair);
       y = make_float2(y.x * silu(z.x), y.y * silu(z.y));
     }
     store_global(static_cast<Io *>(w.p.out) + at, y, there);
@@ -452,36 +456,36 @@ __device__ __forceinline__ void scan(const Task &w) {
   // same time; the reversed warp finishes it, and waits for the other only when its own sum is ready.
   const int second_from = kDirections == 1 ? 0 : w.reverse ? w.tiles / 2 : (w.tiles + 1) / 2;
   const int middle = kDirections == 2 && w.reverse && w.tiles % 2 ? second_from : -1;
-  fetch_tile(w, 0, second_from == 0);
+  fetch_tile(w, 0);
   commit_copies();
   for (int tile = 0; tile < w.tiles; ++tile) {
     const bool second = tile >= second_from;
-    if (kDirections == 2 && tile != middle) {
-      if (tile == second_from) meet(w);
-      if (second) fetch_partial(w, tile);
-    }
-    commit_copies();
-    if (tile + 1 < w.tiles) fetch_tile(w, tile + 1, tile + 1 >= second_from);
+    if (kDirections == 2 && tile == second_from && tile != middle) meet(w);
+    if (tile + 1 < w.tiles) fetch_tile(w, tile + 1);
     commit_copies();
     const Events events = find_events(w, tile);
-    wait_copies<2>();
+    wait_copies<1>();
     sync_warp();
-    const Raw &raw = w.room().raw[tile % 2];
+    Raw &raw = w.room().raw[tile % 2];
     const Times times = w.times(tile);
     // two loops, each free of branches, so that the chains of several rows run side by side
     if (w.p.softplus) prepare_steps<true>(w, raw, times);
     else prepare_steps<false>(w, raw, times);
-    const float *bc = widen(w, raw.bc);
+    const float *bc = widen(w, raw.bc());
     sync_warp();
+    if (second) {
+      fetch_gate(w, tile);
+      if (kDirections == 2 && tile != middle) fetch_partial(w, tile);
+      commit_copies();
+    }
     if (kSplit == 1) walk(w, bc, A, h, events, times.first_step());
     else walk_split(w, tile, bc, A, events, times.first_step());
     if (tile == middle) {
       meet(w);
       fetch_partial(w, tile);
       commit_copies();
-      wait_copies<0>();
     }
-    wait_copies<1>();
+    wait_copies<0>();
     sync_warp();
     if (!second) leave(w, tile, D);
     else if (w.p.z) finish<true>(w, tile, D);
@@ -499,7 +503,7 @@ extern "C" {
 __constant__ long long vlm_scan_forward_geometry[4] = {vlm::kThreads, vlm::kSharedBytes, vlm::kTileChannels,
                                                        vlm::kSlots};
 
-__global__ void __launch_bounds__(vlm::kThreads) vlm_scan_forward(const __grid_constant__ vlm::ScanForward p) {
+__global__ void __launch_bounds__(vlm::kThreads, vlm::kBlocks) vlm_scan_forward(const __grid_constant__ vlm::ScanForward p) {
   using namespace vlm;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int slot = warp / kGroup, direction = warp / kSplit % kDirections;
@@ -511,7 +515,8 @@ __global__ void __launch_bounds__(vlm::kThreads) vlm_scan_forward(const __grid_c
   if (channel_tile >= channel_tiles) return;
   const int group = channel_tile / tiles_per_group, first = channel_tile % tiles_per_group * kTileChannels;
   const int columns = group_channels - first < kTileChannels ? group_channels - first : kTileChannels;
-  const int pair = lane % kPairs, length = static_cast<int>(p.length);
+  const long long channel = static_cast<long long>(group) * group_channels + first;
+  const int batch = blockIdx.x / blocks, pair = lane % kPairs, length = static_cast<int>(p.length);
   const Task task{p,
                   p.direction[direction],
                   reinterpret_cast<WarpRoom *>(shared_memory()) + warp / kSplit * kSplit,
@@ -521,12 +526,13 @@ __global__ void __launch_bounds__(vlm::kThreads) vlm_scan_forward(const __grid_c
                   warp % kSplit,
                   kSplitBarrier + warp / kSplit,
                   kMeetingBarrier + slot,
-                  static_cast<int>(blockIdx.x) / blocks,
+                  batch,
                   group,
                   length,
                   (length + kTile - 1) / kTile,
                   kDirections == 2 ? direction == 1 : p.reverse != 0,
-                  static_cast<long long>(group) * group_channels + first,
+                  channel,
+                  batch * p.length * p.channels + channel,
                   columns,
                   columns - 2 * pair};
   scan(task);

@@ -53,20 +53,22 @@ struct Times {
 template <int Columns, int Stride, class T>
 __device__ __forceinline__ void fetch(T *to, const T *from, long long row_stride, int columns, const Times &times,
                                       int lane) {
+  // a product of 32-bit numbers is one instruction, of 64-bit ones it is four
+  const int stride = static_cast<int>(row_stride);
 #if VLM_ALIGNED
   constexpr int chunks = Columns / kVector;
 #pragma unroll
   for (int first = 0; first < kRows * chunks; first += 32) {
     const int i = first + lane, row = i / chunks, column = i % chunks * kVector;
     if (kRows * chunks % 32 && i >= kRows * chunks) break;
-    copy_async(to + row * Stride + column, from + times.at(row) * row_stride + column,
+    copy_async(to + row * Stride + column, from + static_cast<long long>(times.at(row)) * stride + column,
                times.has(row) && column < columns);
   }
 #else
   for (int i = lane; i < kRows * Columns; i += 32) {
     const int row = i / Columns, column = i % Columns;
     const bool there = times.has(row) && column < columns;
-    to[row * Stride + column] = there ? from[times.at(row) * row_stride + column] : Pairs<T>::zero();
+    to[row * Stride + column] = there ? from[static_cast<long long>(times.at(row)) * stride + column] : Pairs<T>::zero();
   }
 #endif
 }
