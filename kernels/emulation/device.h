@@ -1,6 +1,7 @@
 // Runs a CUDA kernel's source on one CPU thread, to prove it where there is no GPU. Every lane of a block is a fiber;
-// the next one to run is drawn at random, and it runs until it has to wait for others. So a kernel that relies on an
-// order it did not ask for reads poison: shared memory starts as NaN, and a copy in flight holds NaN until waited for.
+// the next one to run is drawn at random, and it runs until it has to wait for others; now and then one warp is let far
+// ahead. So a kernel that relies on an order it did not ask for reads poison or what is out of date: shared memory starts
+// as NaN, and a copy in flight holds NaN until waited for.
 //
 // What it cannot show: shuffles, votes and matrix products let all lanes of a warp meet, so a missing sync_warp next
 // to one of them stays hidden, as do the memory model between blocks and what the instructions cost.
@@ -219,8 +220,15 @@ class Block {
     ready_.push_back(&lane);
   }
 
+  // for a random while one warp is favoured, to get as far ahead of the others as they let it
   Lane *draw() {
-    std::swap(ready_[random() % ready_.size()], ready_.back());
+    if (favour_ends_-- == 0) {
+      favoured_ = random() % warps_.size();
+      favour_ends_ = random() % 4096;
+    }
+    size_t choice = random() % ready_.size();
+    for (int i = 0; i < 8 && ready_[choice]->thread / kWarp != favoured_; ++i) choice = random() % ready_.size();
+    std::swap(ready_[choice], ready_.back());
     Lane *lane = ready_.back();
     ready_.pop_back();
     return lane;
@@ -253,7 +261,7 @@ class Block {
   }
 
   std::function<void()> kernel_;
-  uint64_t random_;
+  uint64_t random_, favoured_ = 0, favour_ends_ = 0;
   size_t shared_bytes_;
   std::vector<Lane> lanes_;
   std::vector<Warp> warps_;
