@@ -1,0 +1,27 @@
+// The few functions that the recurrence is made of, in fp32.
+#pragma once
+#include "ptx.cuh"
+
+namespace vlm {
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// max(x, 0) + log(1 + t) with t = exp(-|x|): one exponential, and small results keep their relative accuracy, which
+// a logarithm of 1 + t would lose. NaN passes through t.
+__device__ __forceinline__ float softplus(float x) {
+  const float t = exp2_approx(-kLog2E * fabsf(x));
+  float p = fmaf(0.005232691457328379f, t, -0.029505227528950972f);
+  p = fmaf(p, t, 0.07822593355937403f);
+  p = fmaf(p, t, -0.13663244240588432f);
+  p = fmaf(p, t, 0.19106006029715017f);
+  p = fmaf(p, t, -0.24842982026756527f);
+  p = fmaf(p, t, 0.33319096784032265f);
+  p = fmaf(p, t, -0.49999493139348705f);
+  p = fmaf(p, t, 0.9999999698794717f);
+  return fmaf(p, t, fmaxf(x, 0.0f));
+}
+
+// a tanh would cost one instruction less, but its error is absolute, and large against the gate where that is small
+__device__ __forceinline__ float silu(float x) { return x * reciprocal_approx(1.0f + exp2_approx(-kLog2E * x)); }
+
+}  // namespace vlm

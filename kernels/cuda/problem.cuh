@@ -1,0 +1,53 @@
+// What the host hands to the scan: raw pointers, sizes and strides in elements. One plain struct, passed by value.
+// Letters: b batch, l length, e channels, g groups, n states, r rank. Channels are contiguous, channel i belongs to
+// group i / (e / g). Sequences (u, delta, B, C, z, out, total) and `weight` are of the stored type, the rest is fp32.
+//
+// One compilation serves one kind of problem, chosen by macros:
+//   VLM_IO          fp32, bf16, fp16: the stored type
+//   VLM_STATES      8, 16, 32, 64
+//   VLM_DIRECTIONS  1, or 2: out = gate * (forward + backward)
+//   VLM_RANK        0: `delta` is (b, l, e). 16, 32 or 48: `delta` is (b, l, r) and the kernel multiplies it by
+//                   `weight` (e, r); half types only. The host pads r with zero columns in both.
+//   VLM_ALIGNED     1: all sequences start at addresses, and have strides, that are multiples of 16 bytes, and so does
+//                   every group's first channel. 0: nothing is asked of them; no rank
+//   VLM_EVENTS      1: `segments` or `kept` may be given. 0: both are null
+//   VLM_SPLIT       1, 2, 4, 8: warps that share the time of one channel tile, for batches too small to fill the GPU
+//                   (8 is for 16 or 32 states)
+//
+// Launch: grid = batch * ceil(groups * ceil(e / g / kTileChannels) / kSlots), block = kThreads, dynamic shared
+// memory = kSharedBytes (layout.cuh). The three numbers and kSlots stand in `vlm_scan_forward_geometry` of each
+// compiled module as (kThreads, kSharedBytes, kTileChannels, kSlots), so the host computes nothing twice.
+#pragma once
+
+namespace vlm {
+
+// a state is kept at the start of every so many steps in scan order, for the backward pass
+constexpr int kKeepEvery = 32;
+
+struct ScanDirection {
+  const void *u;         // (b, l, e), strided rows
+  const void *delta;     // (b, l, e) or (b, l, r), strided rows
+  const void *weight;    // (e, r) contiguous, or null
+  const float *A;        // (e, n)
+  const void *B, *C;     // (b, l, g, n), strided rows and groups
+  const float *D, *bias; // (e) or null
+  const float *initial;  // (b, e, n) or null
+  float *last;           // (b, e, n) or null
+  float *kept;           // (b, ceil(l / kKeepEvery), n, e) or null
+  long long u_batch, u_row, delta_batch, delta_row, bc_batch, bc_row, bc_group;
+};
+
+struct ScanForward {
+  long long batch, length, channels, groups;
+  long long softplus;    // whether delta passes softplus
+  long long reverse;     // of a single direction; of two, the second is reversed
+  const int *segments;   // (b, l) or null; the state is dropped where the number changes
+  const void *z;         // (b, l, e) gate, strided rows, or null
+  long long z_batch, z_row;
+  void *out;             // (b, l, e) contiguous
+  void *total;           // (b, l, e) contiguous: the sum before the gate. Null if not asked for; but two directions of
+                         // a half type need it, for what the first leaves to the second
+  ScanDirection direction[2];
+};
+
+}  // namespace vlm
