@@ -44,7 +44,8 @@ def test_pytorch_backends_serve_everything(name, monkeypatch):
     [
         ("cpu", "cuda", torch.float32, "on cuda; move them to the CPU"),
         ("cpu", "cpu", torch.int32, "cannot serve selective_scan in torch.int32: they take float32"),
-        ("cuda", "cpu", torch.float32, "no CUDA kernel for selective_scan"),
+        ("cuda", "cpu", torch.float32, "cannot serve selective_scan: they need a CUDA device, got cpu"),
+        ("cuda", "cuda", torch.float64, "serves float32, bfloat16 and float16, got torch.float64"),
         ("mamba_ssm", "cpu", torch.float32, "mamba-ssm runs on CUDA only"),
         ("mamba_ssm", "cuda", torch.float64, "serves float32, bfloat16 and float16"),
         ("fastest", "cpu", torch.float32, "must be one of auto, cuda, cpu.*got 'fastest'"),
@@ -66,7 +67,7 @@ def test_a_missing_mamba_ssm_is_named(monkeypatch):
 
 def test_forcing_reaches_the_operator(monkeypatch):
     monkeypatch.setenv(VARIABLE, "cuda")
-    with pytest.raises(KernelError, match="no CUDA kernel"):
+    with pytest.raises(KernelError, match="they need a CUDA device"):
         scan()
     monkeypatch.setenv(VARIABLE, "reference")
     reference = scan()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vlm.errors import KernelError
-from vlm.ops import cpu_library
+from vlm.ops import cpu_library, cuda_library
 
 VARIABLE = "VLM_SCAN_BACKEND"
 CHOICES = ("auto", "cuda", "cpu", "chunked", "reference", "mamba_ssm")
@@ -20,8 +20,9 @@ def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> str:
     """Return the name of the implementation that serves ``op`` on ``device`` for tensors of ``dtype``.
 
     ``VLM_SCAN_BACKEND`` forces one of ``cuda``, ``cpu``, ``chunked``, ``reference``, ``mamba_ssm``; unset or
-    ``auto``, the fastest that can serve is chosen. ``mamba_ssm`` has scans only, so ``conv2`` then runs as
-    ``chunked``. The first question about a CPU operator may compile the C++ kernels (some seconds, once).
+    ``auto``, the fastest that can serve is chosen; the CUDA kernels only after a trial on the device gave
+    PyTorch's numbers. ``cuda`` and ``mamba_ssm`` have scans only, so ``conv2`` then runs as ``chunked``. The
+    first question may compile kernels (some seconds, once).
 
     Args:
         op: ``selective_scan``, ``bi_scan`` or ``conv2``.
@@ -39,13 +40,14 @@ def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> str:
     if wanted not in CHOICES:
         raise KernelError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, got {wanted!r}")
     if wanted == "auto":
-        return "cpu" if kind == "cpu" and cpu_library.available(dtype) else "chunked"
+        if kind == "cpu":
+            return "cpu" if cpu_library.available(dtype) else "chunked"
+        return "cuda" if kind == "cuda" and op != "conv2" and _is_trusted(device, dtype) else "chunked"
     if wanted == "cpu":
         _check_cpu(op, kind, dtype)
     elif wanted == "cuda":
-        raise KernelError(
-            f"{VARIABLE}=cuda, but there is no CUDA kernel for {op}; use chunked, or mamba_ssm on a GPU"
-        )
+        _check_cuda(op, device, dtype)
+        return "chunked" if op == "conv2" else "cuda"
     elif wanted == "mamba_ssm":
         _check_mamba_ssm(op, kind, dtype)
         return "chunked" if op == "conv2" else "mamba_ssm"
@@ -63,6 +65,27 @@ def _check_cpu(op: str, kind: str, dtype: torch.dtype) -> None:
         raise KernelError(
             f"{VARIABLE}=cpu, but the C++ kernels cannot serve {op} in {dtype}: "
             f"{cpu_library.unavailable_reason(dtype)}; use {VARIABLE}=chunked"
+        )
+
+
+def _is_trusted(device: torch.device | str, dtype: torch.dtype) -> bool:
+    """Return whether the CUDA scan passed its trial on ``device``."""
+    from vlm.ops import cuda_trial  # which needs the scans, which need this module
+
+    if not torch.cuda.is_available():
+        return False
+    place = torch.device(device)
+    index = torch.cuda.current_device() if place.index is None else place.index
+    return cuda_trial.trusted(torch.device("cuda", index), dtype)
+
+
+def _check_cuda(op: str, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Raise unless the CUDA kernels can serve."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise KernelError(f"{VARIABLE}=cuda serves float32, bfloat16 and float16, got {dtype}; use chunked")
+    if reason := cuda_library.unavailable_reason(device):
+        raise KernelError(
+            f"{VARIABLE}=cuda, but the CUDA kernels cannot serve {op}: {reason}; use {VARIABLE}=auto"
         )
 
 

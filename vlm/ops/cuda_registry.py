@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 
@@ -34,4 +35,36 @@ class Instantiation:
 
 PROBE = Instantiation("probe.cu", "vlm_probe", max_registers=32)
 
-INSTANTIATIONS: tuple[Instantiation, ...] = (PROBE,)
+SCAN_STATES = (8, 16, 32, 64)
+_SCAN_REGISTERS = 128
+
+
+@functools.cache
+def scan_forward_kernel(
+    io: str, states: int, directions: int, *, aligned: bool, events: bool, split: int = 1
+) -> Instantiation:
+    """Return the forward scan for one kind of problem; the macros are explained in ``problem.cuh``."""
+    defines = (
+        ("VLM_IO", io),
+        ("VLM_STATES", states),
+        ("VLM_DIRECTIONS", directions),
+        ("VLM_RANK", 0),
+        ("VLM_ALIGNED", int(aligned)),
+        ("VLM_EVENTS", int(events)),
+        ("VLM_SPLIT", split),
+    )
+    limit = _SCAN_REGISTERS if split == 1 else 255
+    return Instantiation("scan_forward.cu", "vlm_scan_forward", defines, max_registers=limit)
+
+
+# what VideoMamba runs; other kinds of problem are compiled when they come
+INSTANTIATIONS: tuple[Instantiation, ...] = (
+    PROBE,
+    *(
+        scan_forward_kernel(io, 16, 2, aligned=True, events=events, split=split)
+        for io in ("fp32", "bf16", "fp16")
+        for events in (False, True)
+        for split in (1, 2, 4, 8)
+    ),
+    *(scan_forward_kernel("fp32", 16, 1, aligned=aligned, events=True) for aligned in (False, True)),
+)

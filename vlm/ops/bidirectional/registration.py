@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.ops import cpu_calls, cpu_library
+from vlm.ops import cpu_calls, cpu_library, cuda_calls
 from vlm.ops.backends import backend
 from vlm.ops.library import register, register_autograd
 from vlm.ops.selective_scan import chunked, reference
@@ -62,6 +62,10 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         scans = _scans(tuple(inputs), stored)
         out, total, kept = cpu_calls.bi_scan_forward(scans, z.to(stored), save=save)
         return out.to(u.dtype), total.to(u.dtype), kept
+    if which == "cuda":
+        scans = _scans(tuple(inputs), u.dtype)
+        if cuda_calls.serves(scans[0]):
+            return cuda_calls.bi_scan_forward(scans, z.to(u.dtype), save=save)
     run = {"reference": reference.forward, "mamba_ssm": mamba_ssm_forward}.get(which, chunked.forward)
     dtype = wide(u.dtype)
     results = [run(s, save=save) for s in _scans(tuple(inputs), dtype)]
