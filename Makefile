@@ -1,6 +1,7 @@
 # make demo     see the whole thing work on this machine       make install   everything that tests need
 # make check    format, lint, types, import order              make test      everything that must be true
 # make format   mend what can be mended by machine             make clean     remove what the others made
+# make gates    compile every CUDA kernel with both families of NVRTC, 146 MB more, and hold it to its limits
 #
 # PIP_ARGS is passed to pip, PYTEST_ARGS to pytest, DEMO_ARGS to the demonstration.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +14,7 @@ EXTRAS = faiss-cpu,train,clip,dev
 DEMO_EXTRAS =
 SOURCES = pyproject.toml constraints.txt .ci/install
 
-.PHONY: install demo check format test clean
+.PHONY: install demo check format test gates clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +41,10 @@ format: install
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+gates: install
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e ".[kernels-ci]"
+	VLM_ALL_NVRTC=1 $(BIN)/python -m pytest tests/kernels/test_nvrtc_gates.py tests/ops/test_nvrtc.py
 
 clean:
 	rm -rf $(VENV) dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,5 @@
 // What the host hands to the scan: raw pointers, sizes and strides in elements. One plain struct, passed by value.
+// Sizes, row strides and the number of blocks stay below 2^31; offsets into a tensor may be larger.
 // Letters: b batch, l length, e channels, g groups, n states, r rank. Channels are contiguous, channel i belongs to
 // group i / (e / g). Sequences (u, delta, B, C, z, out, total) and `weight` are of the stored type, the rest is fp32.
 //
@@ -9,7 +10,7 @@
 //   VLM_RANK        0: `delta` is (b, l, e). 16, 32 or 48: `delta` is (b, l, r) and the kernel multiplies it by
 //                   `weight` (e, r); half types only. The host pads r with zero columns in both.
 //   VLM_ALIGNED     1: all sequences start at addresses, and have strides, that are multiples of 16 bytes, and so does
-//                   every group's first channel. 0: nothing is asked of them; no rank
+//                   every group's first channel; `kept` starts at a multiple of 8. 0: nothing is asked; no rank
 //   VLM_EVENTS      1: `segments` or `kept` may be given. 0: both are null
 //   VLM_SPLIT       1, 2, 4, 8: warps that share the time of one channel tile, for batches too small to fill the GPU
 //                   (8 is for 16 or 32 states)

@@ -309,7 +309,9 @@ __device__ __forceinline__ void publish(const Task &w, int tile, const States &A
 }
 
 // the state before the tile: in shared memory, for the decays of a tile leave it no registers
-__device__ __forceinline__ float4 *carried(const Task &w) { return reinterpret_cast<float4 *>(&w.room().carry) + w.lane; }
+__device__ __forceinline__ float4 *carried(const Task &w) {
+  return reinterpret_cast<float4 *>(&w.room().carry) + w.lane;
+}
 
 __device__ __forceinline__ States load_carry(const Task &w) {
   States h;
@@ -451,7 +453,8 @@ __device__ __forceinline__ void scan(const Task &w) {
   const States A = load_decays(w);
   States h = load_initial(w);
   if (kSplit > 1) store_carry(w, h);
-  const float2 D = w.q.D ? load_global(w.q.D + w.lane_channel(), w.there) : make_float2(0.0f, 0.0f);
+  const float2 D = make_float2(w.q.D && w.there > 0 ? w.q.D[w.lane_channel()] : 0.0f,
+                               w.q.D && w.there > 1 ? w.q.D[w.lane_channel() + 1] : 0.0f);
   // from which tile on this warp is the second visitor. Of an odd number of tiles both come to the middle one at the
   // same time; the reversed warp finishes it, and waits for the other only when its own sum is ready.
   const int second_from = kDirections == 1 ? 0 : w.reverse ? w.tiles / 2 : (w.tiles + 1) / 2;
@@ -503,7 +506,8 @@ extern "C" {
 __constant__ long long vlm_scan_forward_geometry[4] = {vlm::kThreads, vlm::kSharedBytes, vlm::kTileChannels,
                                                        vlm::kSlots};
 
-__global__ void __launch_bounds__(vlm::kThreads, vlm::kBlocks) vlm_scan_forward(const __grid_constant__ vlm::ScanForward p) {
+__global__ void __launch_bounds__(vlm::kThreads, vlm::kBlocks)
+    vlm_scan_forward(const __grid_constant__ vlm::ScanForward p) {
   using namespace vlm;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int slot = warp / kGroup, direction = warp / kSplit % kDirections;

@@ -68,7 +68,8 @@ __device__ __forceinline__ void fetch(T *to, const T *from, long long row_stride
   for (int i = lane; i < kRows * Columns; i += 32) {
     const int row = i / Columns, column = i % Columns;
     const bool there = times.has(row) && column < columns;
-    to[row * Stride + column] = there ? from[static_cast<long long>(times.at(row)) * stride + column] : Pairs<T>::zero();
+    const T *source = from + static_cast<long long>(times.at(row)) * stride + column;
+    to[row * Stride + column] = there ? *source : Pairs<T>::zero();
   }
 #endif
 }

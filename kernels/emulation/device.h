@@ -1,7 +1,7 @@
 // Runs a CUDA kernel's source on one CPU thread, to prove it where there is no GPU. Every lane of a block is a fiber;
-// the next one to run is drawn at random, and it runs until it has to wait for others; now and then one warp is let far
-// ahead. So a kernel that relies on an order it did not ask for reads poison or what is out of date: shared memory starts
-// as NaN, and a copy in flight holds NaN until waited for.
+// the next one to run is drawn at random, and it runs until it has to wait for others; now and then one warp is let
+// far ahead. So a kernel that relies on an order it did not ask for reads poison or what is out of date: shared memory
+// starts as NaN, and a copy in flight holds NaN until waited for.
 //
 // What it cannot show: shuffles, votes and matrix products let all lanes of a warp meet, so a missing sync_warp next
 // to one of them stays hidden, as do the memory model between blocks and what the instructions cost.

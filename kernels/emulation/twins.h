@@ -67,8 +67,8 @@ template <class T> void mma(float (&c)[4], const unsigned (&a)[4], const unsigne
 }
 
 inline float shuffle_xor(float x, int mask) {
-  const unsigned lane = threadIdx.x % 32;
-  return __uint_as_float(emulation::running->meet("shuffle_xor", {{__float_as_uint(x)}})[lane ^ unsigned(mask)].word[0]);
+  const emulation::Words *all = emulation::running->meet("shuffle_xor", {{__float_as_uint(x)}});
+  return __uint_as_float(all[threadIdx.x % 32 ^ unsigned(mask)].word[0]);
 }
 
 inline unsigned ballot(bool answer) {

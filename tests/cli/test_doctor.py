@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from vlm.cli import doctor, main
+from vlm.errors import KernelError
 
 
 @pytest.fixture
@@ -149,6 +150,60 @@ def test_a_forced_scan_that_cannot_serve_is_a_problem(monkeypatch):
     monkeypatch.setattr(doctor, "CHECKS", (doctor.check_scan,))
     (finding,) = doctor.examine()
     assert finding.status == "problem" and "VLM_SCAN_BACKEND must be one of" in finding.text
+
+
+def test_without_a_gpu_the_cuda_kernels_are_one_line(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (finding,) = doctor.check_cuda_kernels()
+    assert finding.status == "ok" and finding.text.startswith("not in use: no GPU answers (")
+    assert "NVRTC" in finding.text and "driver" in finding.text and "kept in" in finding.text
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with one GPU, whose kernels do as they are told."""
+    from vlm.ops import cuda_library
+
+    class Library:
+        reasons = ""
+        trouble = None
+
+        def prepare(self, index):
+            if self.trouble:
+                raise self.trouble
+            return cuda_library.Preparation(7, 2, 1.26)
+
+        def reason(self, index):
+            return self.reasons
+
+        def architecture(self, index):
+            return "sm_90"
+
+    library = Library()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(cuda_library, "library", lambda: library)
+    monkeypatch.setattr(cuda_library, "describe", lambda: ["NVRTC 12.8 from /lib", "driver for CUDA 12.8"])
+    return library
+
+
+def test_the_first_use_of_the_cuda_kernels_is_timed(gpu):
+    tools, kernels = doctor.check_cuda_kernels()
+    assert tools.text == "NVRTC 12.8 from /lib, driver for CUDA 12.8" and tools.status == "ok"
+    assert kernels.name == "kernels cuda:0" and kernels.status == "ok"
+    assert kernels.text == "7 for sm_90 ready in 1.3 s, 2 of them compiled now"
+
+
+def test_cuda_kernels_that_fail_their_trial_are_a_problem(gpu):
+    gpu.reasons = "a trial on cuda:0 gave wrong numbers"
+    finding = the(doctor.check_cuda_kernels(), "kernels cuda:0")
+    assert finding.status == "problem" and finding.text == gpu.reasons and "driver" in finding.advice
+
+
+def test_a_gpu_that_the_kernels_cannot_serve_is_a_note(gpu):
+    gpu.trouble = KernelError("the CUDA kernels need compute capability 8.0")
+    finding = the(doctor.check_cuda_kernels(), "kernels cuda:0")
+    assert finding.status == "note" and "PyTorch serves instead: the CUDA kernels need" in finding.text
 
 
 def test_memory_is_that_of_the_container(monkeypatch):
