@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm.ops import cuda_library
 from vlm.ops.cuda_driver import Kernel
-from vlm.ops.cuda_registry import SCAN_STATES, scan_forward_kernel
+from vlm.ops.cuda_registry import SCAN_SPLITS, SCAN_STATES, scan_forward_kernel
 from vlm.ops.selective_scan.reference import Scan, num_checkpoints
 
 _IO = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -19,7 +19,6 @@ _VECTOR_BYTES = 16
 _LONGEST = 1 << 31
 # warps on each multiprocessor below which the time of a scan is split; modelled, not measured yet
 _WARPS_WANTED = 10
-_SPLITS = (2, 4, 8)
 # a split tile has eight steps for each warp; fewer tiles than this are not worth the exchange
 _TILES_WANTED = 4
 _STEPS_OF_WARP = 8
@@ -183,11 +182,9 @@ def _kernel(
         return kernel, batch * -(-tiles // slots), batch * tiles * directions
 
     kernel, blocks, warps = form(1)
-    wanted_warps = _WARPS_WANTED * _multiprocessors(out.device)
-    for split in _SPLITS:
-        if warps >= wanted_warps or length < _TILES_WANTED * _STEPS_OF_WARP * split:
-            break
-        if split == 8 and states not in (16, 32):
+    for split in SCAN_SPLITS[events][1:]:
+        is_short = length < _TILES_WANTED * _STEPS_OF_WARP * split
+        if is_short or warps >= _WARPS_WANTED * _multiprocessors(out.device):
             break
         kernel, blocks, narrow = form(split)
         warps = narrow * split
