@@ -44,7 +44,7 @@ test: install
 
 gates: install
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e ".[kernels-ci]"
-	VLM_ALL_NVRTC=1 $(BIN)/python -m pytest tests/kernels/test_nvrtc_gates.py tests/ops/test_nvrtc.py
+	VLM_ALL_NVRTC=1 $(BIN)/python -m pytest tests/kernels/test_nvrtc_gates.py tests/ops/cuda/test_nvrtc.py
 
 clean:
 	rm -rf $(VENV) dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -35,8 +35,9 @@ sys.path.insert(0, str(ROOT))  # a GPU machine may hold a checkout and nothing i
 
 from vlm.errors import KernelError  # noqa: E402
 from vlm.models.video_mamba import VideoMamba, sized  # noqa: E402
-from vlm.ops import backend, cuda_library  # noqa: E402
+from vlm.ops import backend  # noqa: E402
 from vlm.ops.backends import VARIABLE  # noqa: E402
+from vlm.ops.cuda import library as cuda_library  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # relative to the norm, against fp64 on the same rounded inputs

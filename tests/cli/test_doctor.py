@@ -162,7 +162,7 @@ def test_without_a_gpu_the_cuda_kernels_are_one_line(monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine with one GPU, whose kernels do as they are told."""
-    from vlm.ops import cuda_library
+    from vlm.ops.cuda import library as cuda_library
 
     class Library:
         reasons = ""

@@ -8,15 +8,10 @@ import logging
 import pytest
 import torch
 
-from vlm.ops import (
-    Branch,
-    backends,
-    bidirectional_mamba,
-    cuda_calls,
-    cuda_library,
-    cuda_trial,
-    selective_scan,
-)
+from vlm.ops import Branch, backends, bidirectional_mamba, selective_scan
+from vlm.ops.cuda import calls as cuda_calls
+from vlm.ops.cuda import library as cuda_library
+from vlm.ops.cuda import trial as cuda_trial
 
 CPU = torch.device("cpu")
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from vlm.ops import cuda_library, nvrtc
-from vlm.ops.cuda_registry import INSTANTIATIONS
+from vlm.ops.cuda import library as cuda_library
+from vlm.ops.cuda import nvrtc
+from vlm.ops.cuda.registry import INSTANTIATIONS
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 HELP = (

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,8 @@ from torch import Tensor
 
 from vlm.ops import cpu_library
 from vlm.ops.backends import VARIABLE
+from vlm.ops.cuda import driver as cuda_driver
+from vlm.ops.cuda import library as cuda_library
 
 
 @pytest.fixture(params=["reference", "chunked", "cpu"])
@@ -63,3 +69,33 @@ def relative_error() -> Callable[[Tensor, Tensor], float]:
         return difference / max(truth.double().norm().item(), 1e-30)
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def fake(tmp_path_factory):
+    """The library that plays the driver."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ to build the fake driver")
+    built = tmp_path_factory.mktemp("fake") / "libfake_cuda.so"
+    source = Path(__file__).with_name("fake_cuda.cpp")
+    command = [compiler, "-std=c++17", "-shared", "-fPIC", str(source), "-o", str(built)]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(built))
+    library.fake_log.restype = ctypes.c_char_p
+    library.fake_reset.argtypes = (ctypes.c_uint64,)
+    return library
+
+
+@pytest.fixture
+def driver(fake):
+    fake.fake_reset(ctypes.sizeof(cuda_library.ProbeArgument))
+    found = cuda_driver.Driver(fake)
+    yield found
+    fake.fake_fail(b"", 0)
+    assert fake.fake_depth() == 0, "a context was left current"
+
+
+@pytest.fixture
+def image(fixtures) -> bytes:
+    return (fixtures / "cuda" / "probe-sm_90.cubin").read_bytes()

@@ -178,7 +178,7 @@ def check_cuda_kernels() -> Iterator[Finding]:
     import torch
 
     from vlm.errors import KernelError
-    from vlm.ops import cuda_library
+    from vlm.ops.cuda import library as cuda_library
 
     if not torch.cuda.is_available():
         parts = ", ".join(cuda_library.describe())

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from vlm.errors import KernelError
-from vlm.ops import cpu_library, cuda_library
+from vlm.ops import cpu_library
+from vlm.ops.cuda import library as cuda_library
 
 VARIABLE = "VLM_SCAN_BACKEND"
 CHOICES = ("auto", "cuda", "cpu", "chunked", "reference", "mamba_ssm")
@@ -70,7 +71,7 @@ def _check_cpu(op: str, kind: str, dtype: torch.dtype) -> None:
 
 def _is_trusted(device: torch.device | str, dtype: torch.dtype) -> bool:
     """Return whether the CUDA scan passed its trial on ``device``."""
-    from vlm.ops import cuda_trial  # which needs the scans, which need this module
+    from vlm.ops.cuda import trial as cuda_trial  # which needs the scans, which need this module
 
     if not torch.cuda.is_available():
         return False

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.ops import cpu_calls, cpu_library, cuda_calls
+from vlm.ops import cpu_calls, cpu_library
 from vlm.ops.backends import backend
+from vlm.ops.cuda import calls as cuda_calls
 from vlm.ops.library import register, register_autograd
 from vlm.ops.selective_scan import chunked, reference
 from vlm.ops.selective_scan.reference import Scan, ScanGradients, num_checkpoints

@@ -9,9 +9,9 @@ import struct
 import torch
 from torch import Tensor
 
-from vlm.ops import cuda_library
-from vlm.ops.cuda_driver import Kernel
-from vlm.ops.cuda_registry import SCAN_SPLITS, SCAN_STATES, scan_forward_kernel
+from vlm.ops.cuda import library as cuda_library
+from vlm.ops.cuda.driver import Kernel
+from vlm.ops.cuda.registry import SCAN_SPLITS, SCAN_STATES, scan_forward_kernel
 from vlm.ops.selective_scan.reference import Scan, num_checkpoints
 
 _IO = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

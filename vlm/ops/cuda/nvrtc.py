@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from vlm.errors import KernelError
-from vlm.ops.cubin import Footprint, footprints
+from vlm.ops.cuda.cubin import Footprint, footprints
 
 VARIABLE = "VLM_NVRTC"
 # the two families, and where their wheels put the library

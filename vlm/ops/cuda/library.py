@@ -22,8 +22,10 @@ import torch
 
 from vlm.assets import asset
 from vlm.errors import InvalidInput, KernelError
-from vlm.ops import cuda_driver, kernel_cache, nvrtc
-from vlm.ops.cuda_registry import INSTANTIATIONS, PROBE, Instantiation
+from vlm.ops import kernel_cache
+from vlm.ops.cuda import driver as cuda_driver
+from vlm.ops.cuda import nvrtc
+from vlm.ops.cuda.registry import INSTANTIATIONS, PROBE, Instantiation
 
 OLDEST_CAPABILITY = (8, 0)
 _FOLDER = "kernels/cuda"

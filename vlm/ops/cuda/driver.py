@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from vlm.errors import KernelError
-from vlm.ops import cubin
+from vlm.ops.cuda import cubin
 
 LIBRARY = "libcuda.so.1"
 # numbers of the driver's interface

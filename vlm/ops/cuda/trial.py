@@ -8,7 +8,8 @@ import logging
 import torch
 
 from vlm.errors import KernelError
-from vlm.ops import cuda_calls, cuda_library
+from vlm.ops.cuda import calls as cuda_calls
+from vlm.ops.cuda import library as cuda_library
 from vlm.ops.selective_scan import chunked
 from vlm.ops.selective_scan.reference import Scan
 

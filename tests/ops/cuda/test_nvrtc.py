@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vlm.errors import KernelError
-from vlm.ops import cubin, nvrtc
+from vlm.ops.cuda import cubin, nvrtc
 
 SOURCE = """
 #include "twice.cuh"
