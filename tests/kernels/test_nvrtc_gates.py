@@ -1,4 +1,4 @@
-"""Every CUDA kernel of the registry compiles, within its registers and without local memory, for each GPU
+"""Every CUDA kernel of the registry compiles, within its registers and local memory, for each GPU
 generation and with each family of NVRTC.
 """
 
@@ -40,9 +40,9 @@ def test_a_kernel_keeps_its_limits(path, wanted, arch):
     compiled = compiler(path).compile(source, headers, wanted.options, arch, wanted.source)
     footprint = compiled.kernels[wanted.entry]
     assert "warning" not in compiled.log, compiled.log
-    assert compiled.spill_bytes[wanted.entry] == 0, compiled.log
+    assert compiled.spill_bytes[wanted.entry] <= wanted.max_spill_bytes, compiled.log
     # arrays that are indexed at run time lie there too, and are as slow
-    assert footprint.local_bytes == 0, compiled.log
+    assert footprint.local_bytes <= wanted.max_spill_bytes, compiled.log
     assert footprint.registers <= wanted.max_registers, compiled.log
 
 
