@@ -1,6 +1,6 @@
 // What the host hands to the convolutions: raw pointers, sizes and strides in elements. Plain structs, by value.
-// Letters: b batch, l length, e channels, w taps, s stretches, d directions. Channels are contiguous. Sequences (x, out,
-// du, dx) are of the stored type, the rest is fp32. The first direction is causal, the second its mirror image:
+// Letters: b batch, l length, e channels, w taps, s stretches, d directions. Channels are contiguous. The sequences x,
+// out, du and dx are of the stored type, the rest is fp32. The first direction is causal, the second its mirror image:
 //   u_f[t] = silu(bias + sum_k weight[:, k] x[t - (w-1-k)])     u_b[t] = silu(bias + sum_k weight[:, k] x[t + (w-1-k)])
 //
 // One compilation serves one kind of problem, chosen by macros:

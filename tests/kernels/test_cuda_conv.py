@@ -1,4 +1,4 @@
-"""The CUDA convolution on the emulated GPU, against autograd of the fp64 reference on the same rounded inputs."""
+"""The CUDA convolution on the emulated GPU, against autograd of the fp64 formula on equally rounded inputs."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class Harness:
 
 @pytest.fixture
 def check(emulate, root, output, in_wider_rows):
-    """``check(kernel, case, ...)``: both passes are within the contract, with the same bits for every seed."""
+    """``check(kernel, case, ...)``: both passes are within the contract, to the same bits for all seeds."""
 
     def run(kernel, *cases, seeds=(0,)):
         for backward in (False, True):
@@ -197,7 +197,9 @@ def test_segments(kernel, check):
     check(kernel, *(Case(length, channels=24) for length in LENGTHS))
 
 
-@pytest.mark.parametrize("kernel", [Kernel("fp32", 3, 2, segments=1), Kernel("bf16", 2, 1), Kernel("fp16", 3, 1, 0)])
+@pytest.mark.parametrize(
+    "kernel", [Kernel("fp32", 3, 2, segments=1), Kernel("bf16", 2, 1), Kernel("fp16", 3, 1, 0)]
+)
 def test_taps_and_directions(kernel, check):
     check(kernel, *(Case(length, channels=16) for length in LENGTHS[:-1]))
 

@@ -127,7 +127,7 @@ class Harness:
 
 @pytest.fixture
 def check(emulate, root, output, in_wider_rows):
-    """``check(kernel, case, ...)``: both passes are within the contract, with the same bits for every seed."""
+    """``check(kernel, case, ...)``: both passes are within the contract, to the same bits for all seeds."""
 
     def run(kernel, *cases, seeds=(0,)):
         harness = Harness(emulate, root, output, in_wider_rows, kernel)
@@ -196,9 +196,7 @@ def test_lanes_may_run_in_any_order(kernel, check):
 
 
 @pytest.mark.parametrize("pieces", [0, 2])
-def test_a_kernel_that_does_not_wait_is_found_out(
-    pieces, emulate, root, output, in_wider_rows, tmp_path
-):
+def test_a_kernel_that_does_not_wait_is_found_out(pieces, emulate, root, output, in_wider_rows, tmp_path):
     whole = (root / "kernels" / "cuda" / "norm.cu").read_text()
     assert whole.count("  __syncthreads();\n") == 2
     broken = tmp_path / "norm.cu"
