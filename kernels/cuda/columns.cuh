@@ -63,22 +63,20 @@ template <class T, int N> __device__ __forceinline__ Channels<N> load_vector(con
   return v;
 }
 
+// to global memory
 template <class T, int N> __device__ __forceinline__ void store_vector(T *to, const Channels<N> &v) {
   static_assert(N == 2 || N == 4 || N == 8, "whole accesses");
-  if constexpr (sizeof(T) == 4 && N == 2) {
-    *reinterpret_cast<float2 *>(to) = make_float2(v.of[0], v.of[1]);
-  } else if constexpr (sizeof(T) == 4) {
+  constexpr int count = N * int(sizeof(T)) / 4, most = count < 4 ? count : 4;
 #pragma unroll
-    for (int i = 0; i < N; i += 4)
-      *reinterpret_cast<float4 *>(to + i) = make_float4(v.of[i], v.of[i + 1], v.of[i + 2], v.of[i + 3]);
-  } else {
-    unsigned words[N / 2];
+  for (int first = 0; first < count; first += most) {
+    unsigned words[most];
 #pragma unroll
-    for (int i = 0; i < N / 2; ++i) words[i] = pack<T>(v.of[2 * i], v.of[2 * i + 1]);
-    if constexpr (N == 2) *reinterpret_cast<unsigned *>(to) = words[0];
-    else if constexpr (N == 4)
-      *reinterpret_cast<float2 *>(to) = make_float2(__uint_as_float(words[0]), __uint_as_float(words[1]));
-    else *reinterpret_cast<uint4 *>(to) = uint4{words[0], words[1], words[2], words[3]};
+    for (int i = 0; i < most; ++i) {
+      if constexpr (sizeof(T) == 4) words[i] = __float_as_uint(v.of[first + i]);
+      else words[i] = pack<T>(v.of[2 * (first + i)], v.of[2 * (first + i) + 1]);
+    }
+    if constexpr (most == 1) *reinterpret_cast<unsigned *>(to) = words[0];
+    else store_words(to + first * 4 / int(sizeof(T)), words);
   }
 }
 
@@ -108,6 +106,7 @@ template <int N, int Lanes> struct Columns {
     return Columns{lane, N * Lanes}.load(piece);
   }
 
+  // to global memory
   template <class T> __device__ __forceinline__ void store(T *piece, const Channels<N> &v) const {
     if constexpr (kAligned) {
       if (has(0)) store_vector(piece + at(0), v);

@@ -94,6 +94,7 @@ __device__ __forceinline__ void walk(const ConvBackward &p, const Mine &w, Room 
   Direction direction[kDirections] = {};
 #pragma unroll
   for (int d = 0; d < kDirections; ++d) direction[d].filter.load(p.filter[d], w);
+  Io *to = w.column(p.dx, s.channels);
   Direction &causal = direction[0], &mirrored = direction[kDirections - 1];
   Values rows[kTaps] = {};
   // dx is looked at from kReach steps on either side
@@ -117,10 +118,7 @@ __device__ __forceinline__ void walk(const ConvBackward &p, const Mine &w, Room 
         step<true>(mirrored, rows, segments, w.columns.load_all(room.du[tile % 2][1] + at), w.answers_for(written));
         add_dx<true>(mirrored, segments + kReach, dx);
       }
-      if (w.answers_for(written))
-        w.columns.store(
-            static_cast<Io *>(p.dx) + (static_cast<long long>(w.batch) * w.length + written) * s.channels + w.channel,
-            dx);
+      if (w.answers_for(written)) w.store(to, written, s.channels, dx);
     }
     sync_warp();
   }

@@ -26,11 +26,10 @@ __device__ __forceinline__ void fetch_tile(const ConvSequence &p, const Mine &w,
   w.fetch_segments(room.segments[tile % 2], p.segments, first);
 }
 
-__device__ __forceinline__ void store_silu(const Mine &w, void *out, long long channels, int t, Channels<kVector> c) {
+__device__ __forceinline__ void store_silu(const Mine &w, Io *out, int t, long long channels, Channels<kVector> c) {
 #pragma unroll
   for (int i = 0; i < kVector; ++i) c.of[i] = silu(c.of[i]);
-  const long long row = (static_cast<long long>(w.batch) * w.length + t) * channels + w.channel;
-  w.columns.store(static_cast<Io *>(out) + row, c);
+  w.store(out, t, channels, c);
 }
 
 __device__ __forceinline__ void convolve(const ConvForward &p, const Mine &w, Room &room) {
@@ -40,8 +39,12 @@ __device__ __forceinline__ void convolve(const ConvForward &p, const Mine &w, Ro
   fetch_tile(s, w, room, 0);
   commit_copies();
   Filter<kVector> filter[kDirections];
+  Io *out[kDirections];
 #pragma unroll
-  for (int d = 0; d < kDirections; ++d) filter[d].load(p.filter[d], w);
+  for (int d = 0; d < kDirections; ++d) {
+    filter[d].load(p.filter[d], w);
+    out[d] = w.column(p.out[d], s.channels);
+  }
   Channels<kVector> rows[kTaps] = {};
   int segments[kTaps] = {};
   int t = w.start - kReach;
@@ -54,9 +57,9 @@ __device__ __forceinline__ void convolve(const ConvForward &p, const Mine &w, Ro
     for (int row = 0; row < kRows; ++row, ++t) {
       push(rows, w.columns.load_all(room.x[tile % 2] + row * Mine::kTileChannels));
       if (kSegments) push(segments, room.segments[tile % 2][row]);
-      if (w.answers_for(t)) store_silu(w, p.out[0], s.channels, t, filter[0].apply<false>(rows, segments));
+      if (w.answers_for(t)) store_silu(w, out[0], t, s.channels, filter[0].apply<false>(rows, segments));
       if (kDirections == 2 && w.answers_for(t - kReach))
-        store_silu(w, p.out[1], s.channels, t - kReach,
+        store_silu(w, out[kDirections - 1], t - kReach, s.channels,
                    filter[kDirections - 1].apply<true>(rows, segments));
     }
     sync_warp();

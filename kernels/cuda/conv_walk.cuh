@@ -59,6 +59,14 @@ template <int N, int Lanes> struct Walker {
 
   __device__ __forceinline__ bool answers_for(int t) const { return t >= start && t < end; }
 
+  // its channels at time 0 of a contiguous sequence
+  __device__ __forceinline__ Io *column(void *sequence, long long channels) const {
+    return static_cast<Io *>(sequence) + static_cast<long long>(batch) * length * channels + channel;
+  }
+  __device__ __forceinline__ void store(Io *column, int t, long long channels, const Channels<N> &v) const {
+    columns.store(column + static_cast<long long>(t) * static_cast<int>(channels), v);
+  }
+
   // rows from time `first` on of a sequence, zeros where it has none
   __device__ __forceinline__ void fetch(Io *to, const void *sequence, long long batch_stride, long long row_stride,
                                         int first) const {

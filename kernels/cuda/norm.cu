@@ -147,7 +147,8 @@ __device__ __forceinline__ void differentiate(const NormBackward &p, long long b
   float *room = reinterpret_cast<float *>(shared_memory());
   constexpr int width = kPieces * kPiece;
   for_pieces(width, lane, [&](int i, int first, const Piece &columns) {
-    columns.store(room + warp * width + first, sums[i]);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) room[warp * width + first + columns.at(c)] = sums[i].of[c];
   });
   __syncthreads();
   for (int i = threadIdx.x; i < p.width; i += kThreads) {

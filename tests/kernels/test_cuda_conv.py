@@ -1,4 +1,4 @@
-"""The CUDA convolution on the emulated GPU, against autograd of the fp64 formula on equally rounded inputs."""
+"""The CUDA convolution on the emulated GPU, against autograd of the fp64 formula on the same inputs."""
 
 from __future__ import annotations
 
