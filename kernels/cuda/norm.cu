@@ -11,6 +11,9 @@ constexpr int kPieces = VLM_PIECES;
 constexpr int kChannels = 4, kPiece = 32 * kChannels;
 constexpr int kThreads = 128, kWarps = kThreads / 32;
 constexpr int kMostRows = 64;
+// blocks of the backward pass that shall find registers on a multiprocessor; unasked the compiler goes for more and
+// spills some of them
+constexpr int kBlocks = kPieces > 5 ? 2 : 4;
 using Values = Channels<kChannels>;
 using Piece = Columns<kChannels, 32>;
 
@@ -197,7 +200,7 @@ __global__ void __launch_bounds__(vlm::kThreads) vlm_norm_forward(const __grid_c
   if (row < p.rows) vlm::normalise(p, row, threadIdx.x % 32);
 }
 
-__global__ void __launch_bounds__(vlm::kThreads) vlm_norm_backward(const __grid_constant__ vlm::NormBackward p) {
+__global__ void __launch_bounds__(vlm::kThreads, vlm::kBlocks) vlm_norm_backward(const __grid_constant__ vlm::NormBackward p) {
   const long long begin = blockIdx.x * p.block_rows, left = p.rows - begin;
   const long long end = begin + (left < p.block_rows ? left : p.block_rows);
   vlm::differentiate(p, begin, end, threadIdx.x / 32, threadIdx.x % 32);
