@@ -200,7 +200,8 @@ __global__ void __launch_bounds__(vlm::kThreads) vlm_norm_forward(const __grid_c
   if (row < p.rows) vlm::normalise(p, row, threadIdx.x % 32);
 }
 
-__global__ void __launch_bounds__(vlm::kThreads, vlm::kBlocks) vlm_norm_backward(const __grid_constant__ vlm::NormBackward p) {
+__global__ void __launch_bounds__(vlm::kThreads, vlm::kBlocks)
+    vlm_norm_backward(const __grid_constant__ vlm::NormBackward p) {
   const long long begin = blockIdx.x * p.block_rows, left = p.rows - begin;
   const long long end = begin + (left < p.block_rows ? left : p.block_rows);
   vlm::differentiate(p, begin, end, threadIdx.x / 32, threadIdx.x % 32);
