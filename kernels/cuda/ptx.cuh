@@ -96,6 +96,21 @@ __device__ __forceinline__ int opaque(int x) {
   return x;
 }
 
+// Neighbouring words to global memory in one access, `to` a multiple of its size. Where the compiler loses sight of
+// the alignment it would store them one by one.
+__device__ __forceinline__ void store_words(void *to, const unsigned (&words)[2]) {
+  const unsigned long long target = __cvta_generic_to_global(to);
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" : : "l"(target), "r"(words[0]), "r"(words[1]) : "memory");
+}
+
+__device__ __forceinline__ void store_words(void *to, const unsigned (&words)[4]) {
+  const unsigned long long target = __cvta_generic_to_global(to);
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(target), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
 // 16 bytes from global to shared memory without a register in between, zeros where there is no source; both
 // addresses are multiples of 16. `from` is not read if it is not `there`.
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool there) {

@@ -78,6 +78,11 @@ inline unsigned ballot(bool answer) {
   return bits;
 }
 
+template <int Words> void store_words(void *to, const unsigned (&words)[Words]) {
+  if (reinterpret_cast<uintptr_t>(to) % sizeof words) throw emulation::Failure("a store is not aligned");
+  std::memcpy(to, words, sizeof words);
+}
+
 inline int opaque(int x) { return x; }
 inline void sync_warp() { emulation::running->meet("sync_warp", {}); }
 inline void sync_named(int barrier, int threads) { emulation::running->meet_named(barrier, unsigned(threads)); }

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
@@ -57,3 +58,43 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emulated]
         return built[key]
 
     return build
+
+
+class Output:
+    """A tensor of NaN between guards of NaN; an odd guard puts it at an address that is not aligned."""
+
+    def __init__(self, *shape: int, dtype: torch.dtype = torch.float32, guard: int = 64) -> None:
+        self.shape, self.guard = shape, guard
+        self.room = torch.full((2 * guard + torch.Size(shape).numel(),), float("nan"), dtype=dtype)
+
+    def address(self) -> int:
+        """Where the kernel writes."""
+        return self.room[self.guard :].data_ptr()
+
+    def value(self) -> torch.Tensor:
+        """Return what was written: everything inside, nothing outside."""
+        before, after = self.room[: self.guard], self.room[-self.guard :]
+        assert before.isnan().all() and after.isnan().all(), "wrote outside"
+        inside = self.room[self.guard : -self.guard].view(self.shape)
+        assert inside.isfinite().all(), f"{(~inside.isfinite()).sum()} of {inside.numel()} are not finite"
+        return inside
+
+
+@pytest.fixture(scope="session")
+def output() -> type[Output]:
+    """Return the class of poisoned outputs."""
+    return Output
+
+
+@pytest.fixture(scope="session")
+def in_wider_rows() -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """Return ``place(values, pad)``: the same values in rows of NaN that are 2 ``pad`` elements longer."""
+
+    def place(values: torch.Tensor, pad: int) -> torch.Tensor:
+        *batch, rows, width = values.shape
+        room = torch.full((*batch, rows + 1, width + 2 * pad), float("nan"), dtype=values.dtype)
+        view = room[..., :rows, pad : pad + width]
+        view.copy_(values)
+        return view
+
+    return place
