@@ -1,0 +1,227 @@
+"""The CUDA scan's backward pass on the emulated GPU, against the fp64 reference on the same rounded inputs."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.kernels.test_cuda_scan import DTYPES, Case, Direction, Kernel, Output, draw_direction, strided
+from vlm.ops.selective_scan import reference
+from vlm.ops.selective_scan.reference import CHECKPOINT_EVERY, Scan
+
+LIMITS = {"fp32": 5e-5, "bf16": 5e-3, "fp16": 5e-3}
+SUM_THREADS = 256
+PARTIAL = ("dA", "dD", "dbias", "dBC")
+
+
+class BackwardDirection(ctypes.Structure):
+    _fields_ = [
+        ("given", Direction),
+        *((n, ctypes.c_void_p) for n in ("du", "ddelta", "dA", "dD", "dbias", "dinitial", "dBC")),
+    ]
+
+
+class Problem(ctypes.Structure):
+    _fields_ = [
+        *((n, ctypes.c_int64) for n in ("batch", "length", "channels", "groups", "softplus", "reverse")),
+        *((n, ctypes.c_void_p) for n in ("segments", "z")),
+        *((n, ctypes.c_int64) for n in ("z_batch", "z_row")),
+        *((n, ctypes.c_void_p) for n in ("dout", "total", "dz")),
+        ("direction", BackwardDirection * 2),
+    ]
+
+
+class PartialSum(ctypes.Structure):
+    _fields_ = [
+        ("parts", ctypes.c_void_p),
+        ("sum", ctypes.c_void_p),
+        *((n, ctypes.c_int64) for n in ("count", "size", "columns", "row", "stored")),
+    ]
+
+
+class PartialSums(ctypes.Structure):
+    _fields_ = [("count", ctypes.c_int64), ("of", PartialSum * 8)]
+
+
+def aligned(values):
+    """The values at an address that is a multiple of 64."""
+    room = torch.empty(values.numel() + 64, dtype=values.dtype)
+    start = -room.data_ptr() // values.element_size() % 32
+    return room[start : start + values.numel()].view(values.shape).copy_(values)
+
+
+def scans(case, directions, segments):
+    """The problem in fp64, one scan for each direction; delta as the kernel may get it from rank rows."""
+    for number, inputs in enumerate(directions):
+        wide = {name: value.double() for name, value in inputs.items()}
+        delta = wide["delta"] if "weight" not in wide else wide["delta"] @ wide["weight"].T
+        parameters = (wide.get(name) for name in ("D", "bias", "initial"))
+        reverse = number == 1 or case.reverse
+        yield Scan(
+            wide["u"], delta, wide["A"], wide["B"], wide["C"], *parameters, segments, case.softplus, reverse
+        )
+
+
+class Harness:
+    """Runs one case of one kernel and of the sum that follows it."""
+
+    def __init__(self, emulate, root, kernel, source=None):
+        macros = {f"VLM_{name.upper()}": value for name, value in vars(kernel).items()}
+        folder = root / "kernels" / "cuda"
+        self.kernel = kernel
+        self.finite = True
+        self.scales: dict[str, float] = {}
+        self.emulated = emulate(
+            source or folder / "scan_backward.cu", "vlm_scan_backward", "vlm::ScanBackward", **macros
+        )
+        plain = dict.fromkeys(("STATES", "DIRECTIONS", "RANK", "EVENTS", "SPLIT"))
+        plain = {f"VLM_{name}": vars(Kernel())[name.lower()] for name in plain}
+        self.sum = emulate(
+            folder / "sum.cu",
+            "vlm_sum",
+            "vlm::PartialSums",
+            **plain,
+            VLM_IO=kernel.io,
+            VLM_ALIGNED=0,
+        )
+        geometry = (ctypes.c_int64 * 4).in_dll(self.emulated.library, "vlm_scan_backward_geometry")
+        self.threads, self.shared, self.tile_channels, self.warps = geometry
+
+    def run(self, case, seeds=(0,)):
+        """Return expected and actual gradients; every seed must give the same bits."""
+        torch.manual_seed(case.seed)
+        dtype = DTYPES[self.kernel.io]
+        directions = [draw_direction(self.kernel, case) for _ in range(self.kernel.directions)]
+        rows = (case.batch, case.length, case.channels)
+        pad = 16 if self.kernel.aligned else 3
+        z = strided(torch.randn(rows).to(dtype), pad) if "z" in case.optional else None
+        for inputs in (*directions, {} if z is None else {"z": z}):
+            for name in inputs.keys() & self.scales.keys():
+                inputs[name].mul_(self.scales[name])
+        segments = None
+        if "segments" in case.optional:
+            segments = (torch.rand(rows[:2]) < 0.1).cumsum(1).to(torch.int32)
+        dout = aligned(torch.randn(rows).to(dtype))
+        problem = list(scans(case, directions, segments))
+        runs = [reference.forward(scan, save=True) for scan in problem]
+        total = torch.stack([y for y, _, _ in runs]).sum(0)
+        kept = [aligned(states.float()) for _, _, states in runs]
+        results = [
+            self._launch(case, directions, z, segments, dout, aligned(total.to(dtype)), kept, seed)
+            for seed in seeds
+        ]
+        for other in results[1:]:
+            assert all(torch.equal(value, other[name]) for name, value in results[0].items())
+        return self._truth(problem, z, dout, total), results[0]
+
+    @staticmethod
+    def _truth(problem, z, dout, total):
+        dy, expected = dout.double(), {}
+        if z is not None:
+            wide = z.double().requires_grad_()
+            gate = torch.nn.functional.silu(wide)
+            (expected["dz"],) = torch.autograd.grad(gate, wide, dy * total)
+            dy = dy * gate.detach()
+        for number, scan in enumerate(problem):
+            gradients = reference.backward(dy, scan)
+            for name in ("u", "delta", "A", "D", "bias", "initial"):
+                value = getattr(gradients, name)
+                if value is not None:
+                    expected[f"d{name}{number}"] = value
+            expected[f"dBC{number}"] = torch.stack([gradients.B, gradients.C], 3)
+        return expected
+
+    def _launch(self, case, directions, z, segments, dout, total, kept, seed):
+        dtype = DTYPES[self.kernel.io]
+        rows = (case.batch, case.length, case.channels)
+        states = self.kernel.states
+        tiles = -(-case.channels // case.groups // self.tile_channels)
+        problem = Problem(*rows, case.groups, case.softplus, case.reverse)
+        problem.dout, outputs = dout.data_ptr(), {}
+        if segments is not None:
+            problem.segments = segments.data_ptr()
+        if z is not None:
+            problem.z, problem.z_batch, problem.z_row = z.data_ptr(), *z.stride()[:2]
+            problem.total = total.data_ptr()
+            outputs["dz"] = Output(*rows, dtype=dtype)
+            problem.dz = outputs["dz"].address()
+        for number, inputs in enumerate(directions):
+            direction = problem.direction[number]
+            given = direction.given
+            for name, value in inputs.items():
+                setattr(given, name, value.data_ptr())
+            for name in ("u", "delta"):
+                setattr(given, f"{name}_batch", inputs[name].stride(0))
+                setattr(given, f"{name}_row", inputs[name].stride(1))
+            given.bc_batch, given.bc_row, given.bc_group = inputs["B"].stride()[:3]
+            # it is in `kept`
+            given.initial, given.kept = None, kept[number].data_ptr()
+            shapes = {
+                "du": rows,
+                "ddelta": rows,
+                "dA": (case.batch, case.channels, states),
+                "dBC": (tiles, *rows[:2], case.groups, 2, states),
+            }
+            shapes |= {f"d{name}": (case.batch, case.channels) for name in ("D", "bias") if name in inputs}
+            if "initial" in inputs:
+                shapes["dinitial"] = shapes["dA"]
+            for name, shape in shapes.items():
+                output = Output(*shape, dtype=dtype if name in ("du", "ddelta") else torch.float32)
+                outputs[f"{name}{number}"] = output
+                setattr(direction, name, output.address())
+        warps = case.batch * self.kernel.directions * case.groups * tiles
+        grid = -(-warps // self.warps)
+        self.emulated(problem, grid=grid, threads=self.threads, shared=self.shared, seed=seed)
+        return self._add_up({name: output.value(self.finite) for name, output in outputs.items()}, seed)
+
+    def _add_up(self, results, seed):
+        """Let the second kernel sum what is in parts; its rows lie in wider ones."""
+        sums, keep, pad = PartialSums(0), [], 5
+        for name in [name for name in results if name.rstrip("01") in PARTIAL]:
+            parts = results[name].float().contiguous()
+            stored = name.startswith("dBC")
+            shape = parts.shape[1:]
+            columns = shape[-1] if not stored else shape[-1] * shape[-2] * shape[-3]
+            dtype = DTYPES[self.kernel.io] if stored else torch.float32
+            out = Output(shape.numel() // columns, columns + pad, dtype=dtype)
+            sums.of[sums.count] = PartialSum(
+                parts.data_ptr(), out.address(), len(parts), shape.numel(), columns, columns + pad, stored
+            )
+            sums.count += 1
+            keep.append((name, out, columns, shape, parts))
+        grid = sum(-(-s.size // SUM_THREADS) for s in sums.of[: sums.count])
+        self.sum(sums, grid=grid, threads=SUM_THREADS, seed=seed)
+        for name, out, columns, shape, _ in keep:
+            inside = out.room[64:-64].view(out.shape)
+            assert inside[:, columns:].isnan().all()
+            assert not self.finite or inside[:, :columns].isfinite().all()
+            results[name] = inside[:, :columns].reshape(shape).double()
+        return results
+
+
+@pytest.fixture
+def check(emulate, root):
+    """``check(kernel, case, ...)``: every gradient is within the contract."""
+
+    def run(kernel, *cases, seeds=(0,)):
+        harness = Harness(emulate, root, kernel)
+        for case in cases:
+            expected, actual = harness.run(case, seeds)
+            assert expected.keys() == actual.keys()
+            for name, value in actual.items():
+                error = (value - expected[name]).norm() / expected[name].norm()
+                assert error <= LIMITS[kernel.io], f"{name} of {case}: {error:.2e}"
+
+    return run
+
+
+LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 63, 75, 197)
+EVERYTHING = ("segments", "initial", "D", "bias", "z")
+
+
+@pytest.mark.parametrize("io", DTYPES)
+def test_two_directions(io, check):
+    check(Kernel(io, directions=2), *(Case(length, optional=("D", "bias", "z")) for length in LENGTHS))
