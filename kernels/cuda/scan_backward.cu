@@ -50,6 +50,8 @@ struct alignas(16) ChunkRoom {
   Io u[kChunk * kTileChannels];
   float bc[kChunk * 2 * kStateCount];
   float D[kTileChannels], bias[kTileChannels];
+  // dD of both channels and dbias of both, over the rows that a lane finished: here they cost it no registers
+  float4 sums[32];
   // a chunk is raw only until its steps are prepared
   union {
     RawChunk raw;
@@ -116,8 +118,8 @@ __device__ __forceinline__ Row row_of_C(const Task &w, int row) {
   return Row(w.room.bc + (row * 2 + 1) * kStateCount + w.part * kStates);
 }
 
-__device__ __forceinline__ float2 load_u(const Task &w, int row) {
-  return Pairs<Io>::load(w.room.u + row * kTileChannels + 2 * w.pair);
+__device__ __forceinline__ float2 load_u(const Task &w, int row, int pair) {
+  return Pairs<Io>::load(w.room.u + row * kTileChannels + 2 * pair);
 }
 
 __device__ __forceinline__ States load_decays(const Task &w) {
@@ -226,7 +228,7 @@ __device__ __forceinline__ void put_step(const Task &w, const Times &times, int 
 // delta = rank rows @ weight^T: 16 steps and 8 channels at a time, with the bias as what is added to
 __device__ __forceinline__ void prepare_steps(const Task &w, const Times &times) {
   constexpr int stride = kRankRow / 2;
-  const int row = w.lane / 4, part = w.lane % 4;
+  const int lane = opaque(w.lane), row = lane / 4, part = lane % 4;
   const unsigned *rows = reinterpret_cast<const unsigned *>(w.room.raw.delta) + row * stride + part;
   const unsigned *weight = static_cast<const unsigned *>(w.given().weight) + (w.channel + row) * (kRank / 2) + part;
   for (int first = 0; first < kTileChannels; first += 8) {
@@ -253,11 +255,12 @@ __device__ __forceinline__ void prepare_steps(const Task &w, const Times &times)
 }
 #else
 __device__ __forceinline__ void prepare_steps(const Task &w, const Times &times) {
-  const float2 bias = Pairs<float>::load(w.room.bias + 2 * w.pair);
+  const int pair = opaque(w.pair), part = opaque(w.part);
+  const float2 bias = Pairs<float>::load(w.room.bias + 2 * pair);
 #pragma unroll 4
-  for (int row = w.part; row < kChunk; row += kParts) {
-    const float2 delta = Pairs<Io>::load(w.room.raw.delta + row * kTileChannels + 2 * w.pair);
-    put_step(w, times, row, w.pair, make_float2(delta.x + bias.x, delta.y + bias.y));
+  for (int row = part; row < kChunk; row += kParts) {
+    const float2 delta = Pairs<Io>::load(w.room.raw.delta + row * kTileChannels + 2 * pair);
+    put_step(w, times, row, pair, make_float2(delta.x + bias.x, delta.y + bias.y));
   }
 }
 #endif
@@ -276,7 +279,7 @@ __device__ __forceinline__ bool dropped(unsigned drops, int row) { return kEvent
 // one step of the forward pass
 __device__ __forceinline__ void advance(const Task &w, const States &A, unsigned drops, int row, States &h) {
   const float4 step = w.room.steps[row * kPairs + w.pair];
-  const float2 u = load_u(w, row);
+  const float2 u = load_u(w, row, w.pair);
   const Row B = row_of_B(w, row);
   const float drive[2] = {step.x * u.x, step.y * u.y}, delta[2] = {step.x, step.y};
   if (dropped(drops, row)) h = States{};
@@ -343,7 +346,7 @@ __device__ __forceinline__ void go_forward(const Task &w, const States &A, unsig
   for (int i = 0; i < kSteps; ++i) {
     const int row = first + i;
     const float4 step = w.room.steps[row * kPairs + w.pair];
-    const float2 u = load_u(w, row);
+    const float2 u = load_u(w, row, w.pair);
     const Row B = row_of_B(w, row);
     const float drive[2] = {step.x * u.x, step.y * u.y}, delta[2] = {step.x, step.y};
     if (dropped(drops, row)) h = States{};
@@ -370,7 +373,7 @@ __device__ __forceinline__ void go_back(const Task &w, const States &A, int firs
   for (int i = kSteps - 1; i >= 0; --i) {
     const int row = first + i;
     const float4 step = w.room.steps[row * kPairs + w.pair];
-    const float2 u = load_u(w, row);
+    const float2 u = load_u(w, row, w.pair);
     const Row B = row_of_B(w, row), C = row_of_C(w, row);
     const float delta[2] = {step.x, step.y}, dy[2] = {step.z, step.w}, drive[2] = {step.x * u.x, step.y * u.y};
     float along_B[2] = {0.0f, 0.0f}, along_A[2] = {0.0f, 0.0f}, dB[kStates];
@@ -407,9 +410,10 @@ __device__ __forceinline__ float4 add(float4 a, float4 b) {
 
 // adds the quads over the pairs of the tile and writes the rows of dB (which = 0) or dC (1)
 __device__ __forceinline__ void store_rows(const Task &w, const Times &times, int first, int which) {
+  const int lane = opaque(w.lane);
 #pragma unroll
   for (int round = 0; round < kRounds; ++round) {
-    const int run = 32 * round + w.lane, quad = run / kRuns, part = run % kRuns / kSharing;
+    const int run = 32 * round + lane, quad = run / kRuns, part = run % kRuns / kSharing;
     const float4 *from = w.room.work.quads + run * (kRun + 1);
     float4 sum = from[0];
 #pragma unroll
@@ -426,34 +430,32 @@ __device__ __forceinline__ void store_rows(const Task &w, const Times &times, in
   }
 }
 
-// what a lane has summed over the rows that it finished
-struct Sums {
-  float2 dD, dbias;
-};
-
 // from the sums over the states, kSteps rows of du and ddelta
-__device__ __forceinline__ void finish(const Task &w, const Times &times, int first, Sums &sums) {
-  const float2 D = Pairs<float>::load(w.room.D + 2 * w.pair);
+__device__ __forceinline__ void finish(const Task &w, const Times &times, int first) {
+  const int pair = opaque(w.pair), part = opaque(w.part);
+  float4 sums = w.room.sums[w.lane];
+  const float2 D = Pairs<float>::load(w.room.D + 2 * pair);
 #pragma unroll
   for (int i = 0; i < kSteps; i += kParts) {
-    const int step_row = i + w.part, row = first + step_row;
+    const int step_row = i + part, row = first + step_row;
     if (kParts > kSteps && step_row >= kSteps) break;
-    const float4 step = w.room.steps[row * kPairs + w.pair], along = w.room.work.along[step_row * kPairs + w.pair];
-    const float2 u = load_u(w, row);
+    const float4 step = w.room.steps[row * kPairs + pair], along = w.room.work.along[step_row * kPairs + pair];
+    const float2 u = load_u(w, row, pair);
     float2 ddelta = make_float2(fmaf(along.x, u.x, along.z * kLn2), fmaf(along.y, u.y, along.w * kLn2));
     if (w.p.softplus)
       ddelta = make_float2(ddelta.x * softplus_slope(step.x), ddelta.y * softplus_slope(step.y));
     const float2 du = make_float2(fmaf(along.x, step.x, D.x * step.z), fmaf(along.y, step.y, D.y * step.w));
     if (!times.has(row)) continue;
-    sums.dD = make_float2(fmaf(step.z, u.x, sums.dD.x), fmaf(step.w, u.y, sums.dD.y));
-    sums.dbias = make_float2(sums.dbias.x + ddelta.x, sums.dbias.y + ddelta.y);
-    const long long at = w.row(times.at(row)) + 2 * w.pair;
+    sums = make_float4(fmaf(step.z, u.x, sums.x), fmaf(step.w, u.y, sums.y), sums.z + ddelta.x, sums.w + ddelta.y);
+    const long long at = w.row(times.at(row)) + 2 * pair;
     store_global(static_cast<Io *>(w.q.du) + at, du, w.there);
     store_global(static_cast<Io *>(w.q.ddelta) + at, ddelta, w.there);
   }
+  w.room.sums[w.lane] = sums;
 }
 
 __device__ __forceinline__ void load_parameters(const Task &w) {
+  w.room.sums[w.lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   for (int c = w.lane; c < kTileChannels; c += 32) {
     w.room.D[c] = w.given().D && c < w.columns ? w.given().D[w.channel + c] : 0.0f;
     w.room.bias[c] = w.given().bias && c < w.columns ? w.given().bias[w.channel + c] : 0.0f;
@@ -475,7 +477,6 @@ __device__ __forceinline__ void scan_backward(const Task &w) {
   load_parameters(w);
   const States A = load_decays(w);
   States carry{}, dA{};
-  Sums sums{};
   for (int chunk = w.chunks() - 1; chunk >= 0; --chunk) {
     const Times times = w.times(chunk);
     fetch_chunk(w, times);
@@ -496,14 +497,15 @@ __device__ __forceinline__ void scan_backward(const Task &w) {
       go_back(w, A, first, passage, carry, dA);
       sync_warp();
       store_rows(w, times, first, 0);
-      finish(w, times, first, sums);
+      finish(w, times, first);
       sync_warp();
     }
   }
   store_states(w, w.q.dA, dA);
   if (w.q.dinitial) store_states(w, w.q.dinitial, carry);
-  store_sum(w, w.q.dD, sums.dD);
-  store_sum(w, w.q.dbias, sums.dbias);
+  const float4 sums = w.room.sums[w.lane];
+  store_sum(w, w.q.dD, make_float2(sums.x, sums.y));
+  store_sum(w, w.q.dbias, make_float2(sums.z, sums.w));
 }
 
 }  // namespace vlm
