@@ -229,7 +229,7 @@ def test_one_direction_with_everything_optional(io, check):
         check(kernel, *(Case(n, reverse=reverse, optional=EVERYTHING) for n in LENGTHS))
     # nothing given, nothing asked for
     check(kernel, Case(40, optional=()), Case(40, optional=(), softplus=False, reverse=True))
-    check(kernel, Case(75, optional=EVERYTHING, softplus=False))
+    check(kernel, Case(75, optional=("segments", "initial", "D", "z"), softplus=False))
 
 
 @pytest.mark.parametrize("io", ["fp32", "bf16"])
@@ -278,36 +278,36 @@ def test_small_steps_keep_their_relative_accuracy(emulate, root):
         harness.shift = shift
         expected, actual = harness.run(Case(40, optional=("D", "bias", "z")))
         error = (actual["ddelta0"] - expected["ddelta0"]).norm() / expected["ddelta0"].norm()
-        assert error <= 1e-6, f"{shift}: {error:.2e}"
+        # an exponential's argument of 40 is itself only known to 2e-6
+        assert error <= 4e-6, f"{shift}: {error:.2e}"
 
 
-# what each synchronisation, and each hand-over in time, is there for shows when it is taken out
-OMISSIONS = [
-    ("    wait_copies<0>();\n    sync_warp();", "    wait_copies<0>();"),
-    ("    wait_copies<0>();", ""),
-    ("    widen<Io>(w);\n    sync_warp();", "    widen<Io>(w);"),
-    ("passage);\n      sync_warp();\n", "passage);\n"),
-    ("      store_rows(w, times, first, 1);\n      sync_warp();\n", "      store_rows(w, times, first, 1);\n"),
-    ("carry, dA);\n      sync_warp();\n", "carry, dA);\n"),
-    ("      finish(w, times, first);\n      sync_warp();\n", "      finish(w, times, first);\n"),
+# What each wait and each hand-over in time is there for shows when it is taken out. With a number of states that needs
+# no shuffles just there: in the emulation they wait, too.
+FAULTS = [
+    (16, "    wait_copies<0>();\n    sync_warp();", "    wait_copies<0>();"),
+    (16, "    wait_copies<0>();", ""),
+    (16, "    widen<Io>(w);\n    sync_warp();", "    widen<Io>(w);"),
+    (16, "passage);\n      sync_warp();\n", "passage);\n"),
+    (32, "      store_rows(w, times, first, 1);\n      sync_warp();\n", "      store_rows(w, times, first, 1);\n"),
+    (8, "carry, dA);\n      sync_warp();\n", "carry, dA);\n"),
+    (16, "      finish(w, times, first);\n      sync_warp();\n", "      finish(w, times, first);\n"),
+    (16, "carry.of[c][n] = g[c] * passage.decay[i].of[c][n];", "carry.of[c][n] = 0.0f;"),
+    (16, "i = mark * kMarkEvery; i < row; ++i", "i = mark * kMarkEvery; i < row - 1; ++i"),
+    (16, "    if (dropped(drops, row)) decay = States{};\n", ""),
+    (16, "length - 1 - chunk * kChunk, -1", "length - chunk * kChunk, -1"),
+    (16, "        along_A[c] += shuffle_xor(along_A[c], mask);\n", ""),
 ]
-WRONG = [
-    ("carry.of[c][n] = g[c] * passage.decay[i].of[c][n];", "carry.of[c][n] = 0.0f;"),
-    ("for (int i = mark * kMarkEvery; i < row; ++i)", "for (int i = mark * kMarkEvery; i < row - 1; ++i)"),
-    ("    if (dropped(drops, row)) decay = States{};\n", ""),
-    ("length - 1 - chunk * kChunk, -1", "length - chunk * kChunk, -1"),
-    ("        along_A[c] += shuffle_xor(along_A[c], mask);\n", ""),
-]
 
 
-@pytest.mark.parametrize(("text", "instead"), [*OMISSIONS, *WRONG])
-def test_a_broken_kernel_is_found_out(text, instead, emulate, root, tmp_path):
+@pytest.mark.parametrize(("states", "text", "instead"), FAULTS)
+def test_a_broken_kernel_is_found_out(states, text, instead, emulate, root, tmp_path):
     whole = (root / "kernels" / "cuda" / "scan_backward.cu").read_text()
     assert whole.count(text) == 1
     broken = tmp_path / "scan_backward.cu"
     broken.write_text(whole.replace(text, instead))
-    kernel = Kernel("bf16", directions=2, events=1)
-    case = Case(75, 32, batch=1, optional=EVERYTHING)
+    kernel = Kernel("bf16", states, directions=2, events=1)
+    case = Case(75, 64, batch=1, optional=EVERYTHING)
     _, right = Harness(emulate, root, kernel).run(case)
     harness = Harness(emulate, root, kernel, broken)
     harness.finite = False
