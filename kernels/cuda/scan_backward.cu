@@ -74,9 +74,10 @@ struct Task {
   bool reverse, gates;   // `gates`: it is this warp that writes dz
   long long channel;     // first of the tile
   int columns;           // channels of the tile that exist
-  int there;             // channels of this lane's pair that exist
 
   __device__ __forceinline__ const ScanDirection &given() const { return q.given; }
+  // channels of this lane's pair that exist
+  __device__ __forceinline__ int there() const { return columns - 2 * opaque(pair); }
   __device__ __forceinline__ long long lane_channel() const { return channel + 2 * pair; }
   __device__ __forceinline__ int chunks() const { return (length + kChunk - 1) / kChunk; }
   __device__ __forceinline__ Times times(int chunk) const {
@@ -123,12 +124,13 @@ __device__ __forceinline__ float2 load_u(const Task &w, int row, int pair) {
 }
 
 __device__ __forceinline__ States load_decays(const Task &w) {
+  const int there = w.there();
   States A;
 #pragma unroll
   for (int c = 0; c < 2; ++c)
 #pragma unroll
     for (int n = 0; n < kStates; ++n)
-      A.of[c][n] = c < w.there
+      A.of[c][n] = c < there
                        ? kLog2E * w.given().A[(w.lane_channel() + c) * kStateCount + w.part * kStates + n]
                        : 0.0f;
   return A;
@@ -138,10 +140,11 @@ __device__ __forceinline__ States load_kept(const Task &w, int chunk) {
   const float *from = w.given().kept +
                       (static_cast<long long>(w.batch) * w.chunks() + chunk) * kStateCount * w.p.channels +
                       w.lane_channel();
+  const int there = w.there();
   States h;
 #pragma unroll
   for (int n = 0; n < kStates; ++n) {
-    const float2 v = load_global(from + (w.part * kStates + n) * w.p.channels, w.there);
+    const float2 v = load_global(from + (w.part * kStates + n) * w.p.channels, there);
     h.of[0][n] = v.x;
     h.of[1][n] = v.y;
   }
@@ -150,11 +153,12 @@ __device__ __forceinline__ States load_kept(const Task &w, int chunk) {
 
 // (b, e, n)
 __device__ __forceinline__ void store_states(const Task &w, float *to, const States &s) {
+  const int there = w.there();
 #pragma unroll
   for (int c = 0; c < 2; ++c)
 #pragma unroll
     for (int n = 0; n < kStates; ++n)
-      if (c < w.there)
+      if (c < there)
         to[(w.batch * w.p.channels + w.lane_channel() + c) * kStateCount + w.part * kStates + n] = s.of[c][n];
 }
 
@@ -409,7 +413,8 @@ __device__ __forceinline__ float4 add(float4 a, float4 b) {
 }
 
 // adds the quads over the pairs of the tile and writes the rows of dB (which = 0) or dC (1)
-__device__ __forceinline__ void store_rows(const Task &w, const Times &times, int first, int which) {
+__device__ __forceinline__ void store_rows(const Task &w, int chunk, int first, int which) {
+  const Times times = w.times(opaque(chunk));
   const int lane = opaque(w.lane);
 #pragma unroll
   for (int round = 0; round < kRounds; ++round) {
@@ -431,7 +436,8 @@ __device__ __forceinline__ void store_rows(const Task &w, const Times &times, in
 }
 
 // from the sums over the states, kSteps rows of du and ddelta
-__device__ __forceinline__ void finish(const Task &w, const Times &times, int first) {
+__device__ __forceinline__ void finish(const Task &w, int chunk, int first) {
+  const Times times = w.times(opaque(chunk));
   const int pair = opaque(w.pair), part = opaque(w.part);
   float4 sums = w.room.sums[w.lane];
   const float2 D = Pairs<float>::load(w.room.D + 2 * pair);
@@ -448,8 +454,8 @@ __device__ __forceinline__ void finish(const Task &w, const Times &times, int fi
     if (!times.has(row)) continue;
     sums = make_float4(fmaf(step.z, u.x, sums.x), fmaf(step.w, u.y, sums.y), sums.z + ddelta.x, sums.w + ddelta.y);
     const long long at = w.row(times.at(row)) + 2 * pair;
-    store_global(static_cast<Io *>(w.q.du) + at, du, w.there);
-    store_global(static_cast<Io *>(w.q.ddelta) + at, ddelta, w.there);
+    store_global(static_cast<Io *>(w.q.du) + at, du, w.there());
+    store_global(static_cast<Io *>(w.q.ddelta) + at, ddelta, w.there());
   }
   w.room.sums[w.lane] = sums;
 }
@@ -469,8 +475,8 @@ __device__ __forceinline__ void store_sum(const Task &w, float *to, float2 sum) 
     sum = make_float2(sum.x + shuffle_xor(sum.x, mask), sum.y + shuffle_xor(sum.y, mask));
   if (!to || w.part) return;
   to += w.batch * w.p.channels + w.lane_channel();
-  if (w.there > 0) to[0] = sum.x;
-  if (w.there > 1) to[1] = sum.y;
+  if (w.there() > 0) to[0] = sum.x;
+  if (w.there() > 1) to[1] = sum.y;
 }
 
 __device__ __forceinline__ void scan_backward(const Task &w) {
@@ -492,12 +498,12 @@ __device__ __forceinline__ void scan_backward(const Task &w) {
       Passage passage;
       go_forward(w, A, drops, first, find_state(w, chunk, A, drops, first), passage);
       sync_warp();
-      store_rows(w, times, first, 1);
+      store_rows(w, chunk, first, 1);
       sync_warp();
       go_back(w, A, first, passage, carry, dA);
       sync_warp();
-      store_rows(w, times, first, 0);
-      finish(w, times, first);
+      store_rows(w, chunk, first, 0);
+      finish(w, chunk, first);
       sync_warp();
     }
   }
@@ -543,8 +549,7 @@ __global__ void __launch_bounds__(vlm::kBackwardThreads, 8 / vlm::kBackwardWarps
                   kDirections == 2 ? direction == 1 : p.reverse != 0,
                   p.z != nullptr && direction == 0,
                   static_cast<long long>(group) * group_channels + first,
-                  columns,
-                  columns - 2 * pair};
+                  columns};
   scan_backward(task);
 }
 }
