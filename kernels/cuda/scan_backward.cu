@@ -138,7 +138,7 @@ __device__ __forceinline__ States load_decays(const Task &w) {
 
 __device__ __forceinline__ States load_kept(const Task &w, int chunk) {
   const float *from = w.given().kept +
-                      (static_cast<long long>(w.batch) * w.chunks() + chunk) * kStateCount * w.p.channels +
+                      (static_cast<long long>(w.batch) * w.chunks() + opaque(chunk)) * kStateCount * w.p.channels +
                       w.lane_channel();
   const int there = w.there();
   States h;
@@ -207,22 +207,21 @@ template <class T> __device__ __forceinline__ void widen(const Task &w) {
 }
 
 // What the recurrence needs of one row and pair. A row beyond the sequence leaves states and gradients as they are.
+template <bool Soft, bool Gated>
 __device__ __forceinline__ void put_step(const Task &w, const Times &times, int row, int pair, float2 delta) {
   const bool exists = times.has(row);
   const int at = row * kTileChannels + 2 * pair;
-  if (w.p.softplus) delta = make_float2(softplus(delta.x), softplus(delta.y));
+  if (Soft) delta = make_float2(softplus(delta.x), softplus(delta.y));
   if (!exists) delta = make_float2(0.0f, 0.0f);
   float2 dy = Pairs<Io>::load(w.room.raw.dout + at);
-  if (w.p.z) {
+  if (Gated) {
     const float2 z = Pairs<Io>::load(w.room.raw.z + at);
     const float2 gate = make_float2(sigmoid(z.x), sigmoid(z.y));
-    if (w.gates) {
-      const float2 total = Pairs<Io>::load(w.room.raw.total + at);
-      const float2 dz = make_float2(dy.x * total.x * gate.x * fmaf(z.x, 1.0f - gate.x, 1.0f),
-                                    dy.y * total.y * gate.y * fmaf(z.y, 1.0f - gate.y, 1.0f));
-      store_global(static_cast<Io *>(w.p.dz) + w.row(times.at(row)) + 2 * pair, dz,
-                   exists ? w.columns - 2 * pair : 0);
-    }
+    // dz takes the place of the total. A warp that does not write it has neither, which costs less than a branch.
+    const float2 total = Pairs<Io>::load(w.room.raw.total + at);
+    Pairs<Io>::store(w.room.raw.total + at,
+                     make_float2(dy.x * total.x * gate.x * fmaf(z.x, 1.0f - gate.x, 1.0f),
+                                 dy.y * total.y * gate.y * fmaf(z.y, 1.0f - gate.y, 1.0f)));
     dy = make_float2(dy.x * z.x * gate.x, dy.y * z.y * gate.y);
   }
   w.room.steps[row * kPairs + pair] = make_float4(delta.x, delta.y, dy.x, dy.y);
@@ -230,7 +229,7 @@ __device__ __forceinline__ void put_step(const Task &w, const Times &times, int 
 
 #if VLM_RANK
 // delta = rank rows @ weight^T: 16 steps and 8 channels at a time, with the bias as what is added to
-__device__ __forceinline__ void prepare_steps(const Task &w, const Times &times) {
+template <bool Soft, bool Gated> __device__ __forceinline__ void prepare_steps(const Task &w, const Times &times) {
   constexpr int stride = kRankRow / 2;
   const int lane = opaque(w.lane), row = lane / 4, part = lane % 4;
   const unsigned *rows = reinterpret_cast<const unsigned *>(w.room.raw.delta) + row * stride + part;
@@ -252,22 +251,54 @@ __device__ __forceinline__ void prepare_steps(const Task &w, const Times &times)
         const unsigned a[4] = {from[0], from[8 * stride], from[4], from[8 * stride + 4]};
         mma<Io>(c, a, b[k]);
       }
-      put_step(w, times, half + row, first / 2 + part, make_float2(c[0], c[1]));
-      put_step(w, times, half + row + 8, first / 2 + part, make_float2(c[2], c[3]));
+      put_step<Soft, Gated>(w, times, half + row, first / 2 + part, make_float2(c[0], c[1]));
+      put_step<Soft, Gated>(w, times, half + row + 8, first / 2 + part, make_float2(c[2], c[3]));
     }
   }
 }
 #else
-__device__ __forceinline__ void prepare_steps(const Task &w, const Times &times) {
+template <bool Soft, bool Gated> __device__ __forceinline__ void prepare_steps(const Task &w, const Times &times) {
   const int pair = opaque(w.pair), part = opaque(w.part);
   const float2 bias = Pairs<float>::load(w.room.bias + 2 * pair);
 #pragma unroll 4
   for (int row = part; row < kChunk; row += kParts) {
     const float2 delta = Pairs<Io>::load(w.room.raw.delta + row * kTileChannels + 2 * pair);
-    put_step(w, times, row, pair, make_float2(delta.x + bias.x, delta.y + bias.y));
+    put_step<Soft, Gated>(w, times, row, pair, make_float2(delta.x + bias.x, delta.y + bias.y));
   }
 }
 #endif
+
+// one loop for each kind of problem, free of branches, so that the chains of several rows run side by side
+__device__ __forceinline__ void prepare(const Task &w, const Times &times) {
+  if (w.p.softplus) {
+    if (w.p.z) prepare_steps<true, true>(w, times);
+    else prepare_steps<true, false>(w, times);
+  } else {
+    if (w.p.z) prepare_steps<false, true>(w, times);
+    else prepare_steps<false, false>(w, times);
+  }
+}
+
+__device__ __forceinline__ void store_dz(const Task &w, const Times &times) {
+  Io *to = static_cast<Io *>(w.p.dz) + w.row(0);
+  const Io *from = w.room.raw.total;
+  const int lane = opaque(w.lane);
+#if VLM_ALIGNED
+  constexpr int vectors = kTileChannels / kVector;
+#pragma unroll
+  for (int first = 0; first < kChunk * vectors; first += 32) {
+    const int row = (first + lane) / vectors, column = (first + lane) % vectors * kVector;
+    if (times.has(row) && column < w.columns)
+      *reinterpret_cast<uint4 *>(to + times.at(row) * w.p.channels + column) =
+          *reinterpret_cast<const uint4 *>(from + row * kTileChannels + column);
+  }
+#else
+  for (int i = lane; i < kChunk * kTileChannels; i += 32) {
+    const int row = i / kTileChannels, column = i % kTileChannels;
+    if (times.has(row) && column < w.columns) to[times.at(row) * w.p.channels + column] = from[i];
+  }
+#endif
+}
 
 // bit i: before row i the state is dropped
 __device__ __forceinline__ unsigned find_drops(const Task &w, const Times &times) {
@@ -319,7 +350,7 @@ __device__ __forceinline__ States get_mark(const Task &w, int mark) {
 __device__ __forceinline__ void put_marks(const Task &w, int chunk, const States &A, unsigned drops) {
   States h = load_kept(w, chunk);
   for (int mark = 0; mark < kMarks; ++mark) {
-#pragma unroll 2
+#pragma unroll 4
     for (int row = 0; row < kMarkEvery; ++row) advance(w, A, drops, mark * kMarkEvery + row, h);
     put_mark(w, mark, h);
   }
@@ -490,9 +521,13 @@ __device__ __forceinline__ void scan_backward(const Task &w) {
     const unsigned drops = find_drops(w, times);
     wait_copies<0>();
     sync_warp();
-    prepare_steps(w, times);
+    prepare(w, times);
     widen<Io>(w);
     sync_warp();
+    if (w.gates) {
+      store_dz(w, times);
+      sync_warp();
+    }
     put_marks(w, chunk, A, drops);
     for (int first = kChunk - kSteps; first >= 0; first -= kSteps) {
       Passage passage;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 
 import pytest
 import torch
@@ -283,30 +284,31 @@ def test_small_steps_keep_their_relative_accuracy(emulate, root):
 
 
 # What each wait and each hand-over in time is there for shows when it is taken out. With a number of states that needs
-# no shuffles just there: in the emulation they wait, too.
+# no shuffles just there, for in the emulation they wait, too; or with lanes that do not read what they overwrite.
+TWO = Kernel("bf16", directions=2, events=1)
 FAULTS = [
-    (16, "    wait_copies<0>();\n    sync_warp();", "    wait_copies<0>();"),
-    (16, "    wait_copies<0>();", ""),
-    (16, "    widen<Io>(w);\n    sync_warp();", "    widen<Io>(w);"),
-    (16, "passage);\n      sync_warp();\n", "passage);\n"),
-    (32, "      store_rows(w, chunk, first, 1);\n      sync_warp();\n", "      store_rows(w, chunk, first, 1);\n"),
-    (8, "carry, dA);\n      sync_warp();\n", "carry, dA);\n"),
-    (16, "      finish(w, chunk, first);\n      sync_warp();\n", "      finish(w, chunk, first);\n"),
-    (16, "carry.of[c][n] = g[c] * passage.decay[i].of[c][n];", "carry.of[c][n] = 0.0f;"),
-    (16, "i = mark * kMarkEvery; i < row; ++i", "i = mark * kMarkEvery; i < row - 1; ++i"),
-    (16, "    if (dropped(drops, row)) decay = States{};\n", ""),
-    (16, "length - 1 - chunk * kChunk, -1", "length - chunk * kChunk, -1"),
-    (16, "        along_A[c] += shuffle_xor(along_A[c], mask);\n", ""),
+    (TWO, "    wait_copies<0>();\n    sync_warp();", "    wait_copies<0>();"),
+    (TWO, "    wait_copies<0>();", ""),
+    (TWO, "    widen<Io>(w);\n    sync_warp();", "    widen<Io>(w);"),
+    (replace(TWO, aligned=0), "      store_dz(w, times);\n      sync_warp();\n", "      store_dz(w, times);\n"),
+    (TWO, "passage);\n      sync_warp();\n", "passage);\n"),
+    (replace(TWO, states=32), "      store_rows(w, chunk, first, 1);\n      sync_warp();\n", "      store_rows(w, chunk, first, 1);\n"),
+    (replace(TWO, states=8), "carry, dA);\n      sync_warp();\n", "carry, dA);\n"),
+    (TWO, "      finish(w, chunk, first);\n      sync_warp();\n", "      finish(w, chunk, first);\n"),
+    (TWO, "carry.of[c][n] = g[c] * passage.decay[i].of[c][n];", "carry.of[c][n] = 0.0f;"),
+    (TWO, "i = mark * kMarkEvery; i < row; ++i", "i = mark * kMarkEvery; i < row - 1; ++i"),
+    (TWO, "    if (dropped(drops, row)) decay = States{};\n", ""),
+    (TWO, "length - 1 - chunk * kChunk, -1", "length - chunk * kChunk, -1"),
+    (TWO, "        along_A[c] += shuffle_xor(along_A[c], mask);\n", ""),
 ]
 
 
-@pytest.mark.parametrize(("states", "text", "instead"), FAULTS)
-def test_a_broken_kernel_is_found_out(states, text, instead, emulate, root, tmp_path):
+@pytest.mark.parametrize(("kernel", "text", "instead"), FAULTS)
+def test_a_broken_kernel_is_found_out(kernel, text, instead, emulate, root, tmp_path):
     whole = (root / "kernels" / "cuda" / "scan_backward.cu").read_text()
     assert whole.count(text) == 1
     broken = tmp_path / "scan_backward.cu"
     broken.write_text(whole.replace(text, instead))
-    kernel = Kernel("bf16", states, directions=2, events=1)
     case = Case(75, 64, batch=1, optional=EVERYTHING)
     _, right = Harness(emulate, root, kernel).run(case)
     harness = Harness(emulate, root, kernel, broken)
