@@ -52,6 +52,7 @@ struct alignas(16) ChunkRoom {
   float D[kTileChannels], bias[kTileChannels];
   // dD of both channels and dbias of both, over the rows that a lane finished: here they cost it no registers
   float4 sums[32];
+  unsigned drops;  // bit i: before row i the state is dropped
   // a chunk is raw only until its steps are prepared
   union {
     RawChunk raw;
@@ -63,6 +64,8 @@ constexpr int kBackwardWarps = sizeof(ChunkRoom) > 28 * 1024 ? 2 : 4;
 constexpr int kBackwardThreads = 32 * kBackwardWarps;
 constexpr int kBackwardBytes = kBackwardWarps * int(sizeof(ChunkRoom));
 
+__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
+
 // what a warp works on, and what is this lane's of it
 struct Task {
   const ScanBackward &p;
@@ -71,6 +74,7 @@ struct Task {
   int lane, pair, part;  // see layout.cuh
   int batch, group, length;
   int tile;              // of the group
+  int span;
   bool reverse, gates;   // `gates`: it is this warp that writes dz
   long long channel;     // first of the tile
   int columns;           // channels of the tile that exist
@@ -83,6 +87,17 @@ struct Task {
   __device__ __forceinline__ Times times(int chunk) const {
     if (reverse) return {length - 1 - chunk * kChunk, -1, length};
     return {chunk * kChunk, 1, length};
+  }
+  // chunks of a span, and the first of this one
+  __device__ __forceinline__ int span_chunks() const {
+    const int spans = static_cast<int>(p.spans);
+    return (chunks() + spans - 1) / spans;
+  }
+  __device__ __forceinline__ int first_chunk() const { return smaller(opaque(span) * span_chunks(), chunks()); }
+  __device__ __forceinline__ int end_chunk() const { return smaller((span + 1) * span_chunks(), chunks()); }
+  // where the sums of this span stand: the row of (b, spans, e)
+  __device__ __forceinline__ long long sums_row() const {
+    return (batch * p.spans + span) * p.channels + lane_channel();
   }
   // the row of a contiguous sequence at time t, at the tile's first channel
   __device__ __forceinline__ long long row(int t) const {
@@ -151,7 +166,7 @@ __device__ __forceinline__ States load_kept(const Task &w, int chunk) {
   return h;
 }
 
-// (b, e, n)
+// to the states of this lane's first channel
 __device__ __forceinline__ void store_states(const Task &w, float *to, const States &s) {
   const int there = w.there();
 #pragma unroll
@@ -159,15 +174,17 @@ __device__ __forceinline__ void store_states(const Task &w, float *to, const Sta
 #pragma unroll
     for (int n = 0; n < kStates; ++n)
       if (c < there)
-        to[(w.batch * w.p.channels + w.lane_channel() + c) * kStateCount + w.part * kStates + n] = s.of[c][n];
+        to[c * kStateCount + w.part * kStates + n] = s.of[c][n];
 }
 
-__device__ __forceinline__ void fetch_chunk(const Task &w, const Times &times) {
+// `Whole`: else only what is needed to carry gradients back
+template <bool Whole> __device__ __forceinline__ void fetch_chunk(const Task &w, const Times &times) {
   const ScanDirection &q = w.given();
   RawChunk &raw = w.room.raw;
   const int lane = opaque(w.lane);
-  fetch<kTileChannels, kTileChannels, kChunk>(
-      w.room.u, static_cast<const Io *>(q.u) + w.batch * q.u_batch + w.channel, q.u_row, w.columns, times, lane);
+  if (Whole)
+    fetch<kTileChannels, kTileChannels, kChunk>(
+        w.room.u, static_cast<const Io *>(q.u) + w.batch * q.u_batch + w.channel, q.u_row, w.columns, times, lane);
   fetch<kTileChannels, kTileChannels, kChunk>(raw.dout, static_cast<const Io *>(w.p.dout) + w.row(0), w.p.channels,
                                               w.columns, times, lane);
   if (w.p.z) {
@@ -185,8 +202,9 @@ __device__ __forceinline__ void fetch_chunk(const Task &w, const Times &times) {
 #endif
   Io *bc = sizeof(Io) == 4 ? reinterpret_cast<Io *>(w.room.bc) : reinterpret_cast<Io *>(&raw.bc);
   const long long at = w.batch * q.bc_batch + w.group * q.bc_group;
-  fetch<kStateCount, 2 * kStateCount, kChunk>(bc, static_cast<const Io *>(q.B) + at, q.bc_row, kStateCount, times,
-                                              lane);
+  if (Whole)
+    fetch<kStateCount, 2 * kStateCount, kChunk>(bc, static_cast<const Io *>(q.B) + at, q.bc_row, kStateCount, times,
+                                                lane);
   fetch<kStateCount, 2 * kStateCount, kChunk>(bc + kStateCount, static_cast<const Io *>(q.C) + at, q.bc_row,
                                               kStateCount, times, lane);
 }
@@ -300,24 +318,27 @@ __device__ __forceinline__ void store_dz(const Task &w, const Times &times) {
 #endif
 }
 
-// bit i: before row i the state is dropped
-__device__ __forceinline__ unsigned find_drops(const Task &w, const Times &times) {
-  if (!kEvents || !w.p.segments) return 0;
-  const int *segments = w.p.segments + static_cast<long long>(w.batch) * w.length;
-  const int t = times.at(w.lane), before = t - times.sign;
-  const bool border = times.has(w.lane) && before >= 0 && before < w.length;
-  return ballot(border && segments[t] != segments[before]);
+__device__ __forceinline__ void find_drops(const Task &w, const Times &times) {
+  if (!kEvents) return;
+  bool border = false;
+  if (w.p.segments) {
+    const int *segments = w.p.segments + static_cast<long long>(w.batch) * w.length;
+    const int t = times.at(w.lane), before = t - times.sign;
+    border = times.has(w.lane) && before >= 0 && before < w.length && segments[t] != segments[before];
+  }
+  const unsigned drops = ballot(border);
+  if (w.lane == 0) w.room.drops = drops;
 }
 
-__device__ __forceinline__ bool dropped(unsigned drops, int row) { return kEvents && (drops >> row & 1); }
+__device__ __forceinline__ bool dropped(const Task &w, int row) { return kEvents && (w.room.drops >> row & 1); }
 
 // one step of the forward pass
-__device__ __forceinline__ void advance(const Task &w, const States &A, unsigned drops, int row, States &h) {
+__device__ __forceinline__ void advance(const Task &w, const States &A, int row, States &h) {
   const float4 step = w.room.steps[row * kPairs + w.pair];
   const float2 u = load_u(w, row, w.pair);
   const Row B = row_of_B(w, row);
   const float drive[2] = {step.x * u.x, step.y * u.y}, delta[2] = {step.x, step.y};
-  if (dropped(drops, row)) h = States{};
+  if (dropped(w, row)) h = States{};
 #pragma unroll
   for (int c = 0; c < 2; ++c)
 #pragma unroll
@@ -347,21 +368,21 @@ __device__ __forceinline__ States get_mark(const Task &w, int mark) {
   return h;
 }
 
-__device__ __forceinline__ void put_marks(const Task &w, int chunk, const States &A, unsigned drops) {
+__device__ __forceinline__ void put_marks(const Task &w, int chunk, const States &A) {
   States h = load_kept(w, chunk);
   for (int mark = 0; mark < kMarks; ++mark) {
 #pragma unroll 4
-    for (int row = 0; row < kMarkEvery; ++row) advance(w, A, drops, mark * kMarkEvery + row, h);
+    for (int row = 0; row < kMarkEvery; ++row) advance(w, A, mark * kMarkEvery + row, h);
     put_mark(w, mark, h);
   }
 }
 
 // the state before a row
-__device__ __forceinline__ States find_state(const Task &w, int chunk, const States &A, unsigned drops, int row) {
+__device__ __forceinline__ States find_state(const Task &w, int chunk, const States &A, int row) {
   const int mark = row / kMarkEvery;
   States h = mark ? get_mark(w, mark - 1) : load_kept(w, chunk);
 #pragma unroll 2
-  for (int i = mark * kMarkEvery; i < row; ++i) advance(w, A, drops, i, h);
+  for (int i = mark * kMarkEvery; i < row; ++i) advance(w, A, i, h);
   return h;
 }
 
@@ -375,7 +396,7 @@ __device__ __forceinline__ void put_quad(const Task &w, int step, int n, const f
       make_float4(v[n], v[n + 1], v[n + 2], v[n + 3]);
 }
 
-__device__ __forceinline__ void go_forward(const Task &w, const States &A, unsigned drops, int first, States h,
+__device__ __forceinline__ void go_forward(const Task &w, const States &A, int first, States h,
                                            Passage &passage) {
 #pragma unroll
   for (int i = 0; i < kSteps; ++i) {
@@ -384,7 +405,7 @@ __device__ __forceinline__ void go_forward(const Task &w, const States &A, unsig
     const float2 u = load_u(w, row, w.pair);
     const Row B = row_of_B(w, row);
     const float drive[2] = {step.x * u.x, step.y * u.y}, delta[2] = {step.x, step.y};
-    if (dropped(drops, row)) h = States{};
+    if (dropped(w, row)) h = States{};
     States &decay = passage.decay[i], &decayed = passage.decayed[i];
     float dC[kStates];
 #pragma unroll
@@ -398,7 +419,7 @@ __device__ __forceinline__ void go_forward(const Task &w, const States &A, unsig
       dC[n] = fmaf(h.of[0][n], step.z, h.of[1][n] * step.w);
       if (n % 4 == 3) put_quad(w, i, n - 3, dC);
     }
-    if (dropped(drops, row)) decay = States{};
+    if (dropped(w, row)) decay = States{};
   }
 }
 
@@ -499,39 +520,109 @@ __device__ __forceinline__ void load_parameters(const Task &w) {
   }
 }
 
-// (b, e), over the lanes that finished rows of the same pair
+// (b, spans, e), over the lanes that finished rows of the same pair
 __device__ __forceinline__ void store_sum(const Task &w, float *to, float2 sum) {
 #pragma unroll
   for (int mask = kPairs; mask < 32; mask *= 2)
     sum = make_float2(sum.x + shuffle_xor(sum.x, mask), sum.y + shuffle_xor(sum.y, mask));
   if (!to || w.part) return;
-  to += w.batch * w.p.channels + w.lane_channel();
+  to += w.sums_row();
   if (w.there() > 0) to[0] = sum.x;
   if (w.there() > 1) to[1] = sum.y;
+}
+
+// a chunk as the loops want it
+template <bool Whole> __device__ __forceinline__ void load_chunk(const Task &w, int chunk) {
+  const Times times = w.times(chunk);
+  fetch_chunk<Whole>(w, times);
+  commit_copies();
+  find_drops(w, times);
+  wait_copies<0>();
+  sync_warp();
+  prepare(w, times);
+  widen<Io>(w);
+  sync_warp();
+  if (Whole && w.gates) {
+    store_dz(w, times);
+    sync_warp();
+  }
+}
+
+__device__ __forceinline__ float *carry_row(const Task &w, int span, int which) {
+  const long long row = (w.batch * (w.p.spans - 1) + span - 1) * 2 + which;
+  return w.q.carry + (row * kStateCount + w.part * kStates) * w.p.channels + w.lane_channel();
+}
+
+__device__ __forceinline__ void store_carry(const Task &w, int which, const States &s) {
+  float *to = carry_row(w, w.span, which);
+  const int there = w.there();
+#pragma unroll
+  for (int n = 0; n < kStates; ++n)
+    store_global(to + n * w.p.channels, make_float2(s.of[0][n], s.of[1][n]), there);
+}
+
+// What flows back out of the span if nothing flows in, and what share of what flows in comes out
+__device__ __forceinline__ void find_carry(const Task &w) {
+  load_parameters(w);
+  const States A = load_decays(w);
+  States carry{}, share;
+#pragma unroll
+  for (int n = 0; n < kStates; ++n) share.of[0][n] = share.of[1][n] = 1.0f;
+  float elapsed[2] = {0.0f, 0.0f};
+  for (int chunk = w.end_chunk() - 1; chunk >= w.first_chunk(); --chunk) {
+    load_chunk<false>(w, chunk);
+#pragma unroll 2
+    for (int row = kChunk - 1; row >= 0; --row) {
+      const float4 step = w.room.steps[row * kPairs + w.pair];
+      const Row C = row_of_C(w, row);
+      const float delta[2] = {step.x, step.y}, dy[2] = {step.z, step.w};
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        elapsed[c] += delta[c];
+#pragma unroll
+        for (int n = 0; n < kStates; ++n)
+          carry.of[c][n] = exp2_approx(delta[c] * A.of[c][n]) * fmaf(dy[c], C.of[n], carry.of[c][n]);
+      }
+      if (dropped(w, row)) {
+        carry = share = States{};
+        elapsed[0] = elapsed[1] = 0.0f;
+      }
+    }
+    sync_warp();
+  }
+#pragma unroll
+  for (int c = 0; c < 2; ++c)
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) share.of[c][n] *= exp2_approx(elapsed[c] * A.of[c][n]);
+  store_carry(w, 0, carry);
+  store_carry(w, 1, share);
+}
+
+// what flows into the span from those behind it
+__device__ __forceinline__ States load_carry(const Task &w) {
+  States carry{};
+  const int there = w.there();
+  for (int span = static_cast<int>(w.p.spans) - 1; span > w.span; --span)
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) {
+      const float2 own = load_global(carry_row(w, span, 0) + n * w.p.channels, there);
+      const float2 share = load_global(carry_row(w, span, 1) + n * w.p.channels, there);
+      carry.of[0][n] = fmaf(share.x, carry.of[0][n], own.x);
+      carry.of[1][n] = fmaf(share.y, carry.of[1][n], own.y);
+    }
+  return carry;
 }
 
 __device__ __forceinline__ void scan_backward(const Task &w) {
   load_parameters(w);
   const States A = load_decays(w);
-  States carry{}, dA{};
-  for (int chunk = w.chunks() - 1; chunk >= 0; --chunk) {
-    const Times times = w.times(chunk);
-    fetch_chunk(w, times);
-    commit_copies();
-    const unsigned drops = find_drops(w, times);
-    wait_copies<0>();
-    sync_warp();
-    prepare(w, times);
-    widen<Io>(w);
-    sync_warp();
-    if (w.gates) {
-      store_dz(w, times);
-      sync_warp();
-    }
-    put_marks(w, chunk, A, drops);
+  States carry = load_carry(w), dA{};
+  for (int chunk = w.end_chunk() - 1; chunk >= w.first_chunk(); --chunk) {
+    load_chunk<true>(w, chunk);
+    put_marks(w, chunk, A);
     for (int first = kChunk - kSteps; first >= 0; first -= kSteps) {
       Passage passage;
-      go_forward(w, A, drops, first, find_state(w, chunk, A, drops, first), passage);
+      go_forward(w, A, first, find_state(w, chunk, A, first), passage);
       sync_warp();
       store_rows(w, chunk, first, 1);
       sync_warp();
@@ -542,11 +633,45 @@ __device__ __forceinline__ void scan_backward(const Task &w) {
       sync_warp();
     }
   }
-  store_states(w, w.q.dA, dA);
-  if (w.q.dinitial) store_states(w, w.q.dinitial, carry);
+  store_states(w, w.q.dA + w.sums_row() * kStateCount, dA);
+  if (w.q.dinitial && w.span == 0)
+    store_states(w, w.q.dinitial + (w.batch * w.p.channels + w.lane_channel()) * kStateCount, carry);
   const float4 sums = w.room.sums[w.lane];
   store_sum(w, w.q.dD, make_float2(sums.x, sums.y));
   store_sum(w, w.q.dbias, make_float2(sums.z, sums.w));
+}
+
+// spans from `first_span` on
+template <bool Whole> __device__ __forceinline__ void run(const ScanBackward &p, int first_span) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int group_channels = static_cast<int>(p.channels / p.groups);
+  const int tiles_per_group = (group_channels + kTileChannels - 1) / kTileChannels;
+  const int channel_tiles = static_cast<int>(p.groups) * tiles_per_group, rows = static_cast<int>(p.batch);
+  // warps of a block stand side by side on the same rows, so that B and C come once from far away
+  const int number = static_cast<int>(blockIdx.x) * kBackwardWarps + warp;
+  const int channel_tile = number % channel_tiles, direction = number / channel_tiles % kDirections;
+  const int batch = number / channel_tiles / kDirections % rows;
+  const int span = first_span + number / channel_tiles / kDirections / rows;
+  if (span >= p.spans) return;
+  const int group = channel_tile / tiles_per_group, tile = channel_tile % tiles_per_group;
+  const int first = tile * kTileChannels;
+  const Task task{p,
+                  p.direction[direction],
+                  reinterpret_cast<ChunkRoom *>(shared_memory())[warp],
+                  lane,
+                  lane % kPairs,
+                  lane / kPairs,
+                  batch,
+                  group,
+                  static_cast<int>(p.length),
+                  tile,
+                  span,
+                  kDirections == 2 ? direction == 1 : p.reverse != 0,
+                  p.z != nullptr && direction == 0,
+                  static_cast<long long>(group) * group_channels + first,
+                  smaller(group_channels - first, kTileChannels)};
+  if (Whole) scan_backward(task);
+  else find_carry(task);
 }
 
 }  // namespace vlm
@@ -556,35 +681,13 @@ extern "C" {
 __constant__ long long vlm_scan_backward_geometry[4] = {vlm::kBackwardThreads, vlm::kBackwardBytes,
                                                         vlm::kTileChannels, vlm::kBackwardWarps};
 
+__global__ void __launch_bounds__(vlm::kBackwardThreads)
+    vlm_scan_backward_carry(const __grid_constant__ vlm::ScanBackward p) {
+  vlm::run<false>(p, 1);
+}
+
 __global__ void __launch_bounds__(vlm::kBackwardThreads, 8 / vlm::kBackwardWarps)
     vlm_scan_backward(const __grid_constant__ vlm::ScanBackward p) {
-  using namespace vlm;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int group_channels = static_cast<int>(p.channels / p.groups);
-  const int tiles_per_group = (group_channels + kTileChannels - 1) / kTileChannels;
-  const int channel_tiles = static_cast<int>(p.groups) * tiles_per_group;
-  // warps of a block stand side by side on the same rows, so that B and C come once from far away
-  const int number = static_cast<int>(blockIdx.x) * kBackwardWarps + warp;
-  const int channel_tile = number % channel_tiles, direction = number / channel_tiles % kDirections;
-  const int batch = number / channel_tiles / kDirections;
-  if (batch >= p.batch) return;
-  const int group = channel_tile / tiles_per_group, tile = channel_tile % tiles_per_group;
-  const int first = tile * kTileChannels, pair = lane % kPairs;
-  const int columns = group_channels - first < kTileChannels ? group_channels - first : kTileChannels;
-  const Task task{p,
-                  p.direction[direction],
-                  reinterpret_cast<ChunkRoom *>(shared_memory())[warp],
-                  lane,
-                  pair,
-                  lane / kPairs,
-                  batch,
-                  group,
-                  static_cast<int>(p.length),
-                  tile,
-                  kDirections == 2 ? direction == 1 : p.reverse != 0,
-                  p.z != nullptr && direction == 0,
-                  static_cast<long long>(group) * group_channels + first,
-                  columns};
-  scan_backward(task);
+  vlm::run<true>(p, 0);
 }
 }

@@ -20,13 +20,13 @@ PARTIAL = ("dA", "dD", "dbias", "dBC")
 class BackwardDirection(ctypes.Structure):
     _fields_ = [
         ("given", Direction),
-        *((n, ctypes.c_void_p) for n in ("du", "ddelta", "dA", "dD", "dbias", "dinitial", "dBC")),
+        *((n, ctypes.c_void_p) for n in ("du", "ddelta", "dA", "dD", "dbias", "dinitial", "dBC", "carry")),
     ]
 
 
 class Problem(ctypes.Structure):
     _fields_ = [
-        *((n, ctypes.c_int64) for n in ("batch", "length", "channels", "groups", "softplus", "reverse")),
+        *((n, ctypes.c_int64) for n in ("batch", "length", "channels", "groups", "softplus", "reverse", "spans")),
         *((n, ctypes.c_void_p) for n in ("segments", "z")),
         *((n, ctypes.c_int64) for n in ("z_batch", "z_row")),
         *((n, ctypes.c_void_p) for n in ("dout", "total", "dz")),
@@ -75,9 +75,10 @@ class Harness:
         self.finite = True
         self.scales: dict[str, float] = {}
         self.shift = 0.0
-        self.emulated = emulate(
-            source or folder / "scan_backward.cu", "vlm_scan_backward", "vlm::ScanBackward", **macros
-        )
+        self.spans = 1
+        source = source or folder / "scan_backward.cu"
+        self.emulated = emulate(source, "vlm_scan_backward", "vlm::ScanBackward", **macros)
+        self.carry = lambda: emulate(source, "vlm_scan_backward_carry", "vlm::ScanBackward", **macros)
         # of the macros, only the stored type matters to it
         plain = {f"VLM_{name.upper()}": value for name, value in vars(Kernel(kernel.io)).items()}
         self.sum = emulate(folder / "sum.cu", "vlm_sum", "vlm::PartialSums", **plain)
@@ -135,7 +136,7 @@ class Harness:
         rows = (case.batch, case.length, case.channels)
         states = self.kernel.states
         tiles = -(-case.channels // case.groups // self.tile_channels)
-        problem = Problem(*rows, case.groups, case.softplus, case.reverse)
+        problem = Problem(*rows, case.groups, case.softplus, case.reverse, self.spans)
         problem.dout, outputs = dout.data_ptr(), {}
         if segments is not None:
             problem.segments = segments.data_ptr()
@@ -158,27 +159,34 @@ class Harness:
             shapes = {
                 "du": rows,
                 "ddelta": rows,
-                "dA": (case.batch, case.channels, states),
+                "dA": (case.batch, self.spans, case.channels, states),
                 "dBC": (tiles, *rows[:2], case.groups, 2, states),
             }
-            shapes |= {f"d{name}": (case.batch, case.channels) for name in ("D", "bias") if name in inputs}
+            sums = (case.batch, self.spans, case.channels)
+            shapes |= {f"d{name}": sums for name in ("D", "bias") if name in inputs}
             if "initial" in inputs:
-                shapes["dinitial"] = shapes["dA"]
+                shapes["dinitial"] = (case.batch, case.channels, states)
+            if self.spans > 1:
+                shapes["carry"] = (case.batch, self.spans - 1, 2, states, case.channels)
             for name, shape in shapes.items():
                 output = Output(*shape, dtype=dtype if name in ("du", "ddelta") else torch.float32)
                 outputs[f"{name}{number}"] = output
                 setattr(direction, name, output.address())
         warps = case.batch * self.kernel.directions * case.groups * tiles
-        grid = -(-warps // self.warps)
-        self.emulated(problem, grid=grid, threads=self.threads, shared=self.shared, seed=seed)
-        return self._add_up({name: output.value(self.finite) for name, output in outputs.items()}, seed)
+        size = {"threads": self.threads, "shared": self.shared, "seed": seed}
+        if self.spans > 1:
+            self.carry()(problem, grid=-(-warps * (self.spans - 1) // self.warps), **size)
+        self.emulated(problem, grid=-(-warps * self.spans // self.warps), **size)
+        results = {name: output.value(self.finite) for name, output in outputs.items()}
+        return self._add_up({name: r for name, r in results.items() if name[:-1] != "carry"}, seed)
 
     def _add_up(self, results, seed):
         """Let the second kernel sum what is in parts; its rows lie in wider ones."""
         sums, keep, pad = PartialSums(0), [], 5
         for name in [name for name in results if name.rstrip("01") in PARTIAL]:
-            parts = results[name].float().contiguous()
             stored = name.startswith("dBC")
+            parts = results[name].float()
+            parts = parts if stored else parts.flatten(0, 1)
             shape = parts.shape[1:]
             columns = shape[-1] if not stored else shape[-1] * shape[-2] * shape[-3]
             dtype = DTYPES[self.kernel.io] if stored else torch.float32
@@ -202,8 +210,9 @@ class Harness:
 def check(emulate, root):
     """``check(kernel, case, ...)``: every gradient is within the contract."""
 
-    def run(kernel, *cases, seeds=(0,)):
+    def run(kernel, *cases, seeds=(0,), spans=1):
         harness = Harness(emulate, root, kernel)
+        harness.spans = spans
         for case in cases:
             expected, actual = harness.run(case, seeds)
             assert expected.keys() == actual.keys()
@@ -260,6 +269,14 @@ def test_lanes_may_run_in_any_order(io, check):
     check(kernel, Case(70, 72, optional=EVERYTHING, seed=1), seeds=range(8))
 
 
+@pytest.mark.parametrize(("spans", "io"), [(2, "fp32"), (3, "bf16"), (8, "fp32")])
+def test_spans_of_time(spans, io, check):
+    kernel = Kernel(io, directions=2, events=1)
+    check(kernel, *(Case(n, optional=EVERYTHING) for n in (5, 64, 75, 197)), seeds=(0, 1), spans=spans)
+    # one that no border of a segment helps
+    check(kernel, Case(197, optional=("initial", "D", "z")), spans=spans)
+
+
 def test_extreme_inputs_stay_finite(emulate, root):
     """Softplus far on both sides, gates that vanish, decays that do and that never do."""
     for io in ("fp32", "bf16"):
@@ -287,17 +304,17 @@ def test_small_steps_keep_their_relative_accuracy(emulate, root):
 # no shuffles just there, for in the emulation they wait, too; or with lanes that do not read what they overwrite.
 TWO = Kernel("bf16", directions=2, events=1)
 FAULTS = [
-    (TWO, "    wait_copies<0>();\n    sync_warp();", "    wait_copies<0>();"),
-    (TWO, "    wait_copies<0>();", ""),
-    (TWO, "    widen<Io>(w);\n    sync_warp();", "    widen<Io>(w);"),
-    (replace(TWO, aligned=0), "      store_dz(w, times);\n      sync_warp();\n", "      store_dz(w, times);\n"),
+    (TWO, "  wait_copies<0>();\n  sync_warp();", "  wait_copies<0>();"),
+    (TWO, "  wait_copies<0>();", ""),
+    (TWO, "  widen<Io>(w);\n  sync_warp();", "  widen<Io>(w);"),
+    (replace(TWO, aligned=0), "    store_dz(w, times);\n    sync_warp();\n", "    store_dz(w, times);\n"),
     (TWO, "passage);\n      sync_warp();\n", "passage);\n"),
     (replace(TWO, states=32), "      store_rows(w, chunk, first, 1);\n      sync_warp();\n", "      store_rows(w, chunk, first, 1);\n"),
     (replace(TWO, states=8), "carry, dA);\n      sync_warp();\n", "carry, dA);\n"),
     (TWO, "      finish(w, chunk, first);\n      sync_warp();\n", "      finish(w, chunk, first);\n"),
     (TWO, "carry.of[c][n] = g[c] * passage.decay[i].of[c][n];", "carry.of[c][n] = 0.0f;"),
     (TWO, "i = mark * kMarkEvery; i < row; ++i", "i = mark * kMarkEvery; i < row - 1; ++i"),
-    (TWO, "    if (dropped(drops, row)) decay = States{};\n", ""),
+    (TWO, "    if (dropped(w, row)) decay = States{};\n", ""),
     (TWO, "length - 1 - chunk * kChunk, -1", "length - chunk * kChunk, -1"),
     (TWO, "        along_A[c] += shuffle_xor(along_A[c], mask);\n", ""),
 ]
