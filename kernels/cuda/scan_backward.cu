@@ -97,7 +97,7 @@ struct Task {
   __device__ __forceinline__ int end_chunk() const { return smaller((span + 1) * span_chunks(), chunks()); }
   // where the sums of this span stand: the row of (b, spans, e)
   __device__ __forceinline__ long long sums_row() const {
-    return (batch * p.spans + span) * p.channels + lane_channel();
+    return (batch * p.spans + opaque(span)) * p.channels + lane_channel();
   }
   // the row of a contiguous sequence at time t, at the tile's first channel
   __device__ __forceinline__ long long row(int t) const {
@@ -652,7 +652,7 @@ template <bool Whole> __device__ __forceinline__ void run(const ScanBackward &p,
   const int channel_tile = number % channel_tiles, direction = number / channel_tiles % kDirections;
   const int batch = number / channel_tiles / kDirections % rows;
   const int span = first_span + number / channel_tiles / kDirections / rows;
-  if (span >= p.spans) return;
+  if (span >= static_cast<int>(p.spans)) return;
   const int group = channel_tile / tiles_per_group, tile = channel_tile % tiles_per_group;
   const int first = tile * kTileChannels;
   const Task task{p,
