@@ -40,8 +40,8 @@ struct alignas(16) RawChunk {
 struct alignas(16) Work {
   float4 marks[kMarks][2 * kQuads][32];
   float4 quads[kSteps * kQuads * kQuadRow];
-  // of a row and pair, the sums over the states of g B and of g a h A: both channels', then both channels'
-  float4 along[kSteps * kPairs];
+  // of a row and lane, the sums over its states of g B and of g a h A: both channels', then both channels'
+  float4 along[kSteps * 32];
 };
 
 // the shared memory of one warp
@@ -448,15 +448,7 @@ __device__ __forceinline__ void go_back(const Task &w, const States &A, int firs
       dB[n] = fmaf(g[0], drive[0], g[1] * drive[1]);
       if (n % 4 == 3) put_quad(w, i, n - 3, dB);
     }
-#pragma unroll
-    for (int mask = kPairs; mask < 32; mask *= 2)
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        along_B[c] += shuffle_xor(along_B[c], mask);
-        along_A[c] += shuffle_xor(along_A[c], mask);
-      }
-    if (w.part == 0)
-      w.room.work.along[i * kPairs + w.pair] = make_float4(along_B[0], along_B[1], along_A[0], along_A[1]);
+    w.room.work.along[i * 32 + w.lane] = make_float4(along_B[0], along_B[1], along_A[0], along_A[1]);
   }
 }
 
@@ -497,7 +489,10 @@ __device__ __forceinline__ void finish(const Task &w, int chunk, int first) {
   for (int i = 0; i < kSteps; i += kParts) {
     const int step_row = i + part, row = first + step_row;
     if (kParts > kSteps && step_row >= kSteps) break;
-    const float4 step = w.room.steps[row * kPairs + pair], along = w.room.work.along[step_row * kPairs + pair];
+    const float4 step = w.room.steps[row * kPairs + pair];
+    float4 along = w.room.work.along[step_row * 32 + pair];
+#pragma unroll
+    for (int k = 1; k < kParts; ++k) along = add(along, w.room.work.along[step_row * 32 + k * kPairs + pair]);
     const float2 u = load_u(w, row, pair);
     float2 ddelta = make_float2(fmaf(along.x, u.x, along.z * kLn2), fmaf(along.y, u.y, along.w * kLn2));
     if (w.p.softplus)
