@@ -60,7 +60,8 @@ struct alignas(16) ChunkRoom {
   };
 };
 
-constexpr int kBackwardWarps = sizeof(ChunkRoom) > 28 * 1024 ? 2 : 4;
+// small blocks fill a multiprocessor's shared memory best, and find room also where a block gets no more than 99 KiB
+constexpr int kBackwardWarps = 2 * sizeof(ChunkRoom) > 99 * 1024 ? 1 : 2;
 constexpr int kBackwardThreads = 32 * kBackwardWarps;
 constexpr int kBackwardBytes = kBackwardWarps * int(sizeof(ChunkRoom));
 

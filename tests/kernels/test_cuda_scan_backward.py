@@ -1,4 +1,4 @@
-"""The CUDA scan's backward pass on the emulated GPU, against the fp64 reference on the same rounded inputs."""
+"""The CUDA scan's backward pass on the emulated GPU, against the fp64 reference on the same inputs."""
 
 from __future__ import annotations
 
@@ -303,8 +303,9 @@ def test_small_steps_keep_their_relative_accuracy(emulate, root):
         assert error <= 4e-6, f"{shift}: {error:.2e}"
 
 
-# What each wait and each hand-over in time is there for shows when it is taken out. With a number of states that needs
-# no shuffles just there, for in the emulation they wait, too; or with lanes that do not read what they overwrite.
+# What each wait and each hand-over in time is there for shows when it is taken out: with a number of states
+# that needs no shuffles just there, for in the emulation they wait, too; or with lanes that do not read what
+# they overwrite themselves.
 TWO = Kernel("bf16", directions=2, events=1)
 FAULTS = [
     (TWO, "  wait_copies<0>();\n  sync_warp();", "  wait_copies<0>();"),
