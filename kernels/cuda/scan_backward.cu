@@ -50,8 +50,6 @@ struct alignas(16) ChunkRoom {
   Io u[kChunk * kTileChannels];
   float bc[kChunk * 2 * kStateCount];
   float D[kTileChannels], bias[kTileChannels];
-  // dD of both channels and dbias of both, over the rows that a lane finished: here they cost it no registers
-  float4 sums[32];
   unsigned drops;  // bit i: before row i the state is dropped
   // a chunk is raw only until its steps are prepared
   union {
@@ -480,11 +478,11 @@ __device__ __forceinline__ void store_rows(const Task &w, int chunk, int first, 
   }
 }
 
-// from the sums over the states, kSteps rows of du and ddelta
-__device__ __forceinline__ void finish(const Task &w, int chunk, int first) {
+// From the sums over the states, kSteps rows of du and ddelta. `sums`: dD of both channels and dbias of both, over the
+// rows that this lane finished.
+__device__ __forceinline__ void finish(const Task &w, int chunk, int first, float4 &sums) {
   const Times times = w.times(opaque(chunk));
   const int pair = opaque(w.pair), part = opaque(w.part);
-  float4 sums = w.room.sums[w.lane];
   const float2 D = Pairs<float>::load(w.room.D + 2 * pair);
 #pragma unroll
   for (int i = 0; i < kSteps; i += kParts) {
@@ -505,11 +503,9 @@ __device__ __forceinline__ void finish(const Task &w, int chunk, int first) {
     store_global(static_cast<Io *>(w.q.du) + at, du, w.there());
     store_global(static_cast<Io *>(w.q.ddelta) + at, ddelta, w.there());
   }
-  w.room.sums[w.lane] = sums;
 }
 
 __device__ __forceinline__ void load_parameters(const Task &w) {
-  w.room.sums[w.lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   for (int c = w.lane; c < kTileChannels; c += 32) {
     w.room.D[c] = w.given().D && c < w.columns ? w.given().D[w.channel + c] : 0.0f;
     w.room.bias[c] = w.given().bias && c < w.columns ? w.given().bias[w.channel + c] : 0.0f;
@@ -613,6 +609,7 @@ __device__ __forceinline__ void scan_backward(const Task &w) {
   load_parameters(w);
   const States A = load_decays(w);
   States carry = load_carry(w), dA{};
+  float4 sums = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   for (int chunk = w.end_chunk() - 1; chunk >= w.first_chunk(); --chunk) {
     load_chunk<true>(w, chunk);
     put_marks(w, chunk, A);
@@ -625,14 +622,13 @@ __device__ __forceinline__ void scan_backward(const Task &w) {
       go_back(w, A, first, passage, carry, dA);
       sync_warp();
       store_rows(w, chunk, first, 0);
-      finish(w, chunk, first);
+      finish(w, chunk, first, sums);
       sync_warp();
     }
   }
   store_states(w, w.q.dA + w.sums_row() * kStateCount, dA);
   if (w.q.dinitial && w.span == 0)
     store_states(w, w.q.dinitial + (w.batch * w.p.channels + w.lane_channel()) * kStateCount, carry);
-  const float4 sums = w.room.sums[w.lane];
   store_sum(w, w.q.dD, make_float2(sums.x, sums.y));
   store_sum(w, w.q.dbias, make_float2(sums.z, sums.w));
 }

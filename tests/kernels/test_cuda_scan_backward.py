@@ -319,7 +319,11 @@ FAULTS = [
         "      store_rows(w, chunk, first, 1);\n",
     ),
     (TWO, "carry, dA);\n      sync_warp();\n", "carry, dA);\n"),
-    (TWO, "      finish(w, chunk, first);\n      sync_warp();\n", "      finish(w, chunk, first);\n"),
+    (
+        TWO,
+        "      finish(w, chunk, first, sums);\n      sync_warp();\n",
+        "      finish(w, chunk, first, sums);\n",
+    ),
     (TWO, "carry.of[c][n] = g[c] * passage.decay[i].of[c][n];", "carry.of[c][n] = 0.0f;"),
     (TWO, "i = mark * kMarkEvery; i < row; ++i", "i = mark * kMarkEvery; i < row - 1; ++i"),
     (TWO, "    if (dropped(w, row)) decay = States{};\n", ""),
