@@ -69,7 +69,7 @@ struct ScanBackwardDirection {
   float *dD, *dbias;     // (b, spans, e), or null if not asked for
   float *dinitial;       // (b, e, n), or null if not asked for; not a sum
   float *dBC;            // (ceil(e / g / kTileChannels), b, l, g, 2, n): dB, then dC; at a multiple of 16 bytes
-  float *carry;          // (b, spans - 1, 2, n, e) for spans but the first; null of one span
+  float *carry;          // (b, spans - 1, 2, n, e), as aligned as `kept`; null of one span
 };
 
 struct ScanBackward {
