@@ -4,7 +4,7 @@
 
 namespace vlm {
 
-constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // max(x, 0) + log(1 + t) with t = exp(-|x|): one exponential, and small results keep their relative accuracy, which
 // a logarithm of 1 + t would lose. NaN passes through t.
@@ -21,7 +21,20 @@ __device__ __forceinline__ float softplus(float x) {
   return fmaf(p, t, fmaxf(x, 0.0f));
 }
 
+// The derivative of softplus where its value is y: 1 - exp(-y). Below 1/4 that difference cancels, and its series takes
+// over.
+__device__ __forceinline__ float softplus_slope(float y) {
+  float p = fmaf(-1.0f / 720.0f, y, 1.0f / 120.0f);
+  p = fmaf(p, y, -1.0f / 24.0f);
+  p = fmaf(p, y, 1.0f / 6.0f);
+  p = fmaf(p, y, -0.5f);
+  p = fmaf(p, y, 1.0f);
+  return y < 0.25f ? p * y : 1.0f - exp2_approx(-kLog2E * y);
+}
+
 // a tanh would cost one instruction less, but its error is absolute, and large against the gate where that is small
-__device__ __forceinline__ float silu(float x) { return x * reciprocal_approx(1.0f + exp2_approx(-kLog2E * x)); }
+__device__ __forceinline__ float sigmoid(float x) { return reciprocal_approx(1.0f + exp2_approx(-kLog2E * x)); }
+
+__device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 
 }  // namespace vlm

@@ -51,4 +51,55 @@ struct ScanForward {
   ScanDirection direction[2];
 };
 
+// The backward pass. The same macros; VLM_EVENTS 1: `segments` may be given, and VLM_SPLIT is 1. Gradients of sequences
+// are of the stored type, those of parameters come as fp32 sums still to be added up over their first dimensions.
+//
+// For batches too small to fill the GPU time is cut into `spans` of whole chunks of kKeepEvery steps. What flows back
+// over their borders is then found beforehand, by a launch of vlm_scan_backward_carry.
+//
+// Launch: grid = ceil(batch * spans * directions * groups * ceil(e / g / kTileChannels) / warps of a block), for the
+// carry with spans - 1. The module's `vlm_scan_backward_geometry` is (threads, shared bytes, kTileChannels, warps of a
+// block), for both.
+struct ScanBackwardDirection {
+  // what the forward pass was given, and `kept` as it left it; `initial` and `last` are not read
+  ScanDirection given;
+  void *du;              // (b, l, e) contiguous
+  void *ddelta;          // (b, l, e) contiguous: of delta before bias and softplus, also where it came as rank rows
+  float *dA;             // (b, spans, e, n)
+  float *dD, *dbias;     // (b, spans, e), or null if not asked for
+  float *dinitial;       // (b, e, n), or null if not asked for; not a sum
+  float *dBC;            // (ceil(e / g / kTileChannels), b, l, g, 2, n): dB, then dC; at a multiple of 16 bytes
+  float *carry;          // (b, spans - 1, 2, n, e), as aligned as `kept`; null of one span
+};
+
+struct ScanBackward {
+  long long batch, length, channels, groups;
+  long long softplus, reverse;  // as in ScanForward
+  long long spans;       // at least 1
+  const int *segments;   // (b, l) or null
+  const void *z;         // (b, l, e) gate, strided rows, or null
+  long long z_batch, z_row;
+  const void *dout;      // (b, l, e) contiguous: gradient of the gated sum
+  const void *total;     // (b, l, e) contiguous, from the forward pass, if there is a gate
+  void *dz;              // (b, l, e) contiguous, if there is a gate
+  ScanBackwardDirection direction[2];
+};
+
+// Adds up what the backward pass left in parts, in the order of the parts.
+//
+// Launch: grid = the sum of ceil(size / kSumThreads) over the list, kSumThreads threads, no shared memory.
+constexpr int kSumThreads = 256, kMostSums = 8;
+
+struct PartialSum {
+  const float *parts;    // (count, size)
+  void *sum;             // rows of `columns`, `row` elements apart
+  long long count, size, columns, row;
+  long long stored;      // whether the sum is of the stored type (VLM_IO), else fp32
+};
+
+struct PartialSums {
+  long long count;
+  PartialSum of[kMostSums];
+};
+
 }  // namespace vlm

@@ -39,18 +39,20 @@ template <class T> __device__ __forceinline__ void store_global(T *to, float2 v,
   if (there > 1) to[1] = Pairs<T>::narrow(v.y);
 }
 
-// the times of a tile's rows in scan order; those beyond the sequence come only in its last tile
+// the times of a tile's rows in scan order; those beyond the sequence, at either end, do not exist
 struct Times {
   int origin, sign, length;
 
   __device__ __forceinline__ int at(int row) const { return origin + sign * row; }
-  __device__ __forceinline__ bool has(int row) const { return at(row) < length; }
+  __device__ __forceinline__ bool has(int row) const {
+    return static_cast<unsigned>(at(row)) < static_cast<unsigned>(length);
+  }
   // which step of the scan the first row is; negative where the rows before the sequence's end are missing
   __device__ __forceinline__ int first_step() const { return sign < 0 ? length - 1 - origin : origin; }
 };
 
 // `Columns` elements of each row of a tile, `columns` of which exist, to rows `Stride` apart; zeros elsewhere
-template <int Columns, int Stride, class T>
+template <int Columns, int Stride, int Rows = kRows, class T>
 __device__ __forceinline__ void fetch(T *to, const T *from, long long row_stride, int columns, const Times &times,
                                       int lane) {
   // a product of 32-bit numbers is one instruction, of 64-bit ones it is four
@@ -58,14 +60,14 @@ __device__ __forceinline__ void fetch(T *to, const T *from, long long row_stride
 #if VLM_ALIGNED
   constexpr int chunks = Columns / kVector;
 #pragma unroll
-  for (int first = 0; first < kRows * chunks; first += 32) {
+  for (int first = 0; first < Rows * chunks; first += 32) {
     const int i = first + lane, row = i / chunks, column = i % chunks * kVector;
-    if (kRows * chunks % 32 && i >= kRows * chunks) break;
+    if (Rows * chunks % 32 && i >= Rows * chunks) break;
     copy_async(to + row * Stride + column, from + static_cast<long long>(times.at(row)) * stride + column,
                times.has(row) && column < columns);
   }
 #else
-  for (int i = lane; i < kRows * Columns; i += 32) {
+  for (int i = lane; i < Rows * Columns; i += 32) {
     const int row = i / Columns, column = i % Columns;
     const bool there = times.has(row) && column < columns;
     const T *source = from + static_cast<long long>(times.at(row)) * stride + column;
