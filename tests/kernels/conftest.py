@@ -5,13 +5,31 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from vlm.ops import backends
+from vlm.ops.cuda import arguments as cuda_arguments
+from vlm.ops.cuda import library as cuda_library
+from vlm.ops.cuda import trial as cuda_trial
+from vlm.ops.cuda.registry import Instantiation
+
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+PROBLEMS = {
+    "vlm_scan_forward": "ScanForward",
+    "vlm_scan_backward": "ScanBackward",
+    "vlm_scan_backward_carry": "ScanBackward",
+    "vlm_sum": "PartialSums",
+    "vlm_conv_forward": "ConvForward",
+    "vlm_conv_backward": "ConvBackward",
+    "vlm_norm_forward": "NormForward",
+    "vlm_norm_backward": "NormBackward",
+}
+NUMBERS = {"vlm_norm_geometry": 5}
 
 
 class Emulated:
@@ -98,3 +116,73 @@ def in_wider_rows() -> Callable[[torch.Tensor, int], torch.Tensor]:
         return view
 
     return place
+
+
+class EmulatedKernel:
+    """What ``cuda_driver.Kernel`` is to the calls."""
+
+    def __init__(self, emulated: Emulated) -> None:
+        self.emulated = emulated
+        self.launches: list[int] = []
+
+    def constant(self, name: str) -> bytes:
+        """Return the numbers that a module says of itself."""
+        return bytes((ctypes.c_int64 * NUMBERS.get(name, 4)).in_dll(self.emulated.library, name))
+
+    def launch(
+        self, grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int, argument: ctypes.Structure
+    ) -> None:
+        """Run at once what a GPU would queue."""
+        self.launches.append(grid[0])
+        self.emulated(argument, grid=grid[0], threads=block[0], shared=shared_bytes)
+
+
+class Gpu:
+    """An emulated GPU behind the operators.
+
+    Attributes:
+        multiprocessors: How many it says it has.
+        used: The instantiations asked for, in order.
+    """
+
+    def __init__(self, emulate: Callable[..., Emulated]) -> None:
+        self.multiprocessors = 1
+        self.used: list[Instantiation] = []
+        self._emulate = emulate
+        self._kernels: dict[Instantiation, EmulatedKernel] = {}
+
+    def kernel(self, wanted: Instantiation, _device: object) -> EmulatedKernel:
+        """Return a kernel, built at its first use."""
+        self.used.append(wanted)
+        if wanted not in self._kernels:
+            source, problem = KERNELS / "cuda" / wanted.source, f"vlm::{PROBLEMS[wanted.entry]}"
+            built = self._emulate(source, wanted.entry, problem, **dict(wanted.defines))
+            self._kernels[wanted] = EmulatedKernel(built)
+        return self._kernels[wanted]
+
+
+@pytest.fixture
+def gpu(emulate: Callable[..., Emulated], monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    """Put an emulated GPU behind ``VLM_SCAN_BACKEND=cuda`` for tensors on the CPU."""
+    emulated = Gpu(emulate)
+    monkeypatch.setattr(cuda_library, "kernel", emulated.kernel)
+    monkeypatch.setattr(cuda_library, "available", lambda _device: True)
+    monkeypatch.setattr(cuda_arguments, "multiprocessors", lambda _device: emulated.multiprocessors)
+    monkeypatch.setattr(backends, "_check_cuda", lambda *_: None)
+    cuda_trial.trusted.cache_clear()
+    yield emulated
+    cuda_trial.trusted.cache_clear()
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], list[Any]]:
+    """Return a function that runs something by the CUDA kernels and by PyTorch."""
+
+    def run(compute: Callable[[], Any]) -> list[Any]:
+        results = []
+        for name in ("cuda", "chunked"):
+            monkeypatch.setenv(backends.VARIABLE, name)
+            results.append(compute())
+        return results
+
+    return run

@@ -2,75 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 
 import pytest
 import torch
 
-from vlm.ops import Branch, backends, bidirectional_mamba, selective_scan
-from vlm.ops.cuda import calls as cuda_calls
-from vlm.ops.cuda import library as cuda_library
+from vlm.ops import Branch, bidirectional_mamba, selective_scan
+from vlm.ops.cuda import scan_calls
 from vlm.ops.cuda import trial as cuda_trial
 
 CPU = torch.device("cpu")
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
-
-
-class EmulatedKernel:
-    """What ``cuda_driver.Kernel`` is to the calls."""
-
-    def __init__(self, emulated):
-        self.emulated = emulated
-        self.launches = []
-
-    def constant(self, name):
-        return bytes((ctypes.c_int64 * 4).in_dll(self.emulated.library, name))
-
-    def launch(self, grid, block, shared_bytes, argument):
-        self.launches.append(grid)
-        self.emulated(argument, grid=grid[0], threads=block[0], shared=shared_bytes)
-
-
-@pytest.fixture
-def gpu(emulate, monkeypatch, root):
-    """A GPU of ``gpu.multiprocessors``; ``gpu.used`` says which instantiations were asked for."""
-
-    class Gpu:
-        multiprocessors = 1
-        used: list = []
-        kernels: dict = {}
-
-    def kernel(wanted, _device):
-        Gpu.used.append(wanted)
-        if wanted not in Gpu.kernels:
-            source = root / "kernels" / "cuda" / wanted.source
-            built = emulate(source, wanted.entry, "vlm::ScanForward", **dict(wanted.defines))
-            Gpu.kernels[wanted] = EmulatedKernel(built)
-        return Gpu.kernels[wanted]
-
-    Gpu.used = []
-    monkeypatch.setattr(cuda_library, "kernel", kernel)
-    monkeypatch.setattr(cuda_library, "available", lambda _device: True)
-    monkeypatch.setattr(cuda_calls, "_multiprocessors", lambda _device: Gpu.multiprocessors)
-    monkeypatch.setattr(backends, "_check_cuda", lambda *_: None)
-    cuda_trial.trusted.cache_clear()
-    yield Gpu
-    cuda_trial.trusted.cache_clear()
-
-
-@pytest.fixture
-def both(monkeypatch):
-    """Return a function that runs something by the CUDA kernels and by PyTorch."""
-
-    def run(compute):
-        results = []
-        for name in ("cuda", "chunked"):
-            monkeypatch.setenv(backends.VARIABLE, name)
-            results.append(compute())
-        return results
-
-    return run
 
 
 def error(found, expected):
@@ -163,12 +105,12 @@ def test_the_trial_trusts_kernels_that_agree(gpu):
 
 
 def test_the_trial_refuses_kernels_that_do_not_agree(gpu, monkeypatch, caplog):
-    original = cuda_calls.bi_scan_forward
+    original = scan_calls.bi_scan_forward
 
     def wrong(scans, z, *, save):
         return original([scans[0]._replace(D=scans[0].D * 1.01), scans[1]], z, save=save)
 
-    monkeypatch.setattr(cuda_calls, "bi_scan_forward", wrong)
+    monkeypatch.setattr(scan_calls, "bi_scan_forward", wrong)
     with caplog.at_level(logging.WARNING):
         assert not cuda_trial.trusted(CPU, torch.float32)
     assert "the CUDA scan is off by" in caplog.text

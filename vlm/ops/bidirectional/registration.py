@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlm.ops import cpu_calls, cpu_library
 from vlm.ops.backends import backend
-from vlm.ops.cuda import calls as cuda_calls
+from vlm.ops.cuda import scan_calls
 from vlm.ops.library import register, register_autograd
 from vlm.ops.selective_scan import chunked, reference
 from vlm.ops.selective_scan.reference import Scan, ScanGradients, num_checkpoints
@@ -65,8 +65,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         return out.to(u.dtype), total.to(u.dtype), kept
     if which == "cuda":
         scans = _scans(tuple(inputs), u.dtype)
-        if cuda_calls.serves(scans[0]):
-            return cuda_calls.bi_scan_forward(scans, z.to(u.dtype), save=save)
+        if scan_calls.serves(scans[0]):
+            return scan_calls.bi_scan_forward(scans, z.to(u.dtype), save=save)
     run = {"reference": reference.forward, "mamba_ssm": mamba_ssm_forward}.get(which, chunked.forward)
     dtype = wide(u.dtype)
     results = [run(s, save=save) for s in _scans(tuple(inputs), dtype)]

@@ -8,8 +8,8 @@ import logging
 import torch
 
 from vlm.errors import KernelError
-from vlm.ops.cuda import calls as cuda_calls
 from vlm.ops.cuda import library as cuda_library
+from vlm.ops.cuda import scan_calls
 from vlm.ops.selective_scan import chunked
 from vlm.ops.selective_scan.reference import Scan
 
@@ -54,7 +54,7 @@ def disagreement(device: torch.device, dtype: torch.dtype) -> float:
         A, D, bias = -draw(_CHANNELS, _STATES).abs() - 0.1, draw(_CHANNELS), draw(_CHANNELS)
         scans.append(Scan(u, delta, A, B, C, D, bias, None, None, True, reverse))
     z = draw(_BATCH, _LENGTH, _CHANNELS).to(dtype)
-    found = cuda_calls.bi_scan_forward(scans, z, save=True)
+    found = scan_calls.bi_scan_forward(scans, z, save=True)
     singles = [s._replace(u=s.u.float(), delta=s.delta.float(), B=s.B.float(), C=s.C.float()) for s in scans]
     parts = [chunked.forward(s, save=True) for s in singles]
     total = parts[0][0] + parts[1][0]

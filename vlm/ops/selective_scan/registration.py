@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlm.ops import cpu_calls, cpu_library
 from vlm.ops.backends import backend, mamba_ssm_extension
-from vlm.ops.cuda import calls as cuda_calls
+from vlm.ops.cuda import scan_calls
 from vlm.ops.library import register, register_autograd
 from vlm.ops.selective_scan import chunked, reference
 from vlm.ops.selective_scan.reference import Scan, num_checkpoints
@@ -82,8 +82,8 @@ def _forward(
     which = backend("selective_scan", u.device, u.dtype)
     if which == "cpu" and cpu_library.fits(s.A.shape[1]):
         y, last, kept = cpu_calls.scan_forward(s, save=save)
-    elif which == "cuda" and cuda_calls.serves(s):
-        y, last, kept = cuda_calls.scan_forward(s, save=save)
+    elif which == "cuda" and scan_calls.serves(s):
+        y, last, kept = scan_calls.scan_forward(s, save=save)
     elif which == "reference":
         y, last, kept = reference.forward(s, save=save)
     elif which == "mamba_ssm":
