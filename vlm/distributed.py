@@ -5,7 +5,10 @@ Everything is explicit and equal-sized: each process holds the same number of ro
 
 from __future__ import annotations
 
+import atexit
 import datetime
+import gc
+import importlib
 import os
 from typing import Any
 
@@ -25,14 +28,28 @@ def initialise(device: torch.device | str = "cpu", timeout_s: float = DEFAULT_TI
     """
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
+    prepare_shutdown()
     backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
 
 
+def prepare_shutdown() -> None:
+    """Make sure, before a process group exists, that it can be left whole, and is at the latest at exit.
+
+    Gloo's threads take the interpreter's lock to let go of tensors. One that still runs while the interpreter
+    goes down aborts the process, after all work is done; leaving the group joins them, unless something else
+    keeps it.
+    """
+    # its functions take the group of the moment as a default, and an optimiser's first step would import it
+    importlib.import_module("torch.distributed.nn.functional")
+    atexit.register(shut_down)
+
+
 def shut_down() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, and wait for its threads."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()  # an engine's cycles of references may hold the group
 
 
 def rank() -> int:

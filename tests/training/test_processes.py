@@ -8,6 +8,14 @@ import pytest
 
 from vlm.training.tracking import read_lines
 
+# gloo's threads must be gone before the interpreter is: one that waits for its lock then aborts the process
+THREADS = """
+import os
+
+def threads():
+    return {open(f"/proc/self/task/{number}/comm").read().strip() for number in os.listdir("/proc/self/task")}
+"""
+
 GATHER = """
 import torch
 from vlm import distributed
@@ -77,13 +85,16 @@ from vlm.training.config import TrainingConfig
 from vlm.training.loop import train
 
 train(load_config(TrainingConfig, sys.argv[1]), Path(sys.argv[2]))
+assert "pt_gloo_runloop" in threads()
 distributed.shut_down()
+assert "pt_gloo_runloop" not in threads()
 """
 
 # train, stop after 4 of 6 steps, resume: one start of DeepSpeed for both
 DEEPSPEED = """
 import sys
 from pathlib import Path
+from vlm import distributed
 from vlm.config import load_config
 from vlm.training.config import TrainingConfig
 from vlm.training.loop import train
@@ -92,6 +103,9 @@ path, run, stage = sys.argv[1:]
 options = ["engine.name=deepspeed", f"engine.zero_stage={stage}"]
 train(load_config(TrainingConfig, path, [*options, "train.max_steps=4"]), Path(run))
 train(load_config(TrainingConfig, path, options), Path(run), resume=True)
+assert "pt_gloo_runloop" in threads()
+distributed.shut_down()
+assert "pt_gloo_runloop" not in threads()
 """
 
 
@@ -110,7 +124,7 @@ def run_script(tmp_path, root):
 
     def run(text, *arguments, processes):
         script = tmp_path / "script.py"
-        script.write_text(text)
+        script.write_text(THREADS + text)
         command = [sys.executable, str(script), *map(str, arguments)]
         if processes > 1:
             command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]

@@ -41,6 +41,7 @@ def initialise_deepspeed(device: torch.device, timeout_s: float) -> None:
         os.environ["MASTER_PORT"] = str(_free_port())
     import datetime
 
+    distributed.prepare_shutdown()
     backend = "nccl" if device.type == "cuda" else "gloo"
     with _quiet():
         deepspeed.init_distributed(backend, timeout=datetime.timedelta(seconds=timeout_s), verbose=False)
@@ -112,8 +113,11 @@ class DeepSpeedEngine:
             raise ConfigError(f"{folder}: holds no DeepSpeed state; was it made by engine.name=plain?")
 
     def close(self) -> None:
-        """Release DeepSpeed's buffers and hooks."""
+        """Release DeepSpeed's buffers and hooks, and its hold on a process group."""
         self._engine.destroy()
+        from deepspeed.utils import groups
+
+        groups._WORLD_GROUP = None
 
 
 def _settings(batch_size: int, zero_stage: int, clip_norm: float, file: Path | None) -> dict[str, Any]:
