@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vlm.errors import InvalidInput
 from vlm.models.classifier import preprocessing_of
 from vlm.models.fusion import fuse
+from vlm.models.graphs import GraphedEncoder
 from vlm.models.masking import is_even
 from vlm.models.text_encoder import TextEncoder, TextEncoderConfig
 from vlm.models.video_mamba import EncoderOutput, VideoMamba, VideoMambaConfig
@@ -86,6 +87,7 @@ class VideoTextModel(VideoModel):
         self.config = config
         self._tokenizer: Tokenizer | None = None
         self.vision_encoder = VideoMamba(config.vision)
+        self._graphed = GraphedEncoder(self.vision_encoder)
         self.text_encoder = TextEncoder(config.text)
         self.vision_proj = nn.Linear(config.vision.width, config.embedding_width)
         self.text_proj = nn.Linear(config.text.width, config.embedding_width)
@@ -137,7 +139,9 @@ class VideoTextModel(VideoModel):
             ValueError: Frames or size are not what the model was made for, or the mask leaves the time steps
                 unequal numbers of tokens although ``keep_temporal``.
         """
-        return self.video_features(self.vision_encoder(video, mask), video.shape[1], mask, keep_temporal)
+        if self._graphed.encoder is not self.vision_encoder:
+            self._graphed = GraphedEncoder(self.vision_encoder)
+        return self.video_features(self._graphed(video, mask), video.shape[1], mask, keep_temporal)
 
     def video_features(
         self, output: EncoderOutput, num_frames: int, mask: Tensor | None = None, keep_temporal: bool = True
