@@ -6,12 +6,17 @@
 #pragma once
 #include "ptx.cuh"
 
+#ifndef VLM_POLYNOMIAL
+#define VLM_POLYNOMIAL 0
+#endif
+
 namespace vlm {
 
 using fp32 = float;
 using Io = VLM_IO;
 
 constexpr int kStateCount = VLM_STATES, kDirections = VLM_DIRECTIONS, kRank = VLM_RANK, kSplit = VLM_SPLIT;
+constexpr int kPolynomial = VLM_POLYNOMIAL;
 constexpr bool kAligned = VLM_ALIGNED, kEvents = VLM_EVENTS;
 
 // eight warps to a direction leave 128 registers to a lane, too few for the decays of 2 x 8 states

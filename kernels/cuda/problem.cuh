@@ -14,6 +14,8 @@
 //   VLM_EVENTS      1: `segments` or `kept` may be given. 0: both are null
 //   VLM_SPLIT       1, 2, 4, 8: warps that share the time of one channel tile, for batches too small to fill the GPU
 //                   (8 is for 16 or 32 states)
+//   VLM_POLYNOMIAL  0 to 16: how many of the 2 x 8 exponentials that a lane needs for a step are polynomials, to relieve
+//                   the unit for exponentials; unsplit scans only. Left out: 0
 //
 // Launch: grid = batch * ceil(groups * ceil(e / g / kTileChannels) / kSlots), block = kThreads, dynamic shared
 // memory = kSharedBytes (layout.cuh). The three numbers and kSlots stand in `vlm_scan_forward_geometry` of each

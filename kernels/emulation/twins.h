@@ -8,6 +8,7 @@ inline char *shared_memory() { return emulation::running->shared(); }
 
 inline float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.0f, x) : x; }
 inline float exp2_approx(float x) { return flushed(std::exp2(flushed(x))); }
+inline float max_or_nan(float x, float y) { return x != x || y != y ? NAN : std::max(x, y); }
 inline float reciprocal_approx(float x) { return flushed(1.0f / flushed(x)); }
 
 inline float widen(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }

@@ -47,6 +47,7 @@ class Kernel:
     aligned: int = 1
     events: int = 0
     split: int = 1
+    polynomial: int = 0
 
 
 @dataclass(frozen=True)
@@ -310,10 +311,17 @@ def test_time_split_with_rank_rows(check):
     check(Kernel("bf16", directions=2, rank=32, split=4), *(Case(n, 32, batch=1) for n in (7, 75)))
 
 
-def test_extreme_inputs_stay_finite(emulate, root):
+@pytest.mark.parametrize("polynomial", [1, 4, 16])
+def test_exponentials_by_polynomial(polynomial, check):
+    kernel = Kernel("fp32", directions=2, events=1, polynomial=polynomial)
+    check(kernel, *(Case(length, optional=EVENTS) for length in (1, 31, 75)))
+
+
+@pytest.mark.parametrize("polynomial", [0, 16])
+def test_extreme_inputs_stay_finite(polynomial, emulate, root):
     """Softplus far on both sides, gates that vanish, decays that do and that never do."""
     for io in ("fp32", "bf16"):
-        harness = Harness(emulate, root, Kernel(io, directions=2, events=1))
+        harness = Harness(emulate, root, Kernel(io, directions=2, events=1, polynomial=polynomial))
         for scale in (1e-6, 1e3):
             harness.scales = {"A": scale, "delta": 30.0, "z": 40.0}
             expected, actual = harness.run(Case(50, 32, optional=EVENTS))
@@ -322,9 +330,10 @@ def test_extreme_inputs_stay_finite(emulate, root):
                 assert error <= LIMITS[io], f"{name}: {error:.2e}"
 
 
-def test_nan_stays_in_its_channel_and_row(emulate, root):
+@pytest.mark.parametrize("polynomial", [0, 16])
+def test_nan_stays_in_its_channel_and_row(polynomial, emulate, root):
     for io in ("fp32", "bf16"):
-        harness = Harness(emulate, root, Kernel(io, directions=2))
+        harness = Harness(emulate, root, Kernel(io, directions=2, polynomial=polynomial))
         harness.poison = (0, 20, 5)
         harness.finite = False
         case = Case(40, 32, optional=("D", "z", "bias"))
