@@ -14,7 +14,7 @@ from vlm.evaluation import read_card
 from vlm.models import load_model
 from vlm.training.config import TrainingConfig
 from vlm.training.loop import train
-from vlm.training.tracking import read_lines
+from vlm.training.reports.tracking import read_lines
 from vlm.world import gallery
 from vlm.world.clips import write_clips
 

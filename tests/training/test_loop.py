@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from vlm.errors import ConfigError, InvalidInput, VlmError
 from vlm.training.checkpoint import load_tensors
 from vlm.training.loop import train
-from vlm.training.tracking import read_lines, training_s
+from vlm.training.reports.tracking import read_lines, training_s
 
 
 def final_state(run):
@@ -135,7 +135,7 @@ def test_an_existing_run_is_not_overwritten_and_a_missing_one_not_resumed(unbrok
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
-    with pytest.raises(VlmError, match=r"step \d+: .* not finite"):
+    with pytest.raises(VlmError, match=r"step \d+: .* not finite .*first of all .* of model"):
         train(
             tiny("optimizer.learning_rate=1e30", "optimizer.clip_norm=0", "evaluation.every=0"),
             tmp_path / "run",

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vlm.training.tracking import read_lines
+from vlm.training.reports.tracking import read_lines
 
 # gloo's threads must be gone before the interpreter is: one that waits for its lock then aborts the process
 THREADS = """

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from vlm.data.augmentation import AugmentationConfig
 from vlm.models.video_text_model import VideoTextConfig
 from vlm.training.objective import LossesConfig
+from vlm.training.reports.boards import BoardName
 from vlm.training.schedule import Curve, OptimizerConfig, check_curve, is_ever_positive
 from vlm.world import sample_frames
 
@@ -95,6 +96,7 @@ class RunConfig:
         init_from: A model folder or checkpoint to start from; None starts from random weights.
         freeze: Prefixes of parameter names that do not learn.
         log_every: Updates between two lines of metrics.
+        boards: Where metrics are shown beside the run's own files: ``tensorboard``, ``wandb``.
         deterministic: Refuse operations without repeatable results.
         timeout_s: Seconds a process waits for the others before it gives up.
     """
@@ -106,6 +108,7 @@ class RunConfig:
     init_from: str | None = None
     freeze: tuple[str, ...] = ()
     log_every: int = 1
+    boards: tuple[BoardName, ...] = ()
     deterministic: bool = True
     timeout_s: float = 600.0
 
@@ -122,11 +125,13 @@ class ValidationConfig:
         every: Updates between two evaluations; 0 = never.
         clips: Scenes; each comes with its reversed twin.
         seed: Which scenes; the same in every run that is to be compared.
+        best: The metric whose best evaluation is kept as ``RUN/best``; the last model is ``RUN/model``.
     """
 
     every: int = 250
     clips: int = 64
     seed: int = 0
+    best: Literal["r1", "r5", "pair_r1", "direction"] = "r1"
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.clips < 2:
@@ -213,7 +218,7 @@ class TrainingConfig:
 
 # what may differ between a run and its continuation: nothing that changes what is learned
 _FREE = {
-    "train.max_steps", "train.log_every", "train.timeout_s", "data.workers", "data.prefetch",
+    "train.max_steps", "train.log_every", "train.boards", "train.timeout_s", "data.workers", "data.prefetch",
     "evaluation.every", "checkpoint.every", "checkpoint.keep",
 }  # fmt: skip
 

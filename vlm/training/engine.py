@@ -65,7 +65,8 @@ class PlainEngine:
         loss.backward()  # type: ignore[no-untyped-call]
         self._average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm or torch.inf)
-        self._optimizer.step()
+        if torch.isfinite(norm):  # or the weights would be lost with the step
+            self._optimizer.step()
         return float(norm)
 
     def save(self, folder: Path) -> None:

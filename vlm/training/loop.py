@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
@@ -14,10 +15,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm import distributed
-from vlm.config import dump, load_config
+from vlm.config import dump, load_config, to_dict
 from vlm.errors import ConfigError, Interrupted, InvalidInput, VlmError
 from vlm.models.video_text_model import VideoTextModel
 from vlm.models.weights import save_model
@@ -25,6 +26,9 @@ from vlm.progress import progress_bar
 from vlm.training.checkpoint import CheckpointStore, load_tensors, save_tensors, verify, write_durably
 from vlm.training.config import TrainingConfig, forbidden_changes
 from vlm.training.engine import Engine
+from vlm.training.reports.boards import open_boards
+from vlm.training.reports.diagnosis import first_bad_tensor
+from vlm.training.reports.tracking import Tracker, best_value, circumstances, draw_curves, training_s
 from vlm.training.schedule import learning_rate
 from vlm.training.setup import (
     MovingAverage,
@@ -35,7 +39,6 @@ from vlm.training.setup import (
     prepare_process,
 )
 from vlm.training.sources import open_source
-from vlm.training.tracking import Tracker, circumstances, draw_curves, training_s
 from vlm.training.validation import Validation
 
 _AVERAGE = "average.pt"
@@ -64,8 +67,9 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
     last, evaluation = config.train.max_steps, config.evaluation
     validation = Validation(config, state.model) if evaluation.every and done < last else None
     clock = _Clock(config.train.batch_size)
+    best = best_value(run / "metrics.jsonl", f"val/{evaluation.best}", done)
     with (
-        _tracking(run, done) as tracker,
+        _tracking(config, run, done) as tracker,
         open_source(config, state.model, done, run) as batches,
         _Signals() as signals,
         _bar(last, done) as bar,
@@ -79,6 +83,7 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
             if validation is not None and (done % evaluation.every == 0 or done == last):
                 with clock.pausing(), state.average.applied():
                     values |= {f"val/{name}": value for name, value in validation.run().items()}
+                    best = _keep_best(config, state.model, run, done, values, best)
             _report(tracker, bar, clock, done, values, config.train.log_every)
             if done % config.checkpoint.every == 0 or done == last or stop_signal:
                 with clock.pausing():
@@ -93,10 +98,11 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunState:
-    """The objects that a run updates and saves."""
+    """The objects that a run updates and saves; ``module`` is the model with its losses."""
 
     config: TrainingConfig
     model: VideoTextModel
+    module: nn.Module
     engine: Engine
     average: MovingAverage
     store: CheckpointStore
@@ -111,15 +117,18 @@ class RunState:
         loss, parts = self.engine.losses(batch, step)
         temperature = float(self.model.temp.detach())
         norm = self.engine.update(loss, rate)
-        self.average.update(step)
         values = _mean_over_processes({"loss": loss.detach(), **parts}, signal_number)
         values |= {"temperature": temperature, "learning_rate": rate, "gradient_norm": norm}
         wrong = [name for name, value in values.items() if not abs(value) < float("inf")]
         if wrong:
+            where = first_bad_tensor(self.module, lambda: self.engine.losses(batch, step))
             raise VlmError(
-                f"step {step + 1}: {', '.join(wrong)} not finite ({values}); lower optimizer.learning_rate, "
-                "or use train.precision fp32, and continue from the last checkpoint with --resume"
+                f"step {step + 1}: {', '.join(wrong)} not finite ({values})"
+                + (f"; first of all {where}" if where else "")
+                + "; lower optimizer.learning_rate, or use train.precision fp32, and continue from the last "
+                "checkpoint with --resume"
             )
+        self.average.update(step)
         return values
 
     def save(self, done: int) -> None:
@@ -147,10 +156,12 @@ class RunState:
 def build(config: TrainingConfig, run: Path, device: torch.device) -> RunState:
     """Make the objects of a run from its config, at update 0."""
     model = make_model(config, make_tokenizer(config), device)
+    objective = make_objective(config, model)
     return RunState(
         config=config,
         model=model,
-        engine=make_engine(config, make_objective(config, model), device),
+        module=objective,
+        engine=make_engine(config, objective, device),
         average=MovingAverage(model, config.optimizer.ema_decay),
         store=CheckpointStore(run / "checkpoints", config.checkpoint.keep),
     )
@@ -195,6 +206,18 @@ def _finish(config: TrainingConfig, state: RunState, run: Path) -> Path:
     return run / "model"
 
 
+def _keep_best(
+    config: TrainingConfig, model: VideoTextModel, run: Path, done: int, values: dict[str, float], best: float
+) -> float:
+    """Save ``RUN/best`` if this evaluation is better than all before; return the best value now."""
+    value = values.get(f"val/{config.evaluation.best}", -math.inf)
+    if value <= best:
+        return best
+    if distributed.is_main():
+        save_model(model, run / "best", card={"training": {"step": done, config.evaluation.best: value}})
+    return value
+
+
 def _mean_over_processes(losses: dict[str, Tensor], signal_number: int) -> dict[str, float]:
     """Average the losses, and agree on the signal to stop for: all must stop after the same step."""
     numbers = torch.stack(
@@ -228,11 +251,11 @@ def _bar(last: int, done: int) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _tracking(run: Path, done: int) -> Iterator[Tracker | None]:
+def _tracking(config: TrainingConfig, run: Path, done: int) -> Iterator[Tracker | None]:
     if not distributed.is_main():
         yield None
         return
-    tracker = Tracker(run, done)
+    tracker = Tracker(run, done, open_boards(config.train.boards, run, done, to_dict(config)))
     try:
         yield tracker
     finally:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlm import __version__
+from vlm.training.reports.boards import Board
 
 _log = logging.getLogger(__name__)
 
@@ -24,26 +27,33 @@ class Tracker:
     resumed step are dropped, since the run writes them again.
     """
 
-    def __init__(self, run: Path, resumed_step: int = 0) -> None:
+    def __init__(self, run: Path, resumed_step: int = 0, boards: Sequence[Board] = ()) -> None:
         self.metrics_path = run / "metrics.jsonl"
         self.speed_path = run / "speed.jsonl"
         for path in (self.metrics_path, self.speed_path):
             _truncate(path, resumed_step)
         self._metrics = self.metrics_path.open("a", encoding="utf-8")
         self._speed = self.speed_path.open("a", encoding="utf-8")
+        self._boards = boards
 
     def metrics(self, step: int, **values: float) -> None:
         """Append repeatable numbers of the update ``step`` (counted from 1)."""
         _append(self._metrics, {"step": step, **values})
+        for board in self._boards:
+            board.add(step, values)
 
     def speed(self, step: int, **values: float) -> None:
         """Append timings of the update ``step``."""
         _append(self._speed, {"step": step, **{name: round(value, 4) for name, value in values.items()}})
+        for board in self._boards:
+            board.add(step, {f"speed/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files and the boards."""
         self._metrics.close()
         self._speed.close()
+        for board in self._boards:
+            board.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -57,6 +67,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def best_value(path: Path, name: str, step: int) -> float:
+    """Return the largest value of a metric up to a step, minus infinity if there is none."""
+    lines = [line for line in read_lines(path) if line["step"] <= step and name in line]
+    return max((float(line[name]) for line in lines), default=-math.inf)
 
 
 def training_s(run: Path) -> float:

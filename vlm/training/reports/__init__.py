@@ -1,0 +1,1 @@
+"""What a run tells: its lines, curves and boards, and what went wrong."""
