@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vlm.ops import Branch, bidirectional_mamba, selective_scan
-from vlm.ops.cuda import scan_calls
+from vlm.ops.cuda import scan_calls, scan_gradients
 from vlm.ops.cuda import trial as cuda_trial
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_the_mixer_and_its_gradients(gpu, both, dtype):
         return [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
 
     found, expected = both(compute)
-    assert {wanted.entry for wanted in gpu.used} == {"vlm_scan_forward"}
+    assert {wanted.entry for wanted in gpu.used} == {"vlm_scan_forward", "vlm_scan_backward", "vlm_sum"}
     assert error(found[0], expected[0]) < LIMITS[dtype]
     for mine, truth in zip(found[1:], expected[1:], strict=True):
         assert error(mine, truth) < 20 * LIMITS[dtype]
@@ -114,3 +114,15 @@ def test_the_trial_refuses_kernels_that_do_not_agree(gpu, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert not cuda_trial.trusted(CPU, torch.float32)
     assert "the CUDA scan is off by" in caplog.text
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, True), (1.01, False), (float("nan"), False)])
+def test_the_trial_refuses_wrong_gradients(factor, verdict, gpu, monkeypatch):
+    original = scan_gradients.bi_scan_backward
+
+    def scaled(*arguments):
+        gradients, joined, dz = original(*arguments)
+        return [gradients[0], gradients[1]._replace(A=gradients[1].A * factor)], joined, dz
+
+    monkeypatch.setattr(scan_gradients, "bi_scan_backward", scaled)
+    assert cuda_trial.trusted(CPU, torch.float32) == verdict

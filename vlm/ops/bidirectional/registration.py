@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlm.ops import cpu_calls, cpu_library
 from vlm.ops.backends import backend
-from vlm.ops.cuda import scan_calls
+from vlm.ops.cuda import scan_calls, scan_gradients
 from vlm.ops.library import register, register_autograd
 from vlm.ops.selective_scan import chunked, reference
 from vlm.ops.selective_scan.reference import Scan, ScanGradients, num_checkpoints
@@ -101,6 +101,8 @@ def _backward(dout: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         results, joined, dz = cpu_calls.bi_scan_backward(
             dout.to(stored), scans, z.to(stored), total.to(stored), kept
         )
+    elif which == "cuda" and scan_calls.serves((scans := _scans(tuple(inputs), u.dtype))[0]):
+        results, joined, dz = scan_gradients.bi_scan_backward(dout, scans, z.to(u.dtype), total, kept)
     else:
         scans = _scans(tuple(inputs), dtype)
         dy, dz = silu_backward(dout.to(dtype), total.to(dtype), z.to(dtype))

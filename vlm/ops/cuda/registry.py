@@ -44,12 +44,10 @@ _SCAN_REGISTERS = 128
 _SPLIT_SPILL_BYTES = 32
 
 
-@functools.cache
-def scan_forward_kernel(
+def _scan_defines(
     io: str, states: int, directions: int, *, aligned: bool, events: bool, split: int = 1
-) -> Instantiation:
-    """Return the forward scan for one kind of problem; the macros are explained in ``problem.cuh``."""
-    defines = (
+) -> tuple[tuple[str, str | int], ...]:
+    return (
         ("VLM_IO", io),
         ("VLM_STATES", states),
         ("VLM_DIRECTIONS", directions),
@@ -58,10 +56,42 @@ def scan_forward_kernel(
         ("VLM_EVENTS", int(events)),
         ("VLM_SPLIT", split),
     )
+
+
+@functools.cache
+def scan_forward_kernel(
+    io: str, states: int, directions: int, *, aligned: bool, events: bool, split: int = 1
+) -> Instantiation:
+    """Return the forward scan for one kind of problem; the macros are explained in ``problem.cuh``."""
+    defines = _scan_defines(io, states, directions, aligned=aligned, events=events, split=split)
     if split == 1:
         return Instantiation("scan_forward.cu", "vlm_scan_forward", defines, max_registers=_SCAN_REGISTERS)
     # a lane of a split scan keeps a tile's decays; compiled for sm_100 that is a few registers too many
     return Instantiation("scan_forward.cu", "vlm_scan_forward", defines, max_spill_bytes=_SPLIT_SPILL_BYTES)
+
+
+@functools.cache
+def scan_backward_kernel(
+    io: str, states: int, directions: int, *, aligned: bool, events: bool
+) -> Instantiation:
+    """Return the backward scan for one kind of problem."""
+    defines = _scan_defines(io, states, directions, aligned=aligned, events=events)
+    return Instantiation("scan_backward.cu", "vlm_scan_backward", defines)
+
+
+@functools.cache
+def scan_backward_carry_kernel(
+    io: str, states: int, directions: int, *, aligned: bool, events: bool
+) -> Instantiation:
+    """Return what finds the gradients that flow back over the borders of spans of time."""
+    defines = _scan_defines(io, states, directions, aligned=aligned, events=events)
+    return Instantiation("scan_backward.cu", "vlm_scan_backward_carry", defines)
+
+
+@functools.cache
+def sum_kernel(io: str) -> Instantiation:
+    """Return the sum of parts; of the macros only the stored type matters to it."""
+    return Instantiation("sum.cu", "vlm_sum", _scan_defines(io, 16, 1, aligned=False, events=False))
 
 
 # what VideoMamba runs; other kinds of problem are compiled when they come

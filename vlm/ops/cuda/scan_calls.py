@@ -23,7 +23,7 @@ _TILES_WANTED = 4
 _STEPS_OF_WARP = 8
 
 
-class _Direction(ctypes.Structure):
+class Direction(ctypes.Structure):
     """``ScanDirection``."""
 
     _fields_ = [
@@ -72,8 +72,59 @@ class _ScanForward(ctypes.Structure):
         ("z_row", ctypes.c_int64),
         ("out", ctypes.c_void_p),
         ("total", ctypes.c_void_p),
-        ("direction", _Direction * 2),
+        ("direction", Direction * 2),
     ]
+
+
+class Addresses:
+    """What a problem points at; keeps the tensors alive until the launch is queued.
+
+    Afterwards the allocator keeps the order of the stream.
+    """
+
+    def __init__(self) -> None:
+        self._alive: list[Tensor] = []
+        self._sequences: list[Tensor] = []
+
+    def of(self, x: Tensor | None) -> int | None:
+        """Return where a tensor lies."""
+        if x is None:
+            return None
+        self._alive.append(x)
+        return x.data_ptr()
+
+    def of_sequence(self, x: Tensor | None) -> int | None:
+        """Return where a sequence lies, whose rows are then asked to be aligned."""
+        if x is not None:
+            self._sequences.append(x)
+        return self.of(x)
+
+    def gate(self, problem: ctypes.Structure, z: Tensor | None) -> None:
+        """Let a problem point at its gate."""
+        if z is not None:
+            z = rows(z)
+            problem.z, problem.z_batch, problem.z_row = self.of_sequence(z), z.stride(0), z.stride(1)
+
+    def direction(self, q: Direction, s: Scan) -> None:
+        """Let a direction point at its inputs, except ``initial``."""
+        B, C = rows(s.B), rows(s.C)
+        if B.stride() != C.stride() or not (is_aligned(B) and is_aligned(C)):
+            # the rows that a projection left may begin anywhere; copies of the narrow B and C cost less than
+            # giving up wide loads of everything
+            B, C = B.contiguous(), C.contiguous()
+        u, delta = rows(s.u), rows(s.delta)
+        for name, sequence in (("u", u), ("delta", delta), ("B", B), ("C", C)):
+            setattr(q, name, self.of_sequence(sequence))
+        for name in ("A", "D", "bias"):
+            setattr(q, name, self.of(parameter(getattr(s, name))))
+        q.u_batch, q.u_row = u.stride(0), u.stride(1)
+        q.delta_batch, q.delta_row = delta.stride(0), delta.stride(1)
+        q.bc_batch, q.bc_row, q.bc_group = B.stride()[:3]
+
+    def are_aligned(self, group_channels: int) -> bool:
+        """Return whether every row, and every group's first channel, begins at a multiple of 16 bytes."""
+        size = self._sequences[0].element_size()
+        return group_channels * size % VECTOR_BYTES == 0 and all(map(is_aligned, self._sequences))
 
 
 def serves(s: Scan) -> bool:
@@ -124,43 +175,20 @@ def _run(
     problem = _ScanForward(
         batch, length, channels, groups, s.softplus, s.reverse if len(scans) == 1 else False
     )
-    alive = [out]  # until the launch is queued: afterwards the allocator keeps the order of the stream
-    sequences = [out]
-
-    def address(tensor: Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        alive.append(tensor)
-        return tensor.data_ptr()
-
+    addresses = Addresses()
     segments = None if s.segments is None else s.segments.contiguous()
-    problem.segments, problem.out, problem.total = address(segments), address(out), address(total)
-    if z is not None:
-        z = rows(z)
-        sequences.append(z)
-        problem.z, problem.z_batch, problem.z_row = address(z), z.stride(0), z.stride(1)
-    for place, s in enumerate(scans):
-        q = problem.direction[place]
-        B, C = rows(s.B), rows(s.C)
-        if B.stride() != C.stride() or not (is_aligned(B) and is_aligned(C)):
-            # the rows that a projection left may begin anywhere; copies of the narrow B and C cost less than
-            # giving up wide loads of everything
-            B, C = B.contiguous(), C.contiguous()
-        u, delta = rows(s.u), rows(s.delta)
-        sequences += [u, delta, B, C]
-        q.u, q.delta, q.B, q.C = address(u), address(delta), address(B), address(C)
-        for name in ("A", "D", "bias", "initial"):
-            setattr(q, name, address(parameter(getattr(s, name))))
-        q.last, q.kept = address(last), address(None if kept is None else kept[place])
-        q.u_batch, q.u_row = u.stride(0), u.stride(1)
-        q.delta_batch, q.delta_row = delta.stride(0), delta.stride(1)
-        q.bc_batch, q.bc_row, q.bc_group = B.stride()[:3]
-    aligned = all(map(is_aligned, sequences)) and channels // groups * out.element_size() % VECTOR_BYTES == 0
-    kernel, tile_grid = _kernel(
-        out, s.A.shape[1], len(scans), groups, aligned, segments is not None or kept is not None
-    )
+    problem.segments, problem.total = addresses.of(segments), addresses.of(total)
+    problem.out = addresses.of_sequence(out)
+    addresses.gate(problem, z)
+    for place, (q, s) in enumerate(zip(problem.direction, scans, strict=False)):
+        addresses.direction(q, s)
+        q.initial, q.last = addresses.of(parameter(s.initial)), addresses.of(last)
+        q.kept = addresses.of(None if kept is None else kept[place])
+    aligned = addresses.are_aligned(channels // groups)
+    events = segments is not None or kept is not None
+    kernel, blocks = _kernel(out, s.A.shape[1], len(scans), groups, aligned, events)
     threads, shared_bytes, _, _ = geometry(kernel, _GEOMETRY)
-    kernel.launch((tile_grid, 1, 1), (threads, 1, 1), shared_bytes, problem)
+    kernel.launch((blocks, 1, 1), (threads, 1, 1), shared_bytes, problem)
 
 
 def _kernel(
