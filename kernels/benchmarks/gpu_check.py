@@ -180,28 +180,32 @@ def forced(name: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def draw(check: Check, batch: int, length: int, channels: int, states: int, dtype: torch.dtype) -> list[Any]:
-    """Return the arguments of ``vlm::bi_scan`` up to the segments."""
+def draw(
+    check: Check, batch: int, length: int, channels: int, states: int, dtype: torch.dtype, rank: int = 0
+) -> list[Any]:
+    """Return the arguments of ``vlm::bi_scan`` up to the segments; with a rank, delta as rows and weights."""
     torch.manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device=check.device).to(dtype)
 
     wide = torch.promote_types(dtype, torch.float32)
-    u_f, u_b, z, delta_f, delta_b = (normal(batch, length, channels) for _ in range(5))
+    u_f, u_b, z = (normal(batch, length, channels) for _ in range(3))
+    delta_f, delta_b = (normal(batch, length, rank or channels) for _ in range(2))
     bc_f, bc_b = (normal(batch, length, 2 * states) for _ in range(2))
     rates = -torch.arange(1.0, states + 1, device=check.device).repeat(channels, 1)
     parameters = [rates, rates * 0.9, *(torch.randn(channels, device=check.device) for _ in range(4))]
-    return [u_f, u_b, z, delta_f, delta_b, bc_f, bc_b, *(p.to(wide) for p in parameters), None]
+    weights = [normal(channels, rank) / rank**0.5 if rank else None for _ in range(2)]
+    return [u_f, u_b, z, delta_f, delta_b, bc_f, bc_b, *(p.to(wide) for p in parameters), *weights, None]
 
 
 def run_scan(arguments: list[Any], dout: Tensor | None) -> list[Tensor]:
     """Return the operator's output and, with ``dout``, all gradients."""
     if dout is None:
         return [torch.ops.vlm.bi_scan(*arguments, False)[0]]
-    leaves = [x.detach().requires_grad_() for x in arguments[:-1]]
+    leaves = [None if x is None else x.detach().requires_grad_() for x in arguments[:-1]]
     out = torch.ops.vlm.bi_scan(*leaves, arguments[-1], True)[0]
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+    return [out.detach(), *torch.autograd.grad(out, [x for x in leaves if x is not None], dout)]
 
 
 def correctness(check: Check) -> dict[str, Any]:

@@ -19,22 +19,25 @@ def poisoned(gpu):
     torch.use_deterministic_algorithms(True)
 
 
-def draw(dtype, length, channels=64, states=16, batch=2, segments=False, optional=True):
+def draw(dtype, length, channels=64, states=16, batch=2, segments=False, optional=True, rank=0):
     """The arguments of ``vlm::bi_scan`` up to the segments; sequences lie in wider rows, as in a block."""
     torch.manual_seed(length)
-    u_f, u_b, delta_f, delta_b = (torch.randn(batch, length, channels).to(dtype) for _ in range(4))
+    u_f, u_b = (torch.randn(batch, length, channels).to(dtype) for _ in range(2))
     z = torch.randn(batch, length, 2 * channels).to(dtype)[..., channels:]
-    bc_f, bc_b = (torch.randn(batch, length, 16 + 2 * states).to(dtype)[..., 16:] for _ in range(2))
+    width = rank or channels
+    rows = [torch.randn(batch, length, width + 2 * states).to(dtype) for _ in range(2)]
+    (delta_f, bc_f), (delta_b, bc_b) = (x.split([width, 2 * states], -1) for x in rows)
+    weights = [(torch.randn(channels, rank) / rank**0.5).to(dtype) if rank else None for _ in range(2)]
     A_f, A_b = (-torch.rand(channels, states) - 0.1 for _ in range(2))
     D_f, D_b, bias_f, bias_b = (torch.randn(channels) for _ in range(4))
     biases = [bias_f, bias_b] if optional else [None, None]
     starts = (torch.rand(batch, length) < 0.1).cumsum(1, dtype=torch.int32) if segments else None
-    return [u_f, u_b, z, delta_f, delta_b, bc_f, bc_b, A_f, A_b, D_f, D_b, *biases, starts]
+    return [u_f, u_b, z, delta_f, delta_b, bc_f, bc_b, A_f, A_b, D_f, D_b, *biases, *weights, starts]
 
 
 def one_way(arguments):
     """The same with the forward direction alone."""
-    return [None if place in (1, 4, 6, 8, 10, 12) else x for place, x in enumerate(arguments)]
+    return [None if place in (1, 4, 6, 8, 10, 12, 14) else x for place, x in enumerate(arguments)]
 
 
 def run(arguments, dout):
@@ -83,6 +86,43 @@ def test_segments_and_missing_biases(monkeypatch):
 def test_one_direction_and_channels_that_fill_no_vector(monkeypatch):
     compare(monkeypatch, one_way(draw(torch.bfloat16, 40)))
     compare(monkeypatch, draw(torch.float32, 35, channels=37, segments=True))
+
+
+@pytest.mark.parametrize(("dtype", "rank"), [(torch.bfloat16, 16), (torch.float16, 32), (torch.bfloat16, 48)])
+def test_rank_rows_are_multiplied_in_the_kernel(dtype, rank, gpu, monkeypatch):
+    for length in (1, 75):
+        arguments = draw(dtype, length, rank=rank, segments=rank == 32)
+        compare(monkeypatch, one_way(arguments) if rank == 48 else arguments)
+    kinds = [dict(wanted.defines) for wanted in gpu.used if wanted.entry != "vlm_sum"]
+    assert {kind["VLM_RANK"] for kind in kinds} == {rank}
+    if rank > 16:
+        return
+    gpu.multiprocessors = 10**6
+    compare(monkeypatch, draw(dtype, 75, rank=rank))
+    assert entries(gpu).count("vlm_scan_backward_carry") == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rank", "channels"),
+    [(torch.bfloat16, 3, 64), (torch.bfloat16, 16, 36), (torch.float32, 16, 64)],
+)
+def test_rank_rows_that_no_kernel_takes_are_multiplied_before(dtype, rank, channels, gpu, monkeypatch):
+    """A rank that fills no fragment, channels that fill no vector, full precision."""
+    arguments = draw(dtype, 40, channels, rank=rank)
+    monkeypatch.setenv(VARIABLE, "cuda")
+    dout = torch.randn(2, 40, channels).to(dtype)
+    found = run(arguments, dout)
+    assert {dict(wanted.defines)["VLM_RANK"] for wanted in gpu.used} == {0}
+    monkeypatch.setenv(VARIABLE, "chunked")
+    for mine, truth in zip(found, run(arguments, dout), strict=True):
+        assert (mine.double() - truth.double()).norm() <= 5e-3 * truth.double().norm()
+
+
+def test_one_direction_may_bring_delta_and_the_other_rows(gpu, monkeypatch):
+    rows, whole = (draw(torch.bfloat16, 40, rank=rank) for rank in (16, 0))
+    mixed = [whole[place] if place in (4, 14) else x for place, x in enumerate(rows)]
+    compare(monkeypatch, mixed)
+    assert {dict(wanted.defines)["VLM_RANK"] for wanted in gpu.used} == {0}
 
 
 def test_few_warps_cut_time_into_spans(gpu, monkeypatch):

@@ -38,6 +38,8 @@ class Instantiation:
 PROBE = Instantiation("probe.cu", "vlm_probe", max_registers=32)
 
 SCAN_STATES = (8, 16, 32, 64)
+# columns of rank rows that a scan multiplies by itself
+SCAN_RANKS = (16, 32, 48)
 # over how many warps the time of a scan may be split, without and with events
 SCAN_SPLITS = {False: (1, 2, 4), True: (1, 4)}
 _SCAN_REGISTERS = 128
@@ -45,13 +47,20 @@ _SPLIT_SPILL_BYTES = 32
 
 
 def _scan_defines(
-    io: str, states: int, directions: int, *, aligned: bool, events: bool, split: int = 1
+    io: str,
+    states: int,
+    directions: int,
+    *,
+    aligned: bool,
+    events: bool,
+    rank: int = 0,
+    split: int = 1,
 ) -> tuple[tuple[str, str | int], ...]:
     return (
         ("VLM_IO", io),
         ("VLM_STATES", states),
         ("VLM_DIRECTIONS", directions),
-        ("VLM_RANK", 0),
+        ("VLM_RANK", rank),
         ("VLM_ALIGNED", int(aligned)),
         ("VLM_EVENTS", int(events)),
         ("VLM_SPLIT", split),
@@ -60,10 +69,17 @@ def _scan_defines(
 
 @functools.cache
 def scan_forward_kernel(
-    io: str, states: int, directions: int, *, aligned: bool, events: bool, split: int = 1
+    io: str,
+    states: int,
+    directions: int,
+    *,
+    aligned: bool,
+    events: bool,
+    rank: int = 0,
+    split: int = 1,
 ) -> Instantiation:
     """Return the forward scan for one kind of problem; the macros are explained in ``problem.cuh``."""
-    defines = _scan_defines(io, states, directions, aligned=aligned, events=events, split=split)
+    defines = _scan_defines(io, states, directions, aligned=aligned, events=events, rank=rank, split=split)
     if split == 1:
         return Instantiation("scan_forward.cu", "vlm_scan_forward", defines, max_registers=_SCAN_REGISTERS)
     # a lane of a split scan keeps a tile's decays; compiled for sm_100 that is a few registers too many
@@ -72,19 +88,19 @@ def scan_forward_kernel(
 
 @functools.cache
 def scan_backward_kernel(
-    io: str, states: int, directions: int, *, aligned: bool, events: bool
+    io: str, states: int, directions: int, *, aligned: bool, events: bool, rank: int = 0
 ) -> Instantiation:
     """Return the backward scan for one kind of problem."""
-    defines = _scan_defines(io, states, directions, aligned=aligned, events=events)
+    defines = _scan_defines(io, states, directions, aligned=aligned, events=events, rank=rank)
     return Instantiation("scan_backward.cu", "vlm_scan_backward", defines)
 
 
 @functools.cache
 def scan_backward_carry_kernel(
-    io: str, states: int, directions: int, *, aligned: bool, events: bool
+    io: str, states: int, directions: int, *, aligned: bool, events: bool, rank: int = 0
 ) -> Instantiation:
     """Return what finds the gradients that flow back over the borders of spans of time."""
-    defines = _scan_defines(io, states, directions, aligned=aligned, events=events)
+    defines = _scan_defines(io, states, directions, aligned=aligned, events=events, rank=rank)
     return Instantiation("scan_backward.cu", "vlm_scan_backward_carry", defines)
 
 

@@ -72,15 +72,18 @@ class _PartialSums(ctypes.Structure):
 
 def scan_backward(dy: Tensor, s: Scan, kept: Tensor) -> ScanGradients:
     """Return the gradients of sum(y * dy) of one direction; ``kept`` as ``scan_forward`` left it."""
-    return _run(dy, [s], None, None, None, kept.unsqueeze(0))[0][0]
+    return _run(dy, [s], None, [], None, None, kept.unsqueeze(0))[0][0]
 
 
 def bi_scan_backward(
-    dout: Tensor, scans: list[Scan], z: Tensor, total: Tensor, kept: Tensor
+    dout: Tensor, scans: list[Scan], z: Tensor, weights: list[Tensor], total: Tensor, kept: Tensor
 ) -> tuple[list[ScanGradients], list[Tensor], Tensor]:
-    """Return each direction's gradients, those of its [B | C] (b, l, 2n), and that of the gate."""
+    """Return each direction's gradients, those of its [B | C] (b, l, 2n), and that of the gate.
+
+    The gradient of delta is (b, l, e) also where delta came as rank rows.
+    """
     dz = torch.empty_like(dout, memory_format=torch.contiguous_format)
-    gradients, joined = _run(dout, scans, z, total, dz, kept)
+    gradients, joined = _run(dout, scans, z, weights, total, dz, kept)
     return gradients, [both.flatten(2) for both in joined], dz
 
 
@@ -88,6 +91,7 @@ def _run(
     dout: Tensor,
     scans: list[Scan],
     z: Tensor | None,
+    weights: list[Tensor],
     total: Tensor | None,
     dz: Tensor | None,
     kept: Tensor,
@@ -105,11 +109,15 @@ def _run(
     problem.total = addresses.of_sequence(None if total is None else total.contiguous())
     addresses.gate(problem, z)
     for place, (q, s) in enumerate(zip(problem.direction, scans, strict=False)):
-        addresses.direction(q.given, s)
+        addresses.direction(q.given, s, weights[place] if weights else None)
         q.given.kept = addresses.of(kept[place])
     kind = (STORED[dout.dtype], states, len(scans))
-    events, aligned = segments is not None, addresses.are_aligned(channels // groups)
-    kernel = cuda_library.kernel(scan_backward_kernel(*kind, aligned=aligned, events=events), dout.device)
+    options = {
+        "aligned": addresses.are_aligned(channels // groups),
+        "events": segments is not None,
+        "rank": weights[0].shape[1] if weights else 0,
+    }
+    kernel = cuda_library.kernel(scan_backward_kernel(*kind, **options), dout.device)
     threads, shared_bytes, tile_channels, block_warps = geometry(kernel, _GEOMETRY)
     tiles = -(-(channels // groups) // tile_channels)
     warps = batch * len(scans) * groups * tiles
@@ -119,8 +127,7 @@ def _run(
         for name, tensor in out.items():
             setattr(q, name, addresses.of(tensor))
     if spans > 1:
-        wanted = scan_backward_carry_kernel(*kind, aligned=aligned, events=events)
-        carry = cuda_library.kernel(wanted, dout.device)
+        carry = cuda_library.kernel(scan_backward_carry_kernel(*kind, **options), dout.device)
         carry.launch((-(-warps * (spans - 1) // block_warps), 1, 1), (threads, 1, 1), shared_bytes, problem)
     kernel.launch((-(-warps * spans // block_warps), 1, 1), (threads, 1, 1), shared_bytes, problem)
     return _gathered(outputs)
