@@ -277,8 +277,9 @@ __device__ __forceinline__ void store_dz(const Task &w, const Times &times) {
 
 __device__ __forceinline__ void find_drops(const Task &w, const Times &times) {
   if (!kEvents) return;
-  const int *segments = w.p.segments ? w.p.segments + static_cast<long long>(w.batch) * w.length : nullptr;
-  const unsigned drops = find_borders<kChunk>(segments, times, w.lane);
+  unsigned drops = 0;
+  if (w.p.segments)
+    drops = find_borders<kChunk>(w.p.segments + static_cast<long long>(w.batch) * w.length, times, w.lane);
   if (w.lane == 0) w.room.drops = drops;
 }
 
@@ -487,7 +488,7 @@ __device__ __forceinline__ void store_carry(const Task &w, int which, const Stat
 // What flows back out of the span if nothing flows in, and what share of what flows in comes out
 __device__ __forceinline__ void find_carry(const Task &w) {
   load_parameters(w);
-  const States A = load_decays(w.given().A, w.lane_channel(), w.part, w.there());
+  const States A = load_decays(w, w.given(), w.there());
   States carry{}, share;
 #pragma unroll
   for (int n = 0; n < kStates; ++n) share.of[0][n] = share.of[1][n] = 1.0f;
@@ -538,7 +539,7 @@ __device__ __forceinline__ States load_carry(const Task &w) {
 
 __device__ __forceinline__ void scan_backward(const Task &w) {
   load_parameters(w);
-  const States A = load_decays(w.given().A, w.lane_channel(), w.part, w.there());
+  const States A = load_decays(w, w.given(), w.there());
   States carry = load_carry(w), dA{};
   float4 sums = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   for (int chunk = w.end_chunk() - 1; chunk >= w.first_chunk(); --chunk) {

@@ -137,8 +137,8 @@ __device__ __forceinline__ Events find_events(const Task &w, int tile) {
   Events events{0, 0};
   if (!kEvents) return events;
   const Times times = w.times(tile);
-  const int *segments = w.p.segments ? w.p.segments + static_cast<long long>(w.batch) * w.length : nullptr;
-  events.drops = find_borders<kRows>(segments, times, w.lane);
+  if (w.p.segments)
+    events.drops = find_borders<kRows>(w.p.segments + static_cast<long long>(w.batch) * w.length, times, w.lane);
   if (w.q.kept) {
     const int row = -times.first_step() & (kKeepEvery - 1);
     if (row < kRows && times.has(row)) events.keeps = 1u << row;
@@ -384,7 +384,7 @@ __device__ __forceinline__ void meet(const Task &w) { sync_named(w.meeting_barri
 
 __device__ __forceinline__ void scan(const Task &w) {
   load_parameters(w);
-  const States A = load_decays(w.q.A, w.lane_channel(), w.part, w.there);
+  const States A = load_decays(w, w.q, w.there);
   States h = load_initial(w);
   if (kSplit > 1) put_states(carried(w), h);
   const float2 D = make_float2(w.q.D && w.there > 0 ? w.q.D[w.lane_channel()] : 0.0f,

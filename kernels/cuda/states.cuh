@@ -1,6 +1,7 @@
 // What both passes of the scan do alike: states in registers, B and C as fp32, borders of segments.
 #pragma once
 #include "math.cuh"
+#include "problem.cuh"
 #include "tile.cuh"
 
 namespace vlm {
@@ -26,14 +27,15 @@ struct Row {
   }
 };
 
-// This lane's decay rates, for powers of two. `from` is (e, n); `there` channels of the pair exist.
-__device__ __forceinline__ States load_decays(const float *from, long long channel, int part, int there) {
+// the decay rates of a lane, for powers of two; `there` channels of its pair exist
+template <class Task>
+__device__ __forceinline__ States load_decays(const Task &w, const ScanDirection &q, int there) {
   States A;
 #pragma unroll
   for (int c = 0; c < 2; ++c)
 #pragma unroll
     for (int n = 0; n < kStates; ++n)
-      A.of[c][n] = c < there ? kLog2E * from[(channel + c) * kStateCount + part * kStates + n] : 0.0f;
+      A.of[c][n] = c < there ? kLog2E * q.A[(w.lane_channel() + c) * kStateCount + w.part * kStates + n] : 0.0f;
   return A;
 }
 
@@ -74,15 +76,11 @@ template <int Count, class T> __device__ __forceinline__ void widen_halves(const
   }
 }
 
-// before which of `Rows` rows another segment begins, bit by bit; `segments` are those of the batch row, or null
+// before which of `Rows` rows another segment begins, bit by bit; `segments` are those of the batch row
 template <int Rows> __device__ __forceinline__ unsigned find_borders(const int *segments, const Times &times, int lane) {
-  bool border = false;
-  if (segments) {
-    const int t = times.at(lane), before = t - times.sign;
-    border = (Rows == 32 || lane < Rows) && times.has(lane) && before >= 0 && before < times.length &&
-             segments[t] != segments[before];
-  }
-  return ballot(border);
+  const int t = times.at(lane), before = t - times.sign;
+  const bool border = (Rows == 32 || lane < Rows) && times.has(lane) && before >= 0 && before < times.length;
+  return ballot(border && segments[t] != segments[before]);
 }
 
 }  // namespace vlm

@@ -118,6 +118,20 @@ def test_rank_rows_that_no_kernel_takes_are_multiplied_before(dtype, rank, chann
         assert (mine.double() - truth.double()).norm() <= 5e-3 * truth.double().norm()
 
 
+def test_rank_rows_at_odd_addresses_are_multiplied_before(gpu, monkeypatch):
+    arguments = draw(torch.bfloat16, 40, rank=16)
+    odd = torch.zeros(2, 40, 19).bfloat16()[..., 3:]
+    arguments[4] = odd.copy_(arguments[4])
+    even = [x.contiguous().clone() if place == 4 else x for place, x in enumerate(arguments)]
+    monkeypatch.setenv(VARIABLE, "cuda")
+    dout = torch.randn(2, 40, 64).bfloat16()
+    found = run(arguments, dout)
+    assert {dict(wanted.defines)["VLM_RANK"] for wanted in gpu.used} == {0}
+    for mine, truth in zip(found, run(even, dout), strict=True):
+        assert (mine.double() - truth.double()).norm() <= 1e-2 * truth.double().norm()
+    assert 16 in {dict(wanted.defines)["VLM_RANK"] for wanted in gpu.used}
+
+
 def test_one_direction_may_bring_delta_and_the_other_rows(gpu, monkeypatch):
     rows, whole = (draw(torch.bfloat16, 40, rank=rank) for rank in (16, 0))
     mixed = [whole[place] if place in (4, 14) else x for place, x in enumerate(rows)]

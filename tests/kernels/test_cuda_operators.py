@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 
+from vlm.models.mamba_block import BidirectionalMixer, initialise_mixer
 from vlm.ops import Branch, bidirectional_mamba, selective_scan
 from vlm.ops.cuda import arguments as cuda_arguments
 from vlm.ops.cuda import scan_calls, scan_gradients
@@ -94,6 +95,28 @@ def test_projections_that_are_modules(gpu, both, monkeypatch):
     monkeypatch.setattr(x_proj, "bias", torch.nn.Parameter(torch.ones(35).bfloat16()))
     biased, expected = both(compute)
     assert error(biased, expected) < LIMITS[torch.bfloat16] and error(biased, plain) > 1e-2
+
+
+def test_a_models_mixer_trains_in_half_precision(gpu, both):
+    """Weights in full precision, products under autocast: the model's own layers reach the short way."""
+    torch.manual_seed(4)
+    sizes = {"state_size": 16, "conv_width": 4, "expand": 2, "dt_rank": 12, "bidirectional": True}
+    layer = BidirectionalMixer(32, **sizes)
+    initialise_mixer(layer, depth=1, style="mamba")
+    tokens = torch.randn(2, 40, 32)
+
+    def compute():
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(tokens)
+        return [out.detach(), *torch.autograd.grad(out.float().square().sum(), list(layer.parameters()))]
+
+    found, expected = both(compute)
+    scans = [dict(wanted.defines) for wanted in gpu.used if wanted.entry != "vlm_sum"]
+    assert {(kind["VLM_IO"], kind["VLM_RANK"], kind["VLM_ALIGNED"]) for kind in scans} == {("bf16", 16, 1)}
+    for mine, truth, given in zip(found[1:], expected[1:], layer.parameters(), strict=True):
+        assert mine.dtype == given.dtype == torch.float32
+        assert error(mine, truth) < 2e-2  # delta is rounded there and not here
+    assert error(found[0], expected[0]) < 1e-2
 
 
 def test_without_gradients_nothing_is_kept(gpu, both):
