@@ -68,7 +68,7 @@ def _scan(case: Case, gradient: bool) -> Job:
     u, z, delta, rows, A, D, bias = leaves
 
     def run() -> Tensor:
-        arguments = (u, None, z, delta, None, rows, None, A, None, D, None, bias, None, None, gradient)
+        arguments = (u, None, z, delta, None, rows, None, A, None, D, None, bias, *(None,) * 4, gradient)
         out: Tensor = torch.ops.vlm.bi_scan(*arguments)[0]
         return out
 

@@ -5,10 +5,11 @@ each, so that an interrupted check keeps what it found. ``--only`` runs some of 
 
   correctness  the scans through the operators against fp64, every output and gradient, and twice to the bit
   ceilings     what this GPU copies and multiplies in a second
-  scan         both directions, beside the PyTorch implementation and mamba-ssm's extension where it imports
+  scan         both directions with delta's product, beside PyTorch's and mamba-ssm's where that imports
   block        everything between two norms            encoder      VideoMamba, inference and training step
 
-Exit code 1 if a number is wrong; ratios are printed only then when all numbers are right.
+Exit code 1 if a number is wrong; ratios are printed only then when all numbers are right. The whole ends
+within ``--minutes``: what there is no time for is left out, comparisons first.
 """
 
 from __future__ import annotations
@@ -51,14 +52,20 @@ CHECKED = (
     (75, 96, 32, 2),
     (1569, 384, 16, 1),
     (1569, 1152, 16, 2),
+    # enough warps to fill a GPU without sharing time
+    (197, 384, 16, 64),
 )
-# name: channels of the scan, model size
-SIZES = {"Ti": (384, "tiny"), "S": (768, "small"), "M": (1152, "middle")}
+# columns of rank rows, which half types multiply in the kernel: (length, channels, rank, batch)
+CHECKED_RANKS = ((33, 64, 16, 2), (197, 384, 32, 64), (1569, 1152, 48, 1))
+# name: channels of the scan, filled rank, model size
+SIZES = {"Ti": (384, 16, "tiny"), "S": (768, 32, "small"), "M": (1152, 48, "middle")}
 # clips, frames of 224 x 224
 LOADS = ((64, 8), (8, 64), (1, 64))
 PLACES = 196
 # exponentials of a step and channel, with softplus and half a gate; those a multiprocessor makes in a clock
 EXPONENTIALS, EXPONENTIALS_PER_CLOCK = 17.5, 16
+# comparisons end so long before the time is up; our own figures take no longer
+OWN_SECONDS = 100
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,9 +75,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", choices=list(SECTIONS), help="only this section")
     parser.add_argument("--device", default="cuda", help="cpu proves the program, not the kernels")
     parser.add_argument("--seconds", type=float, default=0.5, help="least time spent on one measurement")
+    parser.add_argument("--minutes", type=float, default=8.5, help="most time spent on the whole")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that the program runs")
     arguments = parser.parse_args(argv)
-    check = Check(torch.device(arguments.device), arguments.seconds, arguments.small)
+    device = torch.device(arguments.device)
+    check = Check(device, arguments.seconds, 60 * arguments.minutes, arguments.small)
     results: dict[str, Any] = {"machine": check.machine(), "sections": {}}
     for name in arguments.only or SECTIONS:
         start = time.perf_counter()
@@ -91,9 +100,10 @@ def main(argv: list[str] | None = None) -> int:
 class Check:
     """The device, and what has been found so far."""
 
-    def __init__(self, device: torch.device, seconds: float, is_small: bool) -> None:
+    def __init__(self, device: torch.device, seconds: float, budget_s: float, is_small: bool) -> None:
         self.device = device
         self.seconds = seconds
+        self.end = time.perf_counter() + budget_s
         self.is_small = is_small
         self.is_right = True
         self.ours = "cuda" if device.type == "cuda" else "cpu"
@@ -105,6 +115,10 @@ class Check:
                     self.backends.append("mamba_ssm")
                 except KernelError as error:
                     print(f"without mamba-ssm: {error}")
+
+    def has_time(self, name: str) -> bool:
+        """Return whether a figure of this backend may still be taken."""
+        return time.perf_counter() < self.end - (0 if name == self.ours else OWN_SECONDS)
 
     def machine(self) -> dict[str, Any]:
         """Name what the figures were taken on."""
@@ -131,10 +145,15 @@ class Check:
 
     def time_ms(self, run: Callable[[], object]) -> dict[str, float]:
         """Return median, least and spread of the device's time for ``run``."""
+        begin = time.perf_counter()
         run()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        # what takes seconds is not the kernels' doing, and its spread is small beside the ratio
+        least = 3 if time.perf_counter() - begin < 2 else 2
         times: list[float] = []
         begin = time.perf_counter()
-        while len(times) < 3 or (time.perf_counter() - begin < self.seconds and len(times) < 200):
+        while len(times) < least or (time.perf_counter() - begin < self.seconds and len(times) < 200):
             times.append(self._once_ms(run))
         quartiles = statistics.quantiles(times, n=4)
         return {
@@ -180,28 +199,32 @@ def forced(name: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def draw(check: Check, batch: int, length: int, channels: int, states: int, dtype: torch.dtype) -> list[Any]:
-    """Return the arguments of ``vlm::bi_scan`` up to the segments."""
+def draw(
+    check: Check, batch: int, length: int, channels: int, states: int, dtype: torch.dtype, rank: int = 0
+) -> list[Any]:
+    """Return the arguments of ``vlm::bi_scan`` up to the segments; with a rank, delta as rows and weights."""
     torch.manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device=check.device).to(dtype)
 
     wide = torch.promote_types(dtype, torch.float32)
-    u_f, u_b, z, delta_f, delta_b = (normal(batch, length, channels) for _ in range(5))
+    u_f, u_b, z = (normal(batch, length, channels) for _ in range(3))
+    delta_f, delta_b = (normal(batch, length, rank or channels) for _ in range(2))
     bc_f, bc_b = (normal(batch, length, 2 * states) for _ in range(2))
     rates = -torch.arange(1.0, states + 1, device=check.device).repeat(channels, 1)
     parameters = [rates, rates * 0.9, *(torch.randn(channels, device=check.device) for _ in range(4))]
-    return [u_f, u_b, z, delta_f, delta_b, bc_f, bc_b, *(p.to(wide) for p in parameters), None]
+    weights = [normal(channels, rank) / rank**0.5 if rank else None for _ in range(2)]
+    return [u_f, u_b, z, delta_f, delta_b, bc_f, bc_b, *(p.to(wide) for p in parameters), *weights, None]
 
 
 def run_scan(arguments: list[Any], dout: Tensor | None) -> list[Tensor]:
     """Return the operator's output and, with ``dout``, all gradients."""
     if dout is None:
         return [torch.ops.vlm.bi_scan(*arguments, False)[0]]
-    leaves = [x.detach().requires_grad_() for x in arguments[:-1]]
+    leaves = [None if x is None else x.detach().requires_grad_() for x in arguments[:-1]]
     out = torch.ops.vlm.bi_scan(*leaves, arguments[-1], True)[0]
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+    return [out.detach(), *torch.autograd.grad(out, [x for x in leaves if x is not None], dout)]
 
 
 def correctness(check: Check) -> dict[str, Any]:
@@ -209,8 +232,11 @@ def correctness(check: Check) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name, dtype in DTYPES.items():
         worst = {"output": 0.0, "gradient": 0.0}
-        for length, channels, states, batch in CHECKED[:5] if check.is_small else CHECKED:
-            arguments = draw(check, batch, length, channels, states, dtype)
+        cases = [(*case, 0) for case in (CHECKED[:5] if check.is_small else CHECKED)]
+        for length, channels, rank, batch in CHECKED_RANKS[:1] if check.is_small else CHECKED_RANKS:
+            cases.append((length, channels, 16, batch, rank))
+        for length, channels, states, batch, rank in cases:
+            arguments = draw(check, batch, length, channels, states, dtype, rank)
             dout = torch.randn(batch, length, channels, device=check.device).to(dtype)
             with forced(check.ours):
                 found, again = run_scan(arguments, dout), run_scan(arguments, dout)
@@ -227,7 +253,8 @@ def correctness(check: Check) -> dict[str, Any]:
             within = max(errors[:2]) <= OUTPUT_LIMITS[name] and max(errors[2:]) <= GRADIENT_LIMITS[name]
             if not (within and repeats):
                 check.is_right = False
-                print(f"  WRONG {name} L{length} e{channels} n{states} b{batch}: {errors}, repeats {repeats}")
+                case = f"L{length} e{channels} n{states} b{batch} r{rank}"
+                print(f"  WRONG {name} {case}: {errors}, repeats {repeats}")
         rows[name] = worst
         print(f"correctness {name}: output {worst['output']:.1e}, gradients {worst['gradient']:.1e}")
     return rows
@@ -251,24 +278,28 @@ def ceilings(check: Check) -> dict[str, Any]:
 
 
 def scan(check: Check) -> dict[str, Any]:
-    """Time the two scans of a block."""
+    """Time the two scans of a block, with the products that give delta."""
     rows: dict[str, Any] = {}
-    for size, (channels, _) in SIZES.items():
+    for size, (channels, rank, _) in SIZES.items():
         for batch, frames in LOADS:
             length = 1 + (4 if check.is_small else PLACES * frames)
-            arguments = draw(check, 1 if check.is_small else batch, length, channels, 16, torch.bfloat16)
+            arguments = draw(
+                check, 1 if check.is_small else batch, length, channels, 16, torch.bfloat16, rank
+            )
             dout = torch.randn_like(arguments[0])
+            with forced(check.ours):
+                _, *kept = torch.ops.vlm.bi_scan(*arguments, True)
             key = f"{size} B{batch} T{frames}"
             rows[key] = _side_by_side(
                 check,
                 f"scan {key}",
                 {
                     "forward": partial(run_scan, arguments, None),
-                    "forward_backward": partial(run_scan, arguments, dout),
+                    "backward": partial(torch.ops.vlm.bi_scan_backward, dout, *arguments, *kept),
                 },
             )
             floor = check.floor_ms(len(dout), length, channels)
-            if floor:
+            if floor and "median_ms" in rows[key]["forward"][check.ours]:
                 rows[key]["floor_ms"] = floor
                 share = floor / rows[key]["forward"][check.ours]["median_ms"]
                 print(f"  forward reaches {100 * share:.0f} % of the exponentials' floor")
@@ -287,7 +318,7 @@ def encoder(check: Check) -> dict[str, Any]:
 
 def _models(check: Check, title: str, depth: int | None) -> dict[str, Any]:
     rows: dict[str, Any] = {}
-    for size, (_, name) in SIZES.items():
+    for size, (_, _, name) in SIZES.items():
         for batch, frames in LOADS:
             side = 32 if check.is_small else 224
             settings: dict[str, Any] = {"num_frames": frames, "image_size": side}
@@ -321,11 +352,14 @@ def _jobs(model: VideoMamba, video: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def _side_by_side(check: Check, title: str, jobs: dict[str, Callable[[], object]]) -> dict[str, Any]:
-    """Time every job on every backend; one that runs out of memory is said to, and left out."""
+    """Time every job on every backend; one that runs out of memory or time is said to, and left out."""
     row: dict[str, Any] = {}
     for job, run in jobs.items():
         row[job] = {}
         for name in check.backends:
+            if not check.has_time(name):
+                row[job][name] = {"error": "no time left"}
+                continue
             try:
                 with forced(name):
                     row[job][name] = check.time_ms(run)
@@ -333,7 +367,7 @@ def _side_by_side(check: Check, title: str, jobs: dict[str, Callable[[], object]
                 row[job][name] = {"error": "out of memory"}
                 torch.cuda.empty_cache()
         ours = row[job][check.ours].get("median_ms")
-        text = f"{title} {job}: " + (f"{ours:.3f} ms" if ours else "out of memory")
+        text = f"{title} {job}: " + (f"{ours:.3f} ms" if ours else row[job][check.ours]["error"])
         for name in check.backends[1:]:
             other = row[job][name].get("median_ms")
             if ours and other and check.is_right:

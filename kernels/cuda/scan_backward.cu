@@ -8,9 +8,8 @@
 // steps at a time with everything the way back needs in registers. Warps do not depend on each other, so what has to be
 // added up over channel tiles or batch rows is written in parts, which sum.cu adds: no atomics, results repeat to the
 // bit.
-#include "math.cuh"
 #include "problem.cuh"
-#include "tile.cuh"
+#include "states.cuh"
 
 namespace vlm {
 
@@ -104,27 +103,6 @@ struct Task {
   }
 };
 
-// of the states of a lane: [channel of the pair][state]
-struct States {
-  float of[2][kStates];
-};
-
-// this lane's states of B or C
-struct Row {
-  float of[kStates];
-
-  __device__ __forceinline__ explicit Row(const float *from) {
-#pragma unroll
-    for (int n = 0; n < kStates; n += 4) {
-      const float4 v = *reinterpret_cast<const float4 *>(from + n);
-      of[n] = v.x;
-      of[n + 1] = v.y;
-      of[n + 2] = v.z;
-      of[n + 3] = v.w;
-    }
-  }
-};
-
 __device__ __forceinline__ Row row_of_B(const Task &w, int row) {
   return Row(w.room.bc + row * 2 * kStateCount + w.part * kStates);
 }
@@ -135,19 +113,6 @@ __device__ __forceinline__ Row row_of_C(const Task &w, int row) {
 
 __device__ __forceinline__ float2 load_u(const Task &w, int row, int pair) {
   return Pairs<Io>::load(w.room.u + row * kTileChannels + 2 * pair);
-}
-
-__device__ __forceinline__ States load_decays(const Task &w) {
-  const int there = w.there();
-  States A;
-#pragma unroll
-  for (int c = 0; c < 2; ++c)
-#pragma unroll
-    for (int n = 0; n < kStates; ++n)
-      A.of[c][n] = c < there
-                       ? kLog2E * w.given().A[(w.lane_channel() + c) * kStateCount + w.part * kStates + n]
-                       : 0.0f;
-  return A;
 }
 
 __device__ __forceinline__ States load_kept(const Task &w, int chunk) {
@@ -211,15 +176,8 @@ template <bool Whole> __device__ __forceinline__ void fetch_chunk(const Task &w,
 // B and C as fp32; of stored fp32 they already lie where they should
 template <class T> __device__ __forceinline__ void widen(const Task &w) {
   if constexpr (sizeof(T) == 2) {
-    const uint4 *from = reinterpret_cast<const uint4 *>(&w.room.raw.bc);
-    float4 *to = reinterpret_cast<float4 *>(w.room.bc);
-#pragma unroll 4
-    for (int i = w.lane; i < kChunk * 2 * kStateCount / 8; i += 32) {
-      const uint4 words = from[i];
-      const float2 a = unpack<T>(words.x), b = unpack<T>(words.y), c = unpack<T>(words.z), d = unpack<T>(words.w);
-      to[2 * i] = make_float4(a.x, a.y, b.x, b.y);
-      to[2 * i + 1] = make_float4(c.x, c.y, d.x, d.y);
-    }
+    const T *from = reinterpret_cast<const T *>(&w.room.raw.bc);
+    widen_halves<kChunk * 2 * kStateCount>(from, w.room.bc, w.lane);
   }
 }
 
@@ -319,13 +277,9 @@ __device__ __forceinline__ void store_dz(const Task &w, const Times &times) {
 
 __device__ __forceinline__ void find_drops(const Task &w, const Times &times) {
   if (!kEvents) return;
-  bool border = false;
-  if (w.p.segments) {
-    const int *segments = w.p.segments + static_cast<long long>(w.batch) * w.length;
-    const int t = times.at(w.lane), before = t - times.sign;
-    border = times.has(w.lane) && before >= 0 && before < w.length && segments[t] != segments[before];
-  }
-  const unsigned drops = ballot(border);
+  unsigned drops = 0;
+  if (w.p.segments)
+    drops = find_borders<kChunk>(w.p.segments + static_cast<long long>(w.batch) * w.length, times, w.lane);
   if (w.lane == 0) w.room.drops = drops;
 }
 
@@ -345,41 +299,19 @@ __device__ __forceinline__ void advance(const Task &w, const States &A, int row,
       h.of[c][n] = fmaf(exp2_approx(delta[c] * A.of[c][n]), h.of[c][n], drive[c] * B.of[n]);
 }
 
-__device__ __forceinline__ void put_mark(const Task &w, int mark, const States &h) {
-#pragma unroll
-  for (int i = 0; i < 2 * kQuads; ++i) {
-    const float *v = h.of[i / kQuads] + i % kQuads * 4;
-    w.room.work.marks[mark][i][w.lane] = make_float4(v[0], v[1], v[2], v[3]);
-  }
-}
-
-__device__ __forceinline__ States get_mark(const Task &w, int mark) {
-  States h;
-#pragma unroll
-  for (int i = 0; i < 2 * kQuads; ++i) {
-    float *v = h.of[i / kQuads] + i % kQuads * 4;
-    const float4 quad = w.room.work.marks[mark][i][w.lane];
-    v[0] = quad.x;
-    v[1] = quad.y;
-    v[2] = quad.z;
-    v[3] = quad.w;
-  }
-  return h;
-}
-
 __device__ __forceinline__ void put_marks(const Task &w, int chunk, const States &A) {
   States h = load_kept(w, chunk);
   for (int mark = 0; mark < kMarks; ++mark) {
 #pragma unroll 4
     for (int row = 0; row < kMarkEvery; ++row) advance(w, A, mark * kMarkEvery + row, h);
-    put_mark(w, mark, h);
+    put_states(&w.room.work.marks[mark][0][w.lane], h);
   }
 }
 
 // the state before a row
 __device__ __forceinline__ States find_state(const Task &w, int chunk, const States &A, int row) {
   const int mark = row / kMarkEvery;
-  States h = mark ? get_mark(w, mark - 1) : load_kept(w, chunk);
+  States h = mark ? get_states(&w.room.work.marks[mark - 1][0][w.lane]) : load_kept(w, chunk);
 #pragma unroll 2
   for (int i = mark * kMarkEvery; i < row; ++i) advance(w, A, i, h);
   return h;
@@ -556,7 +488,7 @@ __device__ __forceinline__ void store_carry(const Task &w, int which, const Stat
 // What flows back out of the span if nothing flows in, and what share of what flows in comes out
 __device__ __forceinline__ void find_carry(const Task &w) {
   load_parameters(w);
-  const States A = load_decays(w);
+  const States A = load_decays(w, w.given(), w.there());
   States carry{}, share;
 #pragma unroll
   for (int n = 0; n < kStates; ++n) share.of[0][n] = share.of[1][n] = 1.0f;
@@ -607,7 +539,7 @@ __device__ __forceinline__ States load_carry(const Task &w) {
 
 __device__ __forceinline__ void scan_backward(const Task &w) {
   load_parameters(w);
-  const States A = load_decays(w);
+  const States A = load_decays(w, w.given(), w.there());
   States carry = load_carry(w), dA{};
   float4 sums = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   for (int chunk = w.end_chunk() - 1; chunk >= w.first_chunk(); --chunk) {

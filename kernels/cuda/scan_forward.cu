@@ -9,10 +9,9 @@
 // sum in `out`, who comes second adds, gates and writes. One barrier separates the two halves; no atomics, so results
 // repeat to the bit. Rounded to half a type the first sum would cost as much accuracy as the output itself, so of fp32
 // the high words go to `out` and the low ones to `total`.
-#include "math.cuh"
 #include "partial.cuh"
 #include "problem.cuh"
-#include "tile.cuh"
+#include "states.cuh"
 
 namespace vlm {
 
@@ -45,11 +44,6 @@ struct Task {
   }
 };
 
-// the states of a lane: [channel of the pair][state]
-struct States {
-  float of[2][kStates];
-};
-
 struct Events {
   unsigned drops, keeps;  // bit i: before row i the state is dropped, is kept
 
@@ -57,17 +51,6 @@ struct Events {
   __device__ __forceinline__ bool drop(int row) const { return kEvents && (drops >> row & 1); }
   __device__ __forceinline__ bool keep(int row) const { return kEvents && (keeps >> row & 1); }
 };
-
-__device__ __forceinline__ States load_decays(const Task &w) {
-  States A;
-#pragma unroll
-  for (int c = 0; c < 2; ++c)
-#pragma unroll
-    for (int n = 0; n < kStates; ++n)
-      A.of[c][n] =
-          c < w.there ? kLog2E * w.q.A[(w.lane_channel() + c) * kStateCount + w.part * kStates + n] : 0.0f;
-  return A;
-}
 
 __device__ __forceinline__ long long end_state(const Task &w, int c) {
   return (w.batch * w.p.channels + w.lane_channel() + c) * kStateCount + w.part * kStates;
@@ -154,12 +137,8 @@ __device__ __forceinline__ Events find_events(const Task &w, int tile) {
   Events events{0, 0};
   if (!kEvents) return events;
   const Times times = w.times(tile);
-  if (w.p.segments) {
-    const int *segments = w.p.segments + static_cast<long long>(w.batch) * w.length;
-    const int t = times.at(w.lane), before = t - times.sign;
-    const bool border = w.lane < kRows && times.has(w.lane) && before >= 0 && before < w.length;
-    events.drops = ballot(border && segments[t] != segments[before]);
-  }
+  if (w.p.segments)
+    events.drops = find_borders<kRows>(w.p.segments + static_cast<long long>(w.batch) * w.length, times, w.lane);
   if (w.q.kept) {
     const int row = -times.first_step() & (kKeepEvery - 1);
     if (row < kRows && times.has(row)) events.keeps = 1u << row;
@@ -172,16 +151,9 @@ template <class T> __device__ __forceinline__ const float *widen(const Task &w, 
   if constexpr (sizeof(T) == 4) {
     return bc;
   } else {
-    float4 *to = reinterpret_cast<float4 *>(&w.room().wide);
-#pragma unroll
-    for (int first = 0; first < kRows * 2 * kStateCount / 8; first += 32) {
-      const int i = first + w.lane;
-      const uint4 words = reinterpret_cast<const uint4 *>(bc)[i];
-      const float2 a = unpack<T>(words.x), b = unpack<T>(words.y), c = unpack<T>(words.z), d = unpack<T>(words.w);
-      to[2 * i] = make_float4(a.x, a.y, b.x, b.y);
-      to[2 * i + 1] = make_float4(c.x, c.y, d.x, d.y);
-    }
-    return reinterpret_cast<const float *>(to);
+    float *to = reinterpret_cast<float *>(&w.room().wide);
+    widen_halves<kRows * 2 * kStateCount>(bc, to, w.lane);
+    return to;
   }
 }
 
@@ -236,22 +208,6 @@ __device__ __forceinline__ void prepare_steps(const Task &w, Raw &raw, const Tim
   }
 }
 #endif
-
-// this lane's states of B or C
-struct Row {
-  float of[kStates];
-
-  __device__ __forceinline__ explicit Row(const float *from) {
-#pragma unroll
-    for (int n = 0; n < kStates; n += 4) {
-      const float4 v = *reinterpret_cast<const float4 *>(from + n);
-      of[n] = v.x;
-      of[n + 1] = v.y;
-      of[n + 2] = v.z;
-      of[n + 3] = v.w;
-    }
-  }
-};
 
 // sums y of both channels over the lanes that share them, and leaves the sums where the step was read
 __device__ __forceinline__ void put_sum(const Task &w, int row, float y0, float y1) {
@@ -318,31 +274,9 @@ __device__ __forceinline__ float4 *carried(const Task &w) {
   return reinterpret_cast<float4 *>(&w.room().carry) + w.lane;
 }
 
-__device__ __forceinline__ States load_carry(const Task &w) {
-  States h;
-#pragma unroll
-  for (int n = 0; n < 2 * kStates; n += 4) {
-    const float4 v = carried(w)[n / 4 * 32];
-    float *to = &h.of[n / kStates][n % kStates];
-    to[0] = v.x;
-    to[1] = v.y;
-    to[2] = v.z;
-    to[3] = v.w;
-  }
-  return h;
-}
-
-__device__ __forceinline__ void store_carry(const Task &w, const States &h) {
-#pragma unroll
-  for (int n = 0; n < 2 * kStates; n += 4) {
-    const float *from = &h.of[n / kStates][n % kStates];
-    carried(w)[n / 4 * 32] = make_float4(from[0], from[1], from[2], from[3]);
-  }
-}
-
 // the state before this warp's rows; carries the state over the whole tile
 __device__ __forceinline__ States enter(const Task &w, int tile) {
-  States carry = load_carry(w), entering = carry;
+  States carry = get_states(carried(w)), entering = carry;
 #pragma unroll 1
   for (int turn = 0; turn < kSplit; ++turn) {
     if (turn == w.turn) entering = carry;
@@ -359,7 +293,7 @@ __device__ __forceinline__ States enter(const Task &w, int tile) {
         carry.of[c][n + 3] = fmaf(decay.w, carry.of[c][n + 3], end.w);
       }
   }
-  store_carry(w, carry);
+  put_states(carried(w), carry);
   return entering;
 }
 
@@ -455,9 +389,9 @@ __device__ __forceinline__ void meet(const Task &w) { sync_named(w.meeting_barri
 
 __device__ __forceinline__ void scan(const Task &w) {
   load_parameters(w);
-  const States A = load_decays(w);
+  const States A = load_decays(w, w.q, w.there);
   States h = load_initial(w);
-  if (kSplit > 1) store_carry(w, h);
+  if (kSplit > 1) put_states(carried(w), h);
   const float2 D = make_float2(w.q.D && w.there > 0 ? w.q.D[w.lane_channel()] : 0.0f,
                                w.q.D && w.there > 1 ? w.q.D[w.lane_channel() + 1] : 0.0f);
   // from which tile on this warp is the second visitor. Of an odd number of tiles both come to the middle one at the
@@ -501,7 +435,7 @@ __device__ __forceinline__ void scan(const Task &w) {
     sync_warp();
   }
   if (second_from == w.tiles) meet(w);
-  if (w.q.last && w.turn == 0) store_last(w, kSplit == 1 ? h : load_carry(w));
+  if (w.q.last && w.turn == 0) store_last(w, kSplit == 1 ? h : get_states(carried(w)));
 }
 
 }  // namespace vlm

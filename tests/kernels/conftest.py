@@ -167,6 +167,7 @@ def gpu(emulate: Callable[..., Emulated], monkeypatch: pytest.MonkeyPatch) -> It
     emulated = Gpu(emulate)
     monkeypatch.setattr(cuda_library, "kernel", emulated.kernel)
     monkeypatch.setattr(cuda_library, "available", lambda _device: True)
+    monkeypatch.setattr(cuda_arguments, "on_gpu", lambda _tensor: True)
     monkeypatch.setattr(cuda_arguments, "multiprocessors", lambda _device: emulated.multiprocessors)
     monkeypatch.setattr(backends, "_check_cuda", lambda *_: None)
     cuda_trial.trusted.cache_clear()

@@ -7,8 +7,10 @@ import logging
 import pytest
 import torch
 
+from vlm.models.mamba_block import BidirectionalMixer, initialise_mixer
 from vlm.ops import Branch, bidirectional_mamba, selective_scan
-from vlm.ops.cuda import scan_calls
+from vlm.ops.cuda import arguments as cuda_arguments
+from vlm.ops.cuda import scan_calls, scan_gradients
 from vlm.ops.cuda import trial as cuda_trial
 
 CPU = torch.device("cpu")
@@ -47,10 +49,74 @@ def test_the_mixer_and_its_gradients(gpu, both, dtype):
         return [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
 
     found, expected = both(compute)
-    assert {wanted.entry for wanted in gpu.used} == {"vlm_scan_forward"}
+    assert {wanted.entry for wanted in gpu.used} == {"vlm_scan_forward", "vlm_scan_backward", "vlm_sum"}
+    scans = [dict(wanted.defines) for wanted in gpu.used if wanted.entry != "vlm_sum"]
+    # three columns are filled up to sixteen, which half types multiply in the kernel
+    assert {kind["VLM_RANK"] for kind in scans} == {0 if dtype == torch.float32 else 16}
+    assert {kind["VLM_ALIGNED"] for kind in scans} == {1}
     assert error(found[0], expected[0]) < LIMITS[dtype]
     for mine, truth in zip(found[1:], expected[1:], strict=True):
         assert error(mine, truth) < 20 * LIMITS[dtype]
+
+
+def test_filling_up_changes_no_number(gpu, both, monkeypatch):
+    """Against what runs elsewhere: rows as they are, delta from a product of its own."""
+    leaves, forward = mixer(torch.bfloat16, rank=20)
+
+    def compute():
+        out = forward()
+        return [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
+
+    found = both(compute)[0]
+    assert {dict(wanted.defines)["VLM_RANK"] for wanted in gpu.used} == {0, 32}  # 0 of the sum
+    monkeypatch.setattr(cuda_arguments, "on_gpu", lambda _tensor: False)
+    for mine, truth in zip(found, both(compute)[1], strict=True):
+        assert error(mine, truth) < 2e-2  # delta is rounded there and not here
+
+
+def test_projections_that_are_modules(gpu, both, monkeypatch):
+    """A plain layer is filled up; one that somebody watches, adapts or gives a bias is called as it is."""
+    torch.manual_seed(3)
+    x_proj, dt_proj = torch.nn.Linear(64, 35, bias=False), torch.nn.Linear(3, 64)
+    xz, conv, rates, skip = torch.randn(1, 9, 128), torch.randn(64, 4), torch.zeros(64, 16), torch.ones(64)
+
+    def compute():
+        branch = Branch(conv, None, x_proj, dt_proj, None, rates, skip)
+        return bidirectional_mamba(xz.bfloat16(), branch, None).detach()
+
+    x_proj.bfloat16()
+    dt_proj.bfloat16()
+    plain, expected = both(compute)
+    assert error(plain, expected) < LIMITS[torch.bfloat16]
+    called = []
+    x_proj.register_forward_hook(lambda *_: called.append(1))
+    watched = both(compute)[0]
+    assert called and error(watched, expected) < LIMITS[torch.bfloat16]
+    monkeypatch.setattr(x_proj, "bias", torch.nn.Parameter(torch.ones(35).bfloat16()))
+    biased, expected = both(compute)
+    assert error(biased, expected) < LIMITS[torch.bfloat16] and error(biased, plain) > 1e-2
+
+
+def test_a_models_mixer_trains_in_half_precision(gpu, both):
+    """Weights in full precision, products under autocast: the model's own layers reach the short way."""
+    torch.manual_seed(4)
+    sizes = {"state_size": 16, "conv_width": 4, "expand": 2, "dt_rank": 12, "bidirectional": True}
+    layer = BidirectionalMixer(32, **sizes)
+    initialise_mixer(layer, depth=1, style="mamba")
+    tokens = torch.randn(2, 40, 32)
+
+    def compute():
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(tokens)
+        return [out.detach(), *torch.autograd.grad(out.float().square().sum(), list(layer.parameters()))]
+
+    found, expected = both(compute)
+    scans = [dict(wanted.defines) for wanted in gpu.used if wanted.entry != "vlm_sum"]
+    assert {(kind["VLM_IO"], kind["VLM_RANK"], kind["VLM_ALIGNED"]) for kind in scans} == {("bf16", 16, 1)}
+    for mine, truth, given in zip(found[1:], expected[1:], layer.parameters(), strict=True):
+        assert mine.dtype == given.dtype == torch.float32
+        assert error(mine, truth) < 2e-2  # delta is rounded there and not here
+    assert error(found[0], expected[0]) < 1e-2
 
 
 def test_without_gradients_nothing_is_kept(gpu, both):
@@ -107,10 +173,22 @@ def test_the_trial_trusts_kernels_that_agree(gpu):
 def test_the_trial_refuses_kernels_that_do_not_agree(gpu, monkeypatch, caplog):
     original = scan_calls.bi_scan_forward
 
-    def wrong(scans, z, *, save):
-        return original([scans[0]._replace(D=scans[0].D * 1.01), scans[1]], z, save=save)
+    def wrong(scans, *others, save):
+        return original([scans[0]._replace(D=scans[0].D * 1.01), scans[1]], *others, save=save)
 
     monkeypatch.setattr(scan_calls, "bi_scan_forward", wrong)
     with caplog.at_level(logging.WARNING):
         assert not cuda_trial.trusted(CPU, torch.float32)
     assert "the CUDA scan is off by" in caplog.text
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, True), (1.01, False), (float("nan"), False)])
+def test_the_trial_refuses_wrong_gradients(factor, verdict, gpu, monkeypatch):
+    original = scan_gradients.bi_scan_backward
+
+    def scaled(*arguments):
+        gradients, joined, dz = original(*arguments)
+        return [gradients[0], gradients[1]._replace(A=gradients[1].A * factor)], joined, dz
+
+    monkeypatch.setattr(scan_gradients, "bi_scan_backward", scaled)
+    assert cuda_trial.trusted(CPU, torch.float32) == verdict

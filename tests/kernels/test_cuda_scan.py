@@ -307,6 +307,13 @@ def test_time_split_over_warps(split, states, directions, check):
         check(kernel, Case(75, 64, batch=1, reverse=True, optional=EVENTS))
 
 
+@pytest.mark.parametrize("split", [2, 4])
+def test_time_split_over_few_halves(split, check):
+    """Eight states of eight rows are fewer vectors than a warp has lanes."""
+    kernel = Kernel("bf16", 8, directions=2, events=1, split=split)
+    check(kernel, *(Case(n, 72, batch=1, optional=EVENTS) for n in (63, 197)), seeds=range(6))
+
+
 def test_time_split_with_rank_rows(check):
     check(Kernel("bf16", directions=2, rank=32, split=4), *(Case(n, 32, batch=1) for n in (7, 75)))
 

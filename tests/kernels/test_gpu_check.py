@@ -32,11 +32,12 @@ def run(program, tmp_path, monkeypatch):
         pytest.skip("no C++ kernels")
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(program, "LOADS", ((1, 2),))
-    monkeypatch.setattr(program, "SIZES", {"Ti": (384, "tiny")})
+    monkeypatch.setattr(program, "SIZES", {"Ti": (384, 16, "tiny")})
 
-    def call(*sections):
+    def call(*sections, minutes=60):
         out = tmp_path / "check.json"
         words = ["--device", "cpu", "--small", "--seconds", "0", "--out", str(out)]
+        words += ["--minutes", str(minutes)]
         for section in sections:
             words += ["--only", section]
         code = program.main(words)
@@ -50,9 +51,14 @@ def test_every_section_leaves_its_figures(run, capsys):
     assert code == 0
     assert list(results["sections"]) == ["correctness", "ceilings", "scan", "block", "encoder"]
     assert not any("error" in section for section in results["sections"].values())
-    for name in ("scan", "block", "encoder"):
+    for name, second in (
+        ("scan", "backward"),
+        ("block", "forward_backward"),
+        ("encoder", "forward_backward"),
+    ):
         row = results["sections"][name]["Ti B1 T2"]
-        assert all(row[job]["cpu"]["median_ms"] > 0 for job in ("forward", "forward_backward"))
+        assert list(row) == ["forward", second]
+        assert all(row[job][backend]["median_ms"] > 0 for job in row for backend in ("cpu", "chunked"))
     assert results["sections"]["correctness"]["fp32"]["output"] < 1e-5
     assert " x\n" in capsys.readouterr().out
     assert VARIABLE not in os.environ
@@ -69,6 +75,32 @@ def test_wrong_numbers_end_it_with_one_and_no_ratio_is_printed(run, monkeypatch,
     assert code == 1
     said = capsys.readouterr().out
     assert "WRONG fp32 L1 " in said and "chunked" not in said.split("scan Ti")[1]
+
+
+def test_wrong_gradients_are_found_too(run, monkeypatch, capsys):
+    right = cpu_calls.bi_scan_backward
+
+    def wrong(*arguments):
+        gradients, joined, dz = right(*arguments)
+        return gradients, [joined[0], joined[1] * 1.1], dz
+
+    monkeypatch.setattr(cpu_calls, "bi_scan_backward", wrong)
+    code, _ = run("correctness")
+    said = capsys.readouterr().out
+    assert code == 1 and "WRONG fp32 L1 " in said and "WRONG bf16 L33 e64 n16 b2 r16" in said
+
+
+def test_what_there_is_no_time_for_is_left_out_comparisons_first(run, program):
+    minutes = (program.OWN_SECONDS - 1) / 60
+    code, results = run("scan", minutes=minutes)
+    row = results["sections"]["scan"]["Ti B1 T2"]
+    assert code == 0 and row["backward"]["cpu"]["median_ms"] > 0
+    assert row["backward"]["chunked"] == {"error": "no time left"}
+    code, results = run("scan", "block", minutes=0)
+    assert code == 0
+    for section in ("scan", "block"):
+        row = results["sections"][section]["Ti B1 T2"]
+        assert row["forward"]["cpu"] == row["forward"]["chunked"] == {"error": "no time left"}
 
 
 def test_a_section_that_breaks_does_not_take_the_others_along(run, program, monkeypatch):

@@ -32,12 +32,18 @@ def compiler(path: str) -> nvrtc.Nvrtc:
     return nvrtc.Nvrtc(path)
 
 
+@functools.cache
+def compile_once(path: str, source: str, options: tuple[str, ...], arch: str) -> nvrtc.Compiled:
+    """Compile a source, which may hold several kernels."""
+    text, headers = cuda_library.sources(source)
+    return compiler(path).compile(text, headers, options, arch, source)
+
+
 @pytest.mark.skipif(not installed(), reason=f"no NVRTC: {HELP}")
 @pytest.mark.parametrize("path", installed() or [""], ids=lambda path: Path(path).name)
 @pytest.mark.parametrize(("wanted", "arch"), list(itertools.product(INSTANTIATIONS, ARCHITECTURES)), ids=str)
 def test_a_kernel_keeps_its_limits(path, wanted, arch):
-    source, headers = cuda_library.sources(wanted.source)
-    compiled = compiler(path).compile(source, headers, wanted.options, arch, wanted.source)
+    compiled = compile_once(path, wanted.source, wanted.options, arch)
     footprint = compiled.kernels[wanted.entry]
     assert "warning" not in compiled.log, compiled.log
     assert compiled.spill_bytes[wanted.entry] <= wanted.max_spill_bytes, compiled.log

@@ -9,6 +9,7 @@ from torch import nn
 from torch.library import opcheck
 
 from vlm.ops import Branch, bidirectional_mamba, selective_scan
+from vlm.ops.cuda import arguments as cuda_arguments
 
 RANK, STATES = 3, 16
 
@@ -113,7 +114,7 @@ def test_shapes_that_do_not_fit_are_named():
     xz = torch.zeros(2, 4, 12, dtype=torch.float64)
     with pytest.raises(ValueError, match="forward.x_proj must give more than"):
         bidirectional_mamba(xz, Branch(p[0], p[1], p[2][: 2 * STATES], *p[3:]), None)
-    with pytest.raises(ValueError, match="forward.dt_proj must give"):
+    with pytest.raises(ValueError, match=r"forward.dt_proj must be \(6, 3\), got \(5, 3\)"):
         bidirectional_mamba(xz, Branch(*p[:3], p[3][:5], *p[4:]), None)
 
 
@@ -124,10 +125,67 @@ def test_the_operator_keeps_its_promises_to_the_dispatcher(scan_backend):
     sequence, rows = (2, 9, 3), (2, 9, 8)
     A = [(-torch.rand(3, 4, dtype=torch.float64)).requires_grad_() for _ in range(2)]
     both = [draw(*sequence) for _ in range(5)] + [draw(*rows), draw(*rows), *A] + [draw(3) for _ in range(4)]
+    both += [None, None]
     segments = torch.arange(9, dtype=torch.int32).div(4, rounding_mode="floor").expand(2, 9).contiguous()
     opcheck(torch.ops.vlm.bi_scan.default, (*both, segments, True))
-    one = [None if i in (1, 4, 6, 8, 10, 11, 12) else v for i, v in enumerate(both)]
+    ranked = [draw(2, 9, 2) if i in (3, 4) else v for i, v in enumerate(both[:13])] + [draw(3, 2), draw(3, 2)]
+    opcheck(torch.ops.vlm.bi_scan.default, (*ranked, segments, True))
+    one = [None if i in (1, 4, 6, 8, 10, 11, 12, 14) else v for i, v in enumerate(both)]
     opcheck(torch.ops.vlm.bi_scan.default, (*one, None, True))
+    one[3], one[13] = ranked[3], ranked[13]
+    opcheck(torch.ops.vlm.bi_scan.default, (*one, None, True))
+
+
+def test_weights_are_multiplied_with_in_the_operator(scan_backend, relative_error):
+    """Rows and a weight give what their product gives, and all gradients."""
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64).requires_grad_()
+
+    u_f, u_b, z, dt_f, dt_b = *(draw(2, 9, 3) for _ in range(3)), draw(2, 9, 2), draw(2, 9, 2)
+    bc_f, bc_b, W_f, W_b = draw(2, 9, 8), draw(2, 9, 8), draw(3, 2), draw(3, 2)
+    rest = [-torch.rand(3, 4, dtype=torch.float64)] * 2 + [draw(3) for _ in range(4)]
+    leaves = [u_f, u_b, z, dt_f, dt_b, bc_f, bc_b, W_f, W_b, *rest[2:]]
+
+    def mix(delta_f, delta_b, *weights):
+        inputs = (u_f, u_b, z, delta_f, delta_b, bc_f, bc_b, *rest, *weights, None, True)
+        out = torch.ops.vlm.bi_scan(*inputs)[0]
+        return [out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+
+    expected = mix(dt_f @ W_f.t(), dt_b @ W_b.t(), None, None)
+    for mine, truth in zip(mix(dt_f, dt_b, W_f, W_b), expected, strict=True):
+        assert relative_error(mine, truth) < 1e-13
+
+
+def test_autocast_does_not_reach_into_the_operator(scan_backend):
+    """Full precision that somebody hands over stays full precision."""
+    inputs = [torch.randn(1, 5, 3) for _ in range(3)] + [torch.randn(1, 5, 2), torch.randn(1, 5, 2)]
+    inputs += [torch.randn(1, 5, 8) for _ in range(2)] + [-torch.rand(3, 4) for _ in range(2)]
+    inputs += [torch.randn(3) for _ in range(4)] + [torch.randn(3, 2) for _ in range(2)]
+    plain = torch.ops.vlm.bi_scan(*inputs, None, False)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.ops.vlm.bi_scan(*inputs, None, False)[0]
+    assert torch.equal(plain, inside)
+
+
+def test_filled_rows_compile_in_one_graph(monkeypatch):
+    """What a GPU gets: x_proj with zero rows, from a plain layer too."""
+    monkeypatch.setattr(cuda_arguments, "on_gpu", lambda _tensor: True)
+    xz = torch.randn(2, 9, 12).requires_grad_()
+    p = [v.float().detach().requires_grad_() for v in parameters(6)]
+    x_proj = nn.Linear(6, RANK + 2 * STATES, bias=False)
+    branch = Branch(p[0], p[1], x_proj, *p[3:])
+    leaves = [xz, *p[:2], x_proj.weight, *p[3:]]
+
+    def whole(values):
+        return bidirectional_mamba(values, branch, branch).square().mean()
+
+    expected = torch.autograd.grad(whole(xz), leaves)
+    found = torch.autograd.grad(torch.compile(whole, fullgraph=True, backend="aot_eager")(xz), leaves)
+    monkeypatch.undo()
+    for mine, eager, plain in zip(found, expected, torch.autograd.grad(whole(xz), leaves), strict=True):
+        assert torch.allclose(mine, eager, atol=1e-6, rtol=1e-5)
+        assert torch.allclose(mine, plain, atol=1e-6, rtol=1e-5)
 
 
 def test_compiles_in_one_graph():

@@ -47,7 +47,7 @@ def test_the_scan(length, channels, states, two):
         *pair(draw(2, length, channels), draw(2, length, channels)),
         *pair(draw(2, length, 2 * states + 3)[..., 3:], draw(2, length, 2 * states + 3)[..., 3:]),
         *(x for p in parameters for x in pair(p, p.flip(0))),
-        None,
+        *(None,) * 3,
     ]
     out, total, kept = torch.ops.vlm.bi_scan(*inputs, True)
     whole, whole_total, whole_kept = torch.ops.vlm.bi_scan(*widened(inputs), True)

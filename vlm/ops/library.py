@@ -18,13 +18,27 @@ def register(
     """Define ``vlm::<schema>`` with one implementation for CPU and CUDA and its shape function.
 
     The implementation chooses the backend itself (``vlm.ops.backends``), so that the choice is made at run
-    time and never traced. ``Library.define`` and ``impl`` cost a third of ``custom_op`` per call.
+    time and never traced. ``Library.define`` and ``impl`` cost a third of ``custom_op`` per call. Autocast
+    does not reach into it: what it gets in fp32 it multiplies in fp32.
     """
     name = schema.partition("(")[0]
     NAMESPACE.define(schema)  # type: ignore[no-untyped-call]
     for key in ("CPU", "CUDA"):
-        NAMESPACE.impl(name, implementation, key)  # type: ignore[no-untyped-call]
+        serve = _without_autocast(implementation, key.lower())
+        NAMESPACE.impl(name, serve, key)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"vlm::{name}", fake, lib=NAMESPACE)
+
+
+def _without_autocast(implementation: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    """Return the implementation as it is outside of autocast."""
+
+    def run(*arguments: Any) -> Any:
+        if not torch.is_autocast_enabled(device_type):
+            return implementation(*arguments)
+        with torch.autocast(device_type, enabled=False):
+            return implementation(*arguments)
+
+    return run
 
 
 def register_autograd(

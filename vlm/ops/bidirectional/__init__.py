@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm.ops.bidirectional import registration as _registration  # noqa: F401  registers the operators
 from vlm.ops.causal_conv import conv2
+from vlm.ops.cuda import arguments as cuda_arguments
+from vlm.ops.cuda.registry import SCAN_RANKS
 from vlm.ops.selective_scan import segment_numbers
 
 Projection = Tensor | Callable[[Tensor], Tensor]
@@ -85,33 +87,76 @@ def bidirectional_mamba(
         None if backward is None else backward.conv_bias,
         segment_starts=segment_starts,
     )
-    delta_f, bc_f, A_f = _project("forward", u_f, forward)
+    # two products, one for each direction: joined into one they would need both outputs of the convolution in
+    # one tensor
+    delta_f, bc_f, weight_f = _project("forward", u_f, forward)
+    A_f, A_b = _rates(forward), None
     if backward is None or u_b is None:
-        delta_b = bc_b = A_b = None
+        delta_b = bc_b = weight_b = None
     else:
-        delta_b, bc_b, A_b = _project("backward", u_b, backward)
+        delta_b, bc_b, weight_b = _project("backward", u_b, backward)
+        A_b = _rates(backward)
     inputs = (u_f, u_b, z, delta_f, delta_b, bc_f, bc_b, A_f, A_b, _skip(forward), _skip(backward))
-    biases = (forward.dt_bias, None if backward is None else backward.dt_bias)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*inputs, *biases))
+    parameters = (forward.dt_bias, None if backward is None else backward.dt_bias, weight_f, weight_b)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*inputs, *parameters))
     segments = segment_numbers(segment_starts, xz.shape[0], xz.shape[1], xz.device)
-    out: Tensor = torch.ops.vlm.bi_scan(*inputs, *biases, segments, save)[0]
+    out: Tensor = torch.ops.vlm.bi_scan(*inputs, *parameters, segments, save)[0]
     return out
 
 
-def _project(name: str, u: Tensor, branch: Branch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return delta (b, l, e) before bias and softplus, [B | C] (b, l, 2n) and A (e, n)."""
+def _project(name: str, u: Tensor, branch: Branch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return delta (b, l, e) before bias and softplus, [B | C] (b, l, 2n) and None.
+
+    Where dt_proj is a weight, the operator multiplies by it: then delta comes as rows (b, l, r), and the
+    weight (e, r) with it. For the CUDA kernels r is filled up with zero columns.
+    """
     num_states = branch.A_log.shape[1]
-    rows = _apply(branch.x_proj, u)
+    x_proj, num_filled = _filled(branch.x_proj, u, num_states)
+    rows = _apply(x_proj, u)
     rank = rows.shape[-1] - 2 * num_states
     if rank < 1:
         raise ValueError(
             f"{name}.x_proj must give more than 2 x {num_states} rows [dt | B | C], got {rows.shape[-1]}"
         )
     dt, bc = torch.split(rows, [rank, 2 * num_states], -1)
-    delta = _apply(branch.dt_proj, dt)
+    bc = bc.to(u.dtype)
+    weight = branch.dt_proj
+    if isinstance(weight, Tensor):
+        if weight.shape != (u.shape[2], rank - num_filled):
+            raise ValueError(
+                f"{name}.dt_proj must be ({u.shape[2]}, {rank - num_filled}), got {tuple(weight.shape)}"
+            )
+        weight = weight.to(dt.dtype)
+        return dt, bc, torch.nn.functional.pad(weight, (0, num_filled)) if num_filled else weight
+    delta = weight(dt[..., : rank - num_filled])
     if delta.shape != u.shape:
         raise ValueError(f"{name}.dt_proj must give {tuple(u.shape)}, got {tuple(delta.shape)}")
-    return delta.to(u.dtype), bc.to(u.dtype), -torch.exp(_at_least_fp32(branch.A_log))
+    return delta.to(u.dtype), bc, None
+
+
+def _filled(x_proj: Projection, u: Tensor, num_states: int) -> tuple[Projection, int]:
+    """Return x_proj and how many zero rows it got behind dt: on a GPU B and C shall begin at aligned columns.
+
+    A copy of the narrow weight in every call costs less than copies of B and C for every token. What is not
+    known to be a plain product stays as it is.
+    """
+    weight = x_proj
+    if type(x_proj) is nn.Linear and x_proj.bias is None and not _is_watched(x_proj):
+        weight = x_proj.weight
+    if not isinstance(weight, Tensor) or not cuda_arguments.on_gpu(u):
+        return x_proj, 0
+    rank = weight.shape[0] - 2 * num_states
+    num_filled = -rank % SCAN_RANKS[0]
+    if rank < 1 or not num_filled:
+        return weight, 0
+    weight = weight.to(u.dtype)
+    zeros = weight.new_zeros(num_filled, weight.shape[1])
+    return torch.cat([weight[:rank], zeros, weight[rank:]]), num_filled
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Return whether calling the module does more than its forward method."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _apply(projection: Projection, x: Tensor) -> Tensor:
@@ -119,6 +164,11 @@ def _apply(projection: Projection, x: Tensor) -> Tensor:
     if isinstance(projection, Tensor):
         return torch.nn.functional.linear(x, projection.to(x.dtype))
     return projection(x)
+
+
+def _rates(branch: Branch) -> Tensor:
+    """Return A (e, n)."""
+    return -torch.exp(_at_least_fp32(branch.A_log))
 
 
 def _skip(branch: Branch | None) -> Tensor | None:

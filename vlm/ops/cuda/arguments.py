@@ -28,6 +28,11 @@ def multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Return whether CUDA kernels may serve ``x``. Asks for no backend, so that a graph can be traced."""
+    return x.device.type == "cuda"
+
+
 def rows(x: Tensor) -> Tensor:
     """Return ``x`` with contiguous channels."""
     return x if x.stride(-1) == 1 else x.contiguous()

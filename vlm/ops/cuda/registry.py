@@ -38,40 +38,104 @@ class Instantiation:
 PROBE = Instantiation("probe.cu", "vlm_probe", max_registers=32)
 
 SCAN_STATES = (8, 16, 32, 64)
+# columns of rank rows that a scan multiplies by itself
+SCAN_RANKS = (16, 32, 48)
 # over how many warps the time of a scan may be split, without and with events
 SCAN_SPLITS = {False: (1, 2, 4), True: (1, 4)}
 _SCAN_REGISTERS = 128
-_SPLIT_SPILL_BYTES = 32
+_SUM_REGISTERS = 40
+_SPLIT_SPILL_BYTES = 64
 
 
-@functools.cache
-def scan_forward_kernel(
-    io: str, states: int, directions: int, *, aligned: bool, events: bool, split: int = 1
-) -> Instantiation:
-    """Return the forward scan for one kind of problem; the macros are explained in ``problem.cuh``."""
-    defines = (
+def _scan_defines(
+    io: str,
+    states: int,
+    directions: int,
+    *,
+    aligned: bool,
+    events: bool,
+    rank: int = 0,
+    split: int = 1,
+) -> tuple[tuple[str, str | int], ...]:
+    return (
         ("VLM_IO", io),
         ("VLM_STATES", states),
         ("VLM_DIRECTIONS", directions),
-        ("VLM_RANK", 0),
+        ("VLM_RANK", rank),
         ("VLM_ALIGNED", int(aligned)),
         ("VLM_EVENTS", int(events)),
         ("VLM_SPLIT", split),
     )
+
+
+@functools.cache
+def scan_forward_kernel(
+    io: str,
+    states: int,
+    directions: int,
+    *,
+    aligned: bool,
+    events: bool,
+    rank: int = 0,
+    split: int = 1,
+) -> Instantiation:
+    """Return the forward scan for one kind of problem; the macros are explained in ``problem.cuh``."""
+    defines = _scan_defines(io, states, directions, aligned=aligned, events=events, rank=rank, split=split)
     if split == 1:
         return Instantiation("scan_forward.cu", "vlm_scan_forward", defines, max_registers=_SCAN_REGISTERS)
     # a lane of a split scan keeps a tile's decays; compiled for sm_100 that is a few registers too many
     return Instantiation("scan_forward.cu", "vlm_scan_forward", defines, max_spill_bytes=_SPLIT_SPILL_BYTES)
 
 
+@functools.cache
+def scan_backward_kernel(
+    io: str, states: int, directions: int, *, aligned: bool, events: bool, rank: int = 0
+) -> Instantiation:
+    """Return the backward scan for one kind of problem."""
+    defines = _scan_defines(io, states, directions, aligned=aligned, events=events, rank=rank)
+    return Instantiation("scan_backward.cu", "vlm_scan_backward", defines)
+
+
+@functools.cache
+def scan_backward_carry_kernel(
+    io: str, states: int, directions: int, *, aligned: bool, events: bool, rank: int = 0
+) -> Instantiation:
+    """Return what finds the gradients that flow back over the borders of spans of time."""
+    defines = _scan_defines(io, states, directions, aligned=aligned, events=events, rank=rank)
+    return Instantiation("scan_backward.cu", "vlm_scan_backward_carry", defines)
+
+
+@functools.cache
+def sum_kernel(io: str) -> Instantiation:
+    """Return the sum of parts; of the macros only the stored type matters to it."""
+    defines = _scan_defines(io, 16, 1, aligned=False, events=False)
+    return Instantiation("sum.cu", "vlm_sum", defines, max_registers=_SUM_REGISTERS)
+
+
+def _scan_kernels(io: str, rank: int) -> tuple[Instantiation, ...]:
+    """Return what two directions of VideoMamba's scan run, forward and backward."""
+    forward = (
+        scan_forward_kernel(io, 16, 2, aligned=True, events=events, rank=rank, split=split)
+        for events, splits in SCAN_SPLITS.items()
+        for split in splits
+    )
+    backward = (
+        kernel(io, 16, 2, aligned=True, events=events, rank=rank)
+        for kernel in (scan_backward_kernel, scan_backward_carry_kernel)
+        # with segments only where those of other ranks tell nothing new
+        for events in ((False, True) if rank in (0, SCAN_RANKS[0]) else (False,))
+    )
+    return *forward, *backward
+
+
 # what VideoMamba runs; other kinds of problem are compiled when they come
 INSTANTIATIONS: tuple[Instantiation, ...] = (
     PROBE,
-    *(
-        scan_forward_kernel(io, 16, 2, aligned=True, events=events, split=split)
-        for io in ("fp32", "bf16", "fp16")
-        for events, splits in SCAN_SPLITS.items()
-        for split in splits
-    ),
+    *(kernel for io in ("fp32", "bf16", "fp16") for kernel in _scan_kernels(io, 0)),
+    *(kernel for rank in SCAN_RANKS for kernel in _scan_kernels("bf16", rank)),
+    # the code of the other half type differs in conversions only
+    *_scan_kernels("fp16", SCAN_RANKS[0]),
     *(scan_forward_kernel("fp32", 16, 1, aligned=aligned, events=True) for aligned in (False, True)),
+    *(scan_backward_kernel("fp32", 16, 1, aligned=aligned, events=True) for aligned in (False, True)),
+    *(sum_kernel(io) for io in ("fp32", "bf16", "fp16")),
 )

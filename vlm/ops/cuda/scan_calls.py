@@ -11,7 +11,7 @@ from vlm.ops.cuda import arguments as cuda_arguments
 from vlm.ops.cuda import library as cuda_library
 from vlm.ops.cuda.arguments import STORED, VECTOR_BYTES, geometry, is_aligned, parameter, rows
 from vlm.ops.cuda.driver import Kernel
-from vlm.ops.cuda.registry import SCAN_SPLITS, SCAN_STATES, scan_forward_kernel
+from vlm.ops.cuda.registry import SCAN_RANKS, SCAN_SPLITS, SCAN_STATES, scan_forward_kernel
 from vlm.ops.selective_scan.reference import Scan, num_checkpoints
 
 _GEOMETRY = "vlm_scan_forward_geometry"
@@ -23,7 +23,7 @@ _TILES_WANTED = 4
 _STEPS_OF_WARP = 8
 
 
-class _Direction(ctypes.Structure):
+class Direction(ctypes.Structure):
     """``ScanDirection``."""
 
     _fields_ = [
@@ -72,8 +72,80 @@ class _ScanForward(ctypes.Structure):
         ("z_row", ctypes.c_int64),
         ("out", ctypes.c_void_p),
         ("total", ctypes.c_void_p),
-        ("direction", _Direction * 2),
+        ("direction", Direction * 2),
     ]
+
+
+def takes_rank_rows(scans: list[Scan], weights: list[Tensor], *sequences: Tensor) -> bool:
+    """Return whether the kernels multiply these scans' ``delta`` (b, l, r) by ``weights`` (e, r) themselves.
+
+    Args:
+        scans: One or two directions that the kernels serve.
+        weights: One for each of them, contiguous, of the sequences' dtype.
+        sequences: What else the problem reads.
+    """
+    u = scans[0].u
+    group_channels = u.shape[2] // scans[0].B.shape[2]
+    ranks = {weight.shape[1] for weight in weights} | {s.delta.shape[2] for s in scans}
+    return (
+        u.dtype != torch.float32
+        and len(ranks) == 1
+        and ranks <= set(SCAN_RANKS)
+        and group_channels * u.element_size() % VECTOR_BYTES == 0
+        and all(is_aligned(rows(x)) for x in (*sequences, *(x for s in scans for x in (s.u, s.delta))))
+    )
+
+
+class Addresses:
+    """What a problem points at; keeps the tensors alive until the launch is queued.
+
+    Afterwards the allocator keeps the order of the stream.
+    """
+
+    def __init__(self) -> None:
+        self._alive: list[Tensor] = []
+        self._sequences: list[Tensor] = []
+
+    def of(self, x: Tensor | None) -> int | None:
+        """Return where a tensor lies."""
+        if x is None:
+            return None
+        self._alive.append(x)
+        return x.data_ptr()
+
+    def of_sequence(self, x: Tensor | None) -> int | None:
+        """Return where a sequence lies, whose rows are then asked to be aligned."""
+        if x is not None:
+            self._sequences.append(x)
+        return self.of(x)
+
+    def gate(self, problem: ctypes.Structure, z: Tensor | None) -> None:
+        """Let a problem point at its gate."""
+        if z is not None:
+            z = rows(z)
+            problem.z, problem.z_batch, problem.z_row = self.of_sequence(z), z.stride(0), z.stride(1)
+
+    def direction(self, q: Direction, s: Scan, weight: Tensor | None) -> None:
+        """Let a direction point at its inputs, except ``initial``."""
+        q.weight = self.of(weight)
+        B, C = rows(s.B), rows(s.C)
+        if B.stride() != C.stride() or not (is_aligned(B) and is_aligned(C)):
+            # the rows that a projection left may begin anywhere; copies of the narrow B and C cost less than
+            # giving up wide loads of everything
+            B, C = B.contiguous(), C.contiguous()
+        u, delta = rows(s.u), rows(s.delta)
+        for name, sequence in (("u", u), ("delta", delta), ("B", B), ("C", C)):
+            setattr(q, name, self.of_sequence(sequence))
+        for name in ("A", "D", "bias"):
+            setattr(q, name, self.of(parameter(getattr(s, name))))
+        q.u_batch, q.u_row = u.stride(0), u.stride(1)
+        q.delta_batch, q.delta_row = delta.stride(0), delta.stride(1)
+        q.bc_batch, q.bc_row, q.bc_group = B.stride()[:3]
+
+    def are_aligned(self, group_channels: int) -> bool:
+        """Return whether every row, and every group's first channel, begins at a multiple of 16 bytes."""
+        size = self._sequences[0].element_size()
+        return group_channels * size % VECTOR_BYTES == 0 and all(map(is_aligned, self._sequences))
 
 
 def serves(s: Scan) -> bool:
@@ -89,12 +161,18 @@ def scan_forward(s: Scan, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     out = s.u.new_empty(batch, length, channels)
     last = s.A.new_empty(batch, channels, states)
     kept = s.A.new_empty(1, batch, num_checkpoints(length), states, channels) if save else None
-    _run([s], None, out, None, last, kept)
+    _run([s], None, [], out, None, last, kept)
     return out, last, s.A.new_empty(0) if kept is None else kept[0]
 
 
-def bi_scan_forward(scans: list[Scan], z: Tensor, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the directions, add, gate: the gated sum and, if ``save``, the sum and the kept states."""
+def bi_scan_forward(
+    scans: list[Scan], z: Tensor, weights: list[Tensor], *, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the directions, add, gate: the gated sum and, if ``save``, the sum and the kept states.
+
+    With ``weights`` each scan's ``delta`` is rank rows (b, l, r), and delta = rows @ weight^T; see
+    ``takes_rank_rows``.
+    """
     u, A = scans[0].u, scans[0].A
     batch, length, channels = u.shape
     out = u.new_empty(batch, length, channels)
@@ -103,7 +181,7 @@ def bi_scan_forward(scans: list[Scan], z: Tensor, *, save: bool) -> tuple[Tensor
     kept = None
     if save:
         kept = A.new_empty(len(scans), batch, num_checkpoints(length), A.shape[1], channels)
-    _run(scans, z, out, total, None, kept)
+    _run(scans, z, weights, out, total, None, kept)
     if total is None or kept is None:
         return out, u.new_empty(0), A.new_empty(0)
     return out, total, kept
@@ -112,6 +190,7 @@ def bi_scan_forward(scans: list[Scan], z: Tensor, *, save: bool) -> tuple[Tensor
 def _run(
     scans: list[Scan],
     z: Tensor | None,
+    weights: list[Tensor],
     out: Tensor,
     total: Tensor | None,
     last: Tensor | None,
@@ -124,54 +203,32 @@ def _run(
     problem = _ScanForward(
         batch, length, channels, groups, s.softplus, s.reverse if len(scans) == 1 else False
     )
-    alive = [out]  # until the launch is queued: afterwards the allocator keeps the order of the stream
-    sequences = [out]
-
-    def address(tensor: Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        alive.append(tensor)
-        return tensor.data_ptr()
-
+    addresses = Addresses()
     segments = None if s.segments is None else s.segments.contiguous()
-    problem.segments, problem.out, problem.total = address(segments), address(out), address(total)
-    if z is not None:
-        z = rows(z)
-        sequences.append(z)
-        problem.z, problem.z_batch, problem.z_row = address(z), z.stride(0), z.stride(1)
-    for place, s in enumerate(scans):
-        q = problem.direction[place]
-        B, C = rows(s.B), rows(s.C)
-        if B.stride() != C.stride() or not (is_aligned(B) and is_aligned(C)):
-            # the rows that a projection left may begin anywhere; copies of the narrow B and C cost less than
-            # giving up wide loads of everything
-            B, C = B.contiguous(), C.contiguous()
-        u, delta = rows(s.u), rows(s.delta)
-        sequences += [u, delta, B, C]
-        q.u, q.delta, q.B, q.C = address(u), address(delta), address(B), address(C)
-        for name in ("A", "D", "bias", "initial"):
-            setattr(q, name, address(parameter(getattr(s, name))))
-        q.last, q.kept = address(last), address(None if kept is None else kept[place])
-        q.u_batch, q.u_row = u.stride(0), u.stride(1)
-        q.delta_batch, q.delta_row = delta.stride(0), delta.stride(1)
-        q.bc_batch, q.bc_row, q.bc_group = B.stride()[:3]
-    aligned = all(map(is_aligned, sequences)) and channels // groups * out.element_size() % VECTOR_BYTES == 0
-    kernel, tile_grid = _kernel(
-        out, s.A.shape[1], len(scans), groups, aligned, segments is not None or kept is not None
-    )
+    problem.segments, problem.total = addresses.of(segments), addresses.of(total)
+    problem.out = addresses.of_sequence(out)
+    addresses.gate(problem, z)
+    for place, (q, s) in enumerate(zip(problem.direction, scans, strict=False)):
+        addresses.direction(q, s, weights[place] if weights else None)
+        q.initial, q.last = addresses.of(parameter(s.initial)), addresses.of(last)
+        q.kept = addresses.of(None if kept is None else kept[place])
+    aligned = addresses.are_aligned(channels // groups)
+    events = segments is not None or kept is not None
+    rank = weights[0].shape[1] if weights else 0
+    kernel, blocks = _kernel(out, s.A.shape[1], len(scans), groups, aligned, events, rank)
     threads, shared_bytes, _, _ = geometry(kernel, _GEOMETRY)
-    kernel.launch((tile_grid, 1, 1), (threads, 1, 1), shared_bytes, problem)
+    kernel.launch((blocks, 1, 1), (threads, 1, 1), shared_bytes, problem)
 
 
 def _kernel(
-    out: Tensor, states: int, directions: int, groups: int, aligned: bool, events: bool
+    out: Tensor, states: int, directions: int, groups: int, aligned: bool, events: bool, rank: int
 ) -> tuple[Kernel, int]:
     """Return the kernel that serves, and how many blocks it takes."""
     batch, length, channels = out.shape
 
     def form(split: int) -> tuple[Kernel, int, int]:
         wanted = scan_forward_kernel(
-            STORED[out.dtype], states, directions, aligned=aligned, events=events, split=split
+            STORED[out.dtype], states, directions, aligned=aligned, events=events, rank=rank, split=split
         )
         kernel = cuda_library.kernel(wanted, out.device)
         _, _, tile_channels, slots = geometry(kernel, _GEOMETRY)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlm.ops import cpu_calls, cpu_library
 from vlm.ops.backends import backend, mamba_ssm_extension
-from vlm.ops.cuda import scan_calls
+from vlm.ops.cuda import scan_calls, scan_gradients
 from vlm.ops.library import register, register_autograd
 from vlm.ops.selective_scan import chunked, reference
 from vlm.ops.selective_scan.reference import Scan, num_checkpoints
@@ -143,6 +143,8 @@ def _backward(
     which = backend("selective_scan", u.device, u.dtype)
     if which == "cpu" and cpu_library.fits(s.A.shape[1]):
         g = cpu_calls.scan_backward(dy, s, kept)
+    elif which == "cuda" and scan_calls.serves(s):
+        g = scan_gradients.scan_backward(dy, s, kept)
     elif which == "reference":
         g = reference.backward(dy, s)
     elif which == "mamba_ssm":
