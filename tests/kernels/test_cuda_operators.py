@@ -47,7 +47,11 @@ def test_the_mixer_and_its_gradients(gpu, both, dtype):
         return [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
 
     found, expected = both(compute)
-    assert {wanted.entry for wanted in gpu.used} == {"vlm_scan_forward"}
+    assert {wanted.entry for wanted in gpu.used} >= {
+        "vlm_conv_forward",
+        "vlm_scan_forward",
+        "vlm_conv_backward",
+    }
     assert error(found[0], expected[0]) < LIMITS[dtype]
     for mine, truth in zip(found[1:], expected[1:], strict=True):
         assert error(mine, truth) < 20 * LIMITS[dtype]
@@ -58,7 +62,7 @@ def test_without_gradients_nothing_is_kept(gpu, both):
     with torch.no_grad():
         found, expected = both(forward)
     assert error(found, expected) < LIMITS[torch.bfloat16]
-    assert {dict(wanted.defines)["VLM_EVENTS"] for wanted in gpu.used} == {0}
+    assert {dict(wanted.defines).get("VLM_EVENTS", 0) for wanted in gpu.used} == {0}
 
 
 def test_few_warps_share_the_time(gpu, both):
@@ -68,7 +72,9 @@ def test_few_warps_share_the_time(gpu, both):
         gpu.multiprocessors = 10**6
         gpu.used.clear()
         many, _ = both(forward)
-    assert max(dict(wanted.defines)["VLM_SPLIT"] for wanted in gpu.used) == 4  # 140 steps are 4 tiles of 32
+    assert (
+        max(dict(wanted.defines).get("VLM_SPLIT", 0) for wanted in gpu.used) == 4
+    )  # 140 steps are 4 tiles of 32
     assert error(one, expected) < 1e-5 and error(many, expected) < 1e-5
 
 

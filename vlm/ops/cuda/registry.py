@@ -42,6 +42,8 @@ SCAN_STATES = (8, 16, 32, 64)
 SCAN_SPLITS = {False: (1, 2, 4), True: (1, 4)}
 _SCAN_REGISTERS = 128
 _SPLIT_SPILL_BYTES = 32
+# three blocks on a multiprocessor; all others have room for four
+_WIDE_CONV_REGISTERS, _CONV_REGISTERS = 168, 128
 
 
 @functools.cache
@@ -64,6 +66,38 @@ def scan_forward_kernel(
     return Instantiation("scan_forward.cu", "vlm_scan_forward", defines, max_spill_bytes=_SPLIT_SPILL_BYTES)
 
 
+CONV_TAPS = (2, 3, 4)
+
+
+def conv_forward_kernel(
+    io: str, taps: int, directions: int, *, aligned: bool, segments: bool
+) -> Instantiation:
+    """Return the forward convolution for one kind of problem; ``conv_problem.cuh`` explains the macros."""
+    return _conv_kernel("forward", io, taps, directions, aligned, segments)
+
+
+def conv_backward_kernel(
+    io: str, taps: int, directions: int, *, aligned: bool, segments: bool
+) -> Instantiation:
+    """Return the backward convolution for one kind of problem; ``conv_problem.cuh`` explains the macros."""
+    return _conv_kernel("backward", io, taps, directions, aligned, segments)
+
+
+@functools.cache
+def _conv_kernel(
+    which: str, io: str, taps: int, directions: int, aligned: bool, segments: bool
+) -> Instantiation:
+    defines = (
+        ("VLM_IO", io),
+        ("VLM_TAPS", taps),
+        ("VLM_DIRECTIONS", directions),
+        ("VLM_ALIGNED", int(aligned)),
+        ("VLM_SEGMENTS", int(segments)),
+    )
+    most = _WIDE_CONV_REGISTERS if which == "forward" and io != "fp32" else _CONV_REGISTERS
+    return Instantiation(f"conv_{which}.cu", f"vlm_conv_{which}", defines, max_registers=most)
+
+
 # what VideoMamba runs; other kinds of problem are compiled when they come
 INSTANTIATIONS: tuple[Instantiation, ...] = (
     PROBE,
@@ -74,4 +108,10 @@ INSTANTIATIONS: tuple[Instantiation, ...] = (
         for split in splits
     ),
     *(scan_forward_kernel("fp32", 16, 1, aligned=aligned, events=True) for aligned in (False, True)),
+    *(
+        conv_kernel(io, 4, 2, aligned=True, segments=segments)
+        for conv_kernel in (conv_forward_kernel, conv_backward_kernel)
+        for io in ("fp32", "bf16", "fp16")
+        for segments in (False, True)
+    ),
 )
