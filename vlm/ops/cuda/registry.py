@@ -44,6 +44,7 @@ _SCAN_REGISTERS = 128
 _SPLIT_SPILL_BYTES = 32
 # three blocks on a multiprocessor; all others have room for four
 _WIDE_CONV_REGISTERS, _CONV_REGISTERS = 168, 128
+_NORM_FORWARD_REGISTERS, _NORM_BACKWARD_REGISTERS = 48, 128
 
 
 @functools.cache
@@ -98,6 +99,26 @@ def _conv_kernel(
     return Instantiation(f"conv_{which}.cu", f"vlm_conv_{which}", defines, max_registers=most)
 
 
+# of 128 elements, that a row may have and still stay in registers; 0 is any number, read twice
+NORM_PIECES = (1, 2, 3, 4, 5, 6, 7, 8)
+
+
+def norm_forward_kernel(io: str, pieces: int, *, aligned: bool) -> Instantiation:
+    """Return the forward norm for one kind of problem; the macros are explained in ``norm_problem.cuh``."""
+    return _norm_kernel("vlm_norm_forward", io, pieces, aligned, _NORM_FORWARD_REGISTERS)
+
+
+def norm_backward_kernel(io: str, pieces: int, *, aligned: bool) -> Instantiation:
+    """Return the backward norm for one kind of problem; the macros are explained in ``norm_problem.cuh``."""
+    return _norm_kernel("vlm_norm_backward", io, pieces, aligned, _NORM_BACKWARD_REGISTERS)
+
+
+@functools.cache
+def _norm_kernel(entry: str, io: str, pieces: int, aligned: bool, most: int) -> Instantiation:
+    defines = (("VLM_IO", io), ("VLM_PIECES", pieces), ("VLM_ALIGNED", int(aligned)))
+    return Instantiation("norm.cu", entry, defines, max_registers=most)
+
+
 # what VideoMamba runs; other kinds of problem are compiled when they come
 INSTANTIATIONS: tuple[Instantiation, ...] = (
     PROBE,
@@ -113,5 +134,11 @@ INSTANTIATIONS: tuple[Instantiation, ...] = (
         for conv_kernel in (conv_forward_kernel, conv_backward_kernel)
         for io in ("fp32", "bf16", "fp16")
         for segments in (False, True)
+    ),
+    *(
+        norm_kernel(io, pieces, aligned=True)
+        for norm_kernel in (norm_forward_kernel, norm_backward_kernel)
+        for io in ("fp32", "bf16", "fp16")
+        for pieces in (2, 3, 5)
     ),
 )

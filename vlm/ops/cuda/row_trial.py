@@ -1,4 +1,4 @@
-"""One trial of the CUDA convolution on each device before it is trusted: against fp64, on a small problem."""
+"""One trial of the CUDA convolution and norm on each device before they are trusted: against fp64, small."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from torch import Tensor
 
 from vlm.errors import KernelError
 from vlm.ops.causal_conv import reference as conv_reference
-from vlm.ops.cuda import conv_calls
+from vlm.ops.cuda import conv_calls, norm_calls
 from vlm.ops.cuda import library as cuda_library
 from vlm.ops.cuda.trial import LIMITS
+from vlm.ops.norm import reference as norm_reference
 
 _BATCH, _LENGTH, _WIDTH, _TAPS = 2, 75, 192, 4
+_EPS = 1e-5
 _LOG = logging.getLogger(__name__)
 _tried: dict[tuple[str, torch.device, torch.dtype], bool] = {}
 
@@ -86,6 +88,22 @@ def _conv2(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], list
     return [*outputs, *(each for each in gradients if each is not None)], truth
 
 
+def _add_rms_norm(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what the kernels compute, and the truth."""
+    draw = _drawing(device)
+    x, dout = (draw(_BATCH, _LENGTH, _WIDTH).to(dtype) for _ in range(2))
+    residual, dstream = (draw(_BATCH, _LENGTH, _WIDTH) for _ in range(2))
+    weight = draw(_WIDTH)
+    found = [
+        *norm_calls.add_rms_norm_forward(x, residual, weight, _EPS),
+        *norm_calls.add_rms_norm_backward(dout, dstream, residual, weight, _EPS, both=True),
+    ]
+    wide = weight.double()
+    outputs = norm_reference.forward(x.double(), residual.double(), wide, _EPS)
+    dx, dweight = norm_reference.backward(dout.double(), dstream.double(), residual.double(), wide, _EPS)
+    return found, [*outputs, dx, dx, dweight]
+
+
 def _drawing(device: torch.device) -> Callable[..., Tensor]:
     """Return a function that draws tensors, the same ones everywhere."""
     generator = torch.Generator().manual_seed(0)
@@ -96,4 +114,4 @@ def _drawing(device: torch.device) -> Callable[..., Tensor]:
     return draw
 
 
-_TRIALS = {"conv2": _conv2}
+_TRIALS = {"conv2": _conv2, "add_rms_norm": _add_rms_norm}
