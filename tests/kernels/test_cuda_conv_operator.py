@@ -65,8 +65,8 @@ def truth(leaves, starts, weigh, start=0):
     return [*(u.detach() for u in outputs), *gradients]
 
 
-def assert_right(leaves, starts, start=0):
-    found, weigh = run(leaves, starts, start)
+def assert_right(leaves, starts, start=0, weigh=None):
+    found, weigh = run(leaves, starts, start, weigh)
     expected = truth(leaves, starts, weigh, start)
     for place, (mine, true) in enumerate(zip(found, expected, strict=True)):
         # gradients of parameters are fp32 whatever the sequences are
@@ -87,6 +87,21 @@ def test_both_directions_read_half_of_xz(gpu, dtype):
     leaves, _ = draw(dtype)
     assert_right(leaves, None)
     assert {used[3:] for used in macros(gpu)} == {(2, 1, 0)}  # two directions, aligned, no segments
+
+
+def test_gradients_that_come_in_wider_rows(gpu):
+    leaves, _ = draw(torch.float32)
+    joined = torch.randn(2, 37, 56)
+    assert_right(leaves, None, weigh=[joined[..., :24], joined[..., 32:]])
+    assert {used[3:] for used in macros(gpu)} == {(2, 1, 0)}
+
+
+def test_one_step_whose_rows_are_not_whole_vectors(gpu):
+    x, weight, bias = torch.randn(1, 1, 21), torch.randn(21, 4), torch.randn(21)
+    u = conv2(x, weight, bias)[0]
+    expected = reference.forward(x.double(), weight.double(), bias.double(), None, anticausal=False)
+    assert (u - expected).norm() <= 1e-5 * expected.norm()
+    assert {used[3:] for used in macros(gpu)} == {(1, 0, 0)}
 
 
 @pytest.mark.parametrize(
@@ -195,6 +210,30 @@ def test_the_operator_keeps_its_promises_to_the_dispatcher(gpu):
     arguments = (u, u + 1, *(leaf.detach() for leaf in leaves), segments)
     promises = ("test_schema", "test_faketensor")
     opcheck(torch.ops.vlm.conv2_backward.default, arguments, test_utils=promises)
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.parametrize("dtype", FORWARD_LIMITS)
+def test_a_gpu_gives_the_same(dtype, monkeypatch):
+    for choice in ("cuda", "auto"):
+        monkeypatch.setenv(backends.VARIABLE, choice)
+        assert backends.backend("conv2", "cuda", dtype) == "cuda"
+        for dim, length in ((384, 197), (70, 33)):
+            leaves, starts = draw(dtype, dim=dim, length=length)
+            leaves = [leaf.detach().cuda().requires_grad_() for leaf in leaves]
+            assert_right(leaves, None)
+            assert_right(leaves, starts.cuda())
+
+
+@pytest.mark.requires_cuda
+def test_a_graph_captures_it():
+    leaves = [leaf.detach().cuda() for leaf in draw(torch.bfloat16, dim=64)[0]]
+    expected = conv2(leaves[0][..., :64], *leaves[1:])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = conv2(leaves[0][..., :64], *leaves[1:])
+    graph.replay()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_the_trial_trusts_kernels_that_agree(gpu):

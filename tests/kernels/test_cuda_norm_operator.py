@@ -40,8 +40,8 @@ def run(x, residual, weight, weigh=None):
     return [*(each.detach() for each in outputs), *gradients], weigh
 
 
-def assert_right(x, residual, weight):
-    found, weigh = run(x, residual, weight)
+def assert_right(x, residual, weight, weigh=None):
+    found, weigh = run(x, residual, weight, weigh)
     wide = [
         None if leaf is None else leaf.detach().double().requires_grad_() for leaf in (x, residual, weight)
     ]
@@ -81,6 +81,18 @@ def test_widths_and_rows_that_begin_anywhere(gpu):
     gpu.used.clear()
     x, residual, weight = draw(torch.bfloat16, 5, 137)
     assert_right(x.detach()[:, 1:131].requires_grad_(), residual.detach()[:, 7:].requires_grad_(), weight[7:])
+    assert forms(gpu) == {(2, 0)}
+
+
+def test_gradients_that_come_in_wider_rows(gpu):
+    x, residual, weight = draw(torch.bfloat16, 2, 9, 192)
+    weigh = [torch.randn(2, 9, 400).to(x.dtype)[..., 8:200], torch.randn(9, 2, 192).transpose(0, 1)]
+    assert_right(x, residual, weight, weigh)
+    assert forms(gpu) == {(2, 1)}
+
+
+def test_one_row_that_is_not_whole_vectors(gpu):
+    assert_right(*draw(torch.bfloat16, 1, 130))
     assert forms(gpu) == {(2, 0)}
 
 
@@ -137,6 +149,29 @@ def test_the_operator_keeps_its_promises_to_the_dispatcher(gpu):
         arguments = (dout, dstream, stream, weight.detach(), EPS, both)
         promises = ("test_schema", "test_faketensor")
         opcheck(torch.ops.vlm.add_rms_norm_backward.default, arguments, test_utils=promises)
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_a_gpu_gives_the_same(dtype, monkeypatch):
+    for choice in ("cuda", "auto"):
+        monkeypatch.setenv(backends.VARIABLE, choice)
+        assert backends.backend("add_rms_norm", "cuda", dtype) == "cuda"
+        for width in (192, 576, 1000, 1032):
+            x, residual, weight = (leaf.detach().cuda() for leaf in draw(dtype, 3, 197, width))
+            assert_right(x.requires_grad_(), residual.requires_grad_(), weight.requires_grad_())
+            assert_right(x, None, weight)
+
+
+@pytest.mark.requires_cuda
+def test_a_graph_captures_it():
+    given = [leaf.detach().cuda() for leaf in draw(torch.bfloat16, 9, 192)]
+    expected = add_rms_norm(*given)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = add_rms_norm(*given)
+    graph.replay()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_the_trial_trusts_kernels_that_agree(gpu):
