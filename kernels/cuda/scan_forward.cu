@@ -78,9 +78,13 @@ __device__ __forceinline__ void store_kept(const Task &w, const States &h, int s
   const long long chunks = (w.length + kKeepEvery - 1) / kKeepEvery;
   float *to = w.q.kept + (w.batch * chunks + step / kKeepEvery) * kStateCount * w.p.channels;
 #pragma unroll
-  for (int n = 0; n < kStates; ++n)
-    store_global(to + (w.part * kStates + n) * w.p.channels + w.lane_channel(),
-                 make_float2(h.of[0][n], h.of[1][n]), w.there);
+  for (int n = 0; n < kStates; ++n) {
+    float *pair = to + (w.part * kStates + n) * w.p.channels + w.lane_channel();
+    const unsigned words[2] = {__float_as_uint(h.of[0][n]), __float_as_uint(h.of[1][n])};
+    // left to itself the compiler stores one by one; held to pairs where time is split it spills
+    if (!kAligned || kSplit > 1) store_global(pair, make_float2(h.of[0][n], h.of[1][n]), w.there);
+    else if (w.there > 0) store_words(pair, words);
+  }
 }
 
 __device__ __forceinline__ void load_parameters(const Task &w) {

@@ -187,6 +187,21 @@ def gpu(monkeypatch):
     return library
 
 
+@pytest.mark.parametrize("conv", ["cuda", "chunked"])
+def test_operators_that_do_not_run_on_cuda_kernels_are_named(gpu, monkeypatch, conv):
+    from vlm.ops import backends
+
+    monkeypatch.setattr(backends, "_is_trusted", lambda op, _device, _dtype: op != "conv2" or conv == "cuda")
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    finding = the(doctor.check_scan(), "operators on cuda")
+    if conv == "cuda":
+        assert finding.status == "ok"
+        assert finding.text == "cuda: selective_scan, bi_scan, conv2, add_rms_norm"
+    else:
+        assert finding.status == "note"
+        assert finding.text == "cuda: selective_scan, bi_scan, add_rms_norm; chunked: conv2"
+
+
 def test_the_first_use_of_the_cuda_kernels_is_timed(gpu):
     tools, kernels = doctor.check_cuda_kernels()
     assert tools.text == "NVRTC 12.8 from /lib, driver for CUDA 12.8" and tools.status == "ok"

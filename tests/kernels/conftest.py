@@ -15,6 +15,7 @@ import torch
 from vlm.ops import backends
 from vlm.ops.cuda import arguments as cuda_arguments
 from vlm.ops.cuda import library as cuda_library
+from vlm.ops.cuda import row_trial
 from vlm.ops.cuda import trial as cuda_trial
 from vlm.ops.cuda.registry import Instantiation
 
@@ -143,22 +144,23 @@ class Gpu:
     Attributes:
         multiprocessors: How many it says it has.
         used: The instantiations asked for, in order.
+        kernels: Those built.
     """
 
     def __init__(self, emulate: Callable[..., Emulated]) -> None:
         self.multiprocessors = 1
         self.used: list[Instantiation] = []
         self._emulate = emulate
-        self._kernels: dict[Instantiation, EmulatedKernel] = {}
+        self.kernels: dict[Instantiation, EmulatedKernel] = {}
 
     def kernel(self, wanted: Instantiation, _device: object) -> EmulatedKernel:
         """Return a kernel, built at its first use."""
         self.used.append(wanted)
-        if wanted not in self._kernels:
+        if wanted not in self.kernels:
             source, problem = KERNELS / "cuda" / wanted.source, f"vlm::{PROBLEMS[wanted.entry]}"
             built = self._emulate(source, wanted.entry, problem, **dict(wanted.defines))
-            self._kernels[wanted] = EmulatedKernel(built)
-        return self._kernels[wanted]
+            self.kernels[wanted] = EmulatedKernel(built)
+        return self.kernels[wanted]
 
 
 @pytest.fixture
@@ -171,8 +173,10 @@ def gpu(emulate: Callable[..., Emulated], monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(cuda_arguments, "multiprocessors", lambda _device: emulated.multiprocessors)
     monkeypatch.setattr(backends, "_check_cuda", lambda *_: None)
     cuda_trial.trusted.cache_clear()
+    row_trial.forget()
     yield emulated
     cuda_trial.trusted.cache_clear()
+    row_trial.forget()
 
 
 @pytest.fixture

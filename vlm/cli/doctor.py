@@ -170,7 +170,20 @@ def check_scan() -> Iterator[Finding]:
             "scan on cpu", "note", f"{serving} (several times slower): {reason}", "install g++ or clang++"
         )
     if torch.cuda.is_available():
-        yield Finding("scan on cuda", "ok", backend("selective_scan", "cuda", torch.bfloat16))
+        yield _operators_on_cuda()
+
+
+def _operators_on_cuda() -> Finding:
+    """Return which operators run on CUDA kernels, and what runs the others."""
+    import torch
+
+    from vlm.ops.backends import OPERATORS, backend
+
+    serving: dict[str, list[str]] = {}
+    for op in OPERATORS:
+        serving.setdefault(backend(op, "cuda", torch.bfloat16), []).append(op)
+    text = "; ".join(f"{name}: {', '.join(ops)}" for name, ops in serving.items())
+    return Finding("operators on cuda", "ok" if list(serving) == ["cuda"] else "note", text)
 
 
 def check_cuda_kernels() -> Iterator[Finding]:

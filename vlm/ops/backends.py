@@ -14,7 +14,8 @@ from vlm.ops.cuda import library as cuda_library
 
 VARIABLE = "VLM_SCAN_BACKEND"
 CHOICES = ("auto", "cuda", "cpu", "chunked", "reference", "mamba_ssm")
-OPERATORS = ("selective_scan", "bi_scan", "conv2")
+OPERATORS = ("selective_scan", "bi_scan", "conv2", "add_rms_norm")
+_SCANS = OPERATORS[:2]
 
 
 def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> str:
@@ -22,11 +23,11 @@ def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> str:
 
     ``VLM_SCAN_BACKEND`` forces one of ``cuda``, ``cpu``, ``chunked``, ``reference``, ``mamba_ssm``; unset or
     ``auto``, the fastest that can serve is chosen; the CUDA kernels only after a trial on the device gave
-    PyTorch's numbers. ``cuda`` and ``mamba_ssm`` have scans only, so ``conv2`` then runs as ``chunked``. The
-    first question may compile kernels (some seconds, once).
+    PyTorch's numbers. What a backend has no form of runs as ``chunked``, plain PyTorch: all but scans with
+    ``mamba_ssm``, ``add_rms_norm`` with ``cpu``. The first question may compile kernels (seconds, once).
 
     Args:
-        op: ``selective_scan``, ``bi_scan`` or ``conv2``.
+        op: ``selective_scan``, ``bi_scan``, ``conv2`` or ``add_rms_norm``.
         device: Where the tensors are.
         dtype: Their dtype.
 
@@ -42,16 +43,16 @@ def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> str:
         raise KernelError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, got {wanted!r}")
     if wanted == "auto":
         if kind == "cpu":
-            return "cpu" if cpu_library.available(dtype) else "chunked"
-        return "cuda" if kind == "cuda" and op != "conv2" and _is_trusted(device, dtype) else "chunked"
+            return "cpu" if op != "add_rms_norm" and cpu_library.available(dtype) else "chunked"
+        return "cuda" if kind == "cuda" and _is_trusted(op, device, dtype) else "chunked"
     if wanted == "cpu":
         _check_cpu(op, kind, dtype)
-    elif wanted == "cuda":
+        return "chunked" if op == "add_rms_norm" else "cpu"
+    if wanted == "cuda":
         _check_cuda(op, device, dtype)
-        return "chunked" if op == "conv2" else "cuda"
     elif wanted == "mamba_ssm":
         _check_mamba_ssm(op, kind, dtype)
-        return "chunked" if op == "conv2" else "mamba_ssm"
+        return "mamba_ssm" if op in _SCANS else "chunked"
     return wanted
 
 
@@ -69,15 +70,17 @@ def _check_cpu(op: str, kind: str, dtype: torch.dtype) -> None:
         )
 
 
-def _is_trusted(device: torch.device | str, dtype: torch.dtype) -> bool:
-    """Return whether the CUDA scan passed its trial on ``device``."""
-    from vlm.ops.cuda import trial as cuda_trial  # which needs the scans, which need this module
+def _is_trusted(op: str, device: torch.device | str, dtype: torch.dtype) -> bool:
+    """Return whether the CUDA kernels of ``op`` passed their trial on ``device``."""
+    # which need the operators, which need this module
+    from vlm.ops.cuda import row_trial
+    from vlm.ops.cuda import trial as cuda_trial
 
     if not torch.cuda.is_available():
         return False
     place = torch.device(device)
-    index = torch.cuda.current_device() if place.index is None else place.index
-    return cuda_trial.trusted(torch.device("cuda", index), dtype)
+    place = torch.device("cuda", torch.cuda.current_device() if place.index is None else place.index)
+    return cuda_trial.trusted(place, dtype) if op in _SCANS else row_trial.trusted(op, place, dtype)
 
 
 def _check_cuda(op: str, device: torch.device | str, dtype: torch.dtype) -> None:

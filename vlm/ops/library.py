@@ -52,7 +52,7 @@ def register_autograd(
     def refuse(_ctx: Any, *_gradients: Any) -> None:
         raise NotImplementedError(
             f"vlm::{name} is differentiable once, got a second derivative; "
-            "write the recurrence in plain PyTorch where you need one"
+            "write it in plain PyTorch where you need one"
         )
 
     torch.library.register_autograd(f"vlm::{name}_backward", refuse, lib=NAMESPACE)

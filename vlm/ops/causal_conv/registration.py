@@ -10,6 +10,7 @@ from torch import Tensor
 from vlm.ops import cpu_calls, cpu_library
 from vlm.ops.backends import backend
 from vlm.ops.causal_conv import reference
+from vlm.ops.cuda import conv_calls
 from vlm.ops.library import register, register_autograd
 
 _ARGUMENTS = "Tensor x, Tensor weight_f, Tensor? bias_f, Tensor? weight_b, Tensor? bias_b, Tensor? segments"
@@ -30,7 +31,10 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Return both directions' outputs; the second is empty without ``weight_b``."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    if backend("conv2", x.device, x.dtype) == "cpu" and weight_f.shape[1] <= cpu_library.MAX_TAPS:
+    which, taps = backend("conv2", x.device, x.dtype), weight_f.shape[1]
+    if which == "cuda" and conv_calls.serves(x, taps):
+        return conv_calls.conv2_forward(x, weight_f, bias_f, weight_b, bias_b, segments)
+    if which == "cpu" and taps <= cpu_library.MAX_TAPS:
         u_f, u_b = cpu_calls.conv2_forward(
             x.to(cpu_calls.stored_dtype(x)),
             weight_f.to(dtype),
@@ -66,15 +70,19 @@ def _backward(
     segments: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Return dx, dweight_f, dbias_f, dweight_b, dbias_b; empty where the input was None."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    on_cpu = backend("conv2", x.device, x.dtype) == "cpu" and weight_f.shape[1] <= cpu_library.MAX_TAPS
-    wide = x.to(cpu_calls.stored_dtype(x) if on_cpu else dtype)
-    du_f = torch.zeros_like(wide) if du_f is None else du_f.to(wide.dtype)
-    if weight_b is not None:
-        du_b = torch.zeros_like(wide) if du_b is None else du_b.to(wide.dtype)
+    which, taps = backend("conv2", x.device, x.dtype), weight_f.shape[1]
     gradients: list[Tensor | None]
-    if on_cpu:
-        gradients = cpu_calls.conv2_backward(
+    if which == "cuda" and conv_calls.serves(x, taps):
+        gradients = conv_calls.conv2_backward(du_f, du_b, x, weight_f, bias_f, weight_b, bias_b, segments)
+    else:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        on_cpu = which == "cpu" and taps <= cpu_library.MAX_TAPS
+        wide = x.to(cpu_calls.stored_dtype(x) if on_cpu else dtype)
+        du_f = torch.zeros_like(wide) if du_f is None else du_f.to(wide.dtype)
+        if weight_b is not None:
+            du_b = torch.zeros_like(wide) if du_b is None else du_b.to(wide.dtype)
+        compute = cpu_calls.conv2_backward if on_cpu else _by_definition
+        gradients = compute(
             du_f,
             du_b,
             wide,
@@ -84,22 +92,29 @@ def _backward(
             _wide(bias_b, dtype),
             segments,
         )
-    else:
-        gradients = [None]
-        for du, weight, bias, anticausal in ((du_f, weight_f, bias_f, False), (du_b, weight_b, bias_b, True)):
-            if weight is None or du is None:
-                gradients += [None, None]
-                continue
-            part, dweight, dbias = reference.backward(
-                du, wide, weight.to(dtype), _wide(bias, dtype), segments, anticausal=anticausal
-            )
-            gradients[0] = part if gradients[0] is None else gradients[0] + part
-            gradients += [dweight, dbias]
     likes = (x, weight_f, bias_f, weight_b, bias_b)
     return tuple(
         x.new_empty(0) if like is None or g is None else g.to(like.dtype).contiguous()
         for g, like in zip(gradients, likes, strict=True)
     )
+
+
+def _by_definition(
+    du_f: Tensor,
+    du_b: Tensor | None,
+    x: Tensor,
+    weight_f: Tensor,
+    bias_f: Tensor | None,
+    weight_b: Tensor | None,
+    bias_b: Tensor | None,
+    segments: Tensor | None,
+) -> list[Tensor | None]:
+    """Return what ``_backward`` does, in plain PyTorch; None where the input was None."""
+    dx, dweight_f, dbias_f = reference.backward(du_f, x, weight_f, bias_f, segments, anticausal=False)
+    if weight_b is None or du_b is None:
+        return [dx, dweight_f, dbias_f, None, None]
+    part, dweight_b, dbias_b = reference.backward(du_b, x, weight_b, bias_b, segments, anticausal=True)
+    return [dx + part, dweight_f, dbias_f, dweight_b, dbias_b]
 
 
 def _backward_fake(du_f: Any, du_b: Any, *inputs: Any) -> tuple[Tensor, ...]:

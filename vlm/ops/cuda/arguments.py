@@ -45,9 +45,8 @@ def parameter(x: Tensor | None) -> Tensor | None:
 
 def is_aligned(x: Tensor) -> bool:
     """Return whether every row begins at a multiple of 16 bytes."""
-    size = x.element_size()
-    starts = (
-        x.data_ptr(),
-        *(stride * size for stride, n in zip(x.stride()[:-1], x.shape, strict=False) if n > 1),
-    )
-    return all(start % VECTOR_BYTES == 0 for start in starts)
+    size, starts = x.element_size(), x.data_ptr()
+    for stride, n in zip(x.stride()[:-1], x.shape, strict=False):
+        if n > 1:
+            starts |= stride * size
+    return starts % VECTOR_BYTES == 0

@@ -45,6 +45,9 @@ SCAN_SPLITS = {False: (1, 2, 4), True: (1, 4)}
 _SCAN_REGISTERS = 128
 _SUM_REGISTERS = 40
 _SPLIT_SPILL_BYTES = 64
+# three blocks on a multiprocessor; all others have room for four
+_WIDE_CONV_REGISTERS, _CONV_REGISTERS = 168, 128
+_NORM_FORWARD_REGISTERS, _NORM_BACKWARD_REGISTERS = 48, 128
 
 
 def _scan_defines(
@@ -128,6 +131,58 @@ def _scan_kernels(io: str, rank: int) -> tuple[Instantiation, ...]:
     return *forward, *backward
 
 
+CONV_TAPS = (2, 3, 4)
+
+
+def conv_forward_kernel(
+    io: str, taps: int, directions: int, *, aligned: bool, segments: bool
+) -> Instantiation:
+    """Return the forward convolution for one kind of problem; ``conv_problem.cuh`` explains the macros."""
+    return _conv_kernel("forward", io, taps, directions, aligned, segments)
+
+
+def conv_backward_kernel(
+    io: str, taps: int, directions: int, *, aligned: bool, segments: bool
+) -> Instantiation:
+    """Return the backward convolution for one kind of problem; ``conv_problem.cuh`` explains the macros."""
+    return _conv_kernel("backward", io, taps, directions, aligned, segments)
+
+
+@functools.cache
+def _conv_kernel(
+    which: str, io: str, taps: int, directions: int, aligned: bool, segments: bool
+) -> Instantiation:
+    defines = (
+        ("VLM_IO", io),
+        ("VLM_TAPS", taps),
+        ("VLM_DIRECTIONS", directions),
+        ("VLM_ALIGNED", int(aligned)),
+        ("VLM_SEGMENTS", int(segments)),
+    )
+    most = _WIDE_CONV_REGISTERS if which == "forward" and io != "fp32" else _CONV_REGISTERS
+    return Instantiation(f"conv_{which}.cu", f"vlm_conv_{which}", defines, max_registers=most)
+
+
+# of 128 elements, that a row may have and still stay in registers; 0 is any number, read twice
+NORM_PIECES = (1, 2, 3, 4, 5, 6, 7, 8)
+
+
+def norm_forward_kernel(io: str, pieces: int, *, aligned: bool) -> Instantiation:
+    """Return the forward norm for one kind of problem; the macros are explained in ``norm_problem.cuh``."""
+    return _norm_kernel("vlm_norm_forward", io, pieces, aligned, _NORM_FORWARD_REGISTERS)
+
+
+def norm_backward_kernel(io: str, pieces: int, *, aligned: bool) -> Instantiation:
+    """Return the backward norm for one kind of problem; the macros are explained in ``norm_problem.cuh``."""
+    return _norm_kernel("vlm_norm_backward", io, pieces, aligned, _NORM_BACKWARD_REGISTERS)
+
+
+@functools.cache
+def _norm_kernel(entry: str, io: str, pieces: int, aligned: bool, most: int) -> Instantiation:
+    defines = (("VLM_IO", io), ("VLM_PIECES", pieces), ("VLM_ALIGNED", int(aligned)))
+    return Instantiation("norm.cu", entry, defines, max_registers=most)
+
+
 # what VideoMamba runs; other kinds of problem are compiled when they come
 INSTANTIATIONS: tuple[Instantiation, ...] = (
     PROBE,
@@ -138,4 +193,16 @@ INSTANTIATIONS: tuple[Instantiation, ...] = (
     *(scan_forward_kernel("fp32", 16, 1, aligned=aligned, events=True) for aligned in (False, True)),
     *(scan_backward_kernel("fp32", 16, 1, aligned=aligned, events=True) for aligned in (False, True)),
     *(sum_kernel(io) for io in ("fp32", "bf16", "fp16")),
+    *(
+        conv_kernel(io, 4, 2, aligned=True, segments=segments)
+        for conv_kernel in (conv_forward_kernel, conv_backward_kernel)
+        for io in ("fp32", "bf16", "fp16")
+        for segments in (False, True)
+    ),
+    *(
+        norm_kernel(io, pieces, aligned=True)
+        for norm_kernel in (norm_forward_kernel, norm_backward_kernel)
+        for io in ("fp32", "bf16", "fp16")
+        for pieces in (2, 3, 5)
+    ),
 )

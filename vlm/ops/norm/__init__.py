@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vlm.ops.norm import reference
+from vlm.ops.norm import registration as _registration  # noqa: F401  registers the operators
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """Normalise the last axis of ``x`` (..., d) by its root mean square, in fp32; the dtype of ``x``.
@@ -19,7 +22,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
 
     Source: Zhang and Sennrich 2019, Root Mean Square Layer Normalization, equation 4.
     """
-    return _normalise(x, weight, eps, x.dtype)
+    return add_rms_norm(x, None, weight, eps)[0]
 
 
 def add_rms_norm(
@@ -38,17 +41,14 @@ def add_rms_norm(
 
     Raises:
         ValueError: ``weight`` is not (d,), or ``residual`` has another shape than ``x``.
+        KernelError: ``VLM_SCAN_BACKEND`` forces a backend that cannot serve.
     """
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    stream = wide if residual is None else wide + residual
-    return _normalise(stream, weight, eps, x.dtype), stream
-
-
-def _normalise(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """Return the norm of ``x``, computed at least in fp32 and cast to ``dtype``."""
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"weight must be ({x.shape[-1]},) as the last axis of x, got {tuple(weight.shape)}")
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.nn.functional.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps).to(dtype)
+    if x.device.type == "cpu" and not torch.is_grad_enabled():
+        # for a short sequence the dispatcher costs as much as the norm
+        return reference.forward(x, residual, weight, eps)
+    out, stream = torch.ops.vlm.add_rms_norm(x, residual, weight, eps)
+    return out, stream
