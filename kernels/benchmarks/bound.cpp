@@ -15,11 +15,14 @@ extern "C" float updates(int64_t vectors) {
     for (int k = 0; k < kChains; ++k) {
       // the compiler may not see that these stay the same
       asm volatile("" : "+v"(A), "+v"(dt));
-      h[k] = Lanes<float>::decay(dt * A) * h[k] + driven * A;
+      h[k] = Lanes<float>::decay(dt, A) * h[k] + driven * A;
       y[k % 2] += h[k] * dt;
     }
   }
-  return sum_lanes<float>(y[0] + y[1]);
+  y[0] += y[1];
+  float total = 0;
+  for (int i = 0; i < Lanes<float>::width; ++i) total += y[0][i];
+  return total;
 }
 
 extern "C" int64_t width() { return VLM_ISA::Lanes<float>::width; }

@@ -25,7 +25,6 @@ import torch
 from cases import CASES, Case, relative_error, truth
 from rivals import BACKENDS, RIVALS, Task, compiled_library
 
-from vlm.assets import asset
 from vlm.ops import cpu_library
 
 # of outputs, and of the worst gradient; relative to the norm of the truth
@@ -207,7 +206,7 @@ def show(case: Case, mode: str, row: dict[str, Any], bound: float) -> None:
 def updates_per_second() -> float:
     """Return how many state updates a second of processor time can hold: the arithmetic without memory."""
     isa = _instruction_set()
-    folder = asset("kernels/cpu/vector.h").parent
+    folder = Path(__file__).resolve().parents[1] / "cpu"
     bound = compiled_library("bound.cpp", *ISA_FLAGS[isa], f"-DVLM_ISA={isa}", f"-I{folder}")
     bound.updates.argtypes, bound.updates.restype = [ctypes.c_int64], ctypes.c_float
     vectors = 1 << 18
