@@ -1,16 +1,17 @@
-"""What is timed: sizes, and how inputs of those sizes are drawn."""
+"""What is timed: sizes, how inputs of those sizes are drawn, and what is right for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vlm.ops import Branch, bidirectional_mamba
-
-Job = tuple[Callable[[], Tensor], list[Tensor]]
+from vlm.ops.backends import VARIABLE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,20 +52,44 @@ CASES = (
 )
 
 
-def job(case: Case, *, gradient: bool) -> Job:
-    """Return the forward computation of a case and the leaves whose gradients belong to it."""
+@contextmanager
+def forced(backend: str) -> Iterator[None]:
+    """Have ``backend`` serve every operator inside; the environment is as before afterwards."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = backend
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+def draw(case: Case, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Return the inputs of a case, the same numbers for every dtype.
+
+    A scan has u, z, delta (b, l, e), rows [B | C] (b, l, 2n), A (e, n), D (e,), bias (e,); a block has xz
+    (b, l, 2e) and seven parameters for each direction.
+    """
     torch.manual_seed(0)
-    return _scan(case, gradient) if case.kind == "scan" else _block(case, gradient)
+    e, n, r = case.channels, case.states, case.rank
+    if case.kind == "scan":
+        drawn = [torch.randn(case.batch, case.length, e) for _ in range(3)]
+        drawn.append(torch.randn(case.batch, case.length, 2 * n))
+        drawn += [-torch.arange(1.0, n + 1).repeat(e, 1), torch.ones(e), torch.randn(e)]
+    else:
+        shapes = [(e, 4), (e,), (r + 2 * n, e), (e, r), (e,), (e, n), (e,)]
+        drawn = [torch.randn(case.batch, case.length, 2 * e)]
+        drawn += [0.1 * torch.randn(shape) for shape in shapes * 2]
+    return [x.to(dtype) for x in drawn]
 
 
-def _scan(case: Case, gradient: bool) -> Job:
-    """One direction through ``vlm::bi_scan``, channels-last."""
-    sequence = (case.batch, case.length, case.channels)
-    u, z, delta = (torch.randn(sequence) for _ in range(3))
-    rows = torch.randn(case.batch, case.length, 2 * case.states)
-    A = -torch.arange(1.0, case.states + 1).repeat(case.channels, 1)
-    leaves = [u, z, delta, rows, A, torch.ones(case.channels), torch.randn(case.channels)]
-    leaves = [x.requires_grad_(gradient) for x in leaves]
+def job(case: Case, leaves: list[Tensor], *, gradient: bool) -> Callable[[], Tensor]:
+    """Return the forward computation through the operators, channels-last: (b, l, e)."""
+    if case.kind == "block":
+        forward, backward = Branch(*leaves[1:8]), Branch(*leaves[8:])
+        return lambda: bidirectional_mamba(leaves[0], forward, backward)
     u, z, delta, rows, A, D, bias = leaves
 
     def run() -> Tensor:
@@ -72,15 +97,32 @@ def _scan(case: Case, gradient: bool) -> Job:
         out: Tensor = torch.ops.vlm.bi_scan(*arguments)[0]
         return out
 
-    return run, leaves
+    return run
 
 
-def _block(case: Case, gradient: bool) -> Job:
-    """Everything between the projections in and out."""
-    e, n, r = case.channels, case.states, case.rank
-    shapes = [(e, 4), (e,), (r + 2 * n, e), (e, r), (e,), (e, n), (e,)]
-    leaves = [torch.randn(case.batch, case.length, 2 * e)]
-    leaves += [0.1 * torch.randn(shape) for shape in shapes * 2]
-    leaves = [x.requires_grad_(gradient) for x in leaves]
-    forward, backward = Branch(*leaves[1:8]), Branch(*leaves[8:])
-    return (lambda: bidirectional_mamba(leaves[0], forward, backward)), leaves
+def weights(case: Case, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the gradient (b, l, e) that flows into the output: a wave, no two steps alike."""
+    steps = torch.arange(case.length, dtype=dtype).unsqueeze(1)
+    channels = torch.arange(case.channels, dtype=dtype)
+    wave = torch.cos(0.1 * steps + 0.7 * channels)
+    return wave.expand(case.batch, case.length, case.channels).contiguous()
+
+
+def truth(case: Case, *, gradient: bool) -> list[Tensor]:
+    """Return the output and, if asked, the gradients of every leaf, in fp64 by the reference loop."""
+    leaves = [x.requires_grad_(gradient) for x in draw(case, torch.float64)]
+    with forced("reference"):
+        out = job(case, leaves, gradient=gradient)()
+        if not gradient:
+            return [out]
+        return [out.detach(), *torch.autograd.grad(out, leaves, weights(case, torch.float64))]
+
+
+def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
+    """Return the greatest relative L2 error of any tensor; infinite if one is not finite or misshapen."""
+    worst = 0.0
+    for a, b in zip(actual, expected, strict=True):
+        if a.shape != b.shape or not bool(torch.isfinite(a).all()):
+            return float("inf")
+        worst = max(worst, float((a.double() - b).norm() / b.norm().clamp_min(1e-30)))
+    return worst

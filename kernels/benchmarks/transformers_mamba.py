@@ -10,7 +10,7 @@ import argparse
 import sys
 
 import torch
-from run import repeat
+from run import take_turns
 
 from vlm.ops import patch, unpatch
 
@@ -53,9 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{size}; relative difference of the logits {error:.0e}")
     for name, run in (("forward", forward), ("forward and backward", both)):
         patch()
-        ours = repeat(run, arguments.seconds)["cpu_ms"]
+        ours = min(take_turns({name: run}, arguments.seconds)[name])
         unpatch()
-        theirs = repeat(run, arguments.seconds)["cpu_ms"]
+        theirs = min(take_turns({name: run}, arguments.seconds)[name])
         print(f"{name}: own scan {theirs:.0f} ms, with vlm.ops.patch() {ours:.0f} ms, {theirs / ours:.1f} x")
     return 0
 

@@ -53,22 +53,31 @@ template <class T, class S> struct ConvTask {
   }
 };
 
-template <class T, class S> void conv_forward_block(const ConvTask<T, S> &c, int64_t start, int64_t end) {
+// all channels of a step before the next step, so that memory is read and written in its own order; the seven rows
+// that a step sees are in the first cache
+template <class T, class S>
+void conv_forward_tile(const VlmConv &p, const T *taps, int64_t b, int64_t start, int64_t end) {
   using Vector = typename Lanes<T>::Vector;
-  const VlmConv &p = c.p;
   S *u_f = static_cast<S *>(p.u_f), *u_b = static_cast<S *>(p.u_b);
-  Vector rows[7], mine[7];
-  for (int i = 0; i < 6; ++i) rows[i + 1] = c.x(start - 3 + i);
   for (int64_t t = start; t < end; ++t) {
-    for (int i = 0; i < 6; ++i) rows[i] = rows[i + 1];
-    rows[6] = c.x(t + 3);
-    c.window(rows, t, mine);
-    const int64_t to = (c.b * p.length + t) * p.channels + c.e;
-    const Vector f = c.causal(mine);
-    store(u_f + to, f * sigmoid<T>(f), c.lanes);
-    if (!p.weight_b) continue;
-    const Vector a = c.anticausal(mine);
-    store(u_b + to, a * sigmoid<T>(a), c.lanes);
+    const bool inside = !p.segments && t >= 3 && t + 3 < p.length;
+    for (int64_t e = 0; e < p.channels; e += Lanes<T>::width) {
+      const ConvTask<T, S> c(p, taps, b, e);
+      Vector rows[7];
+      if (__builtin_expect(inside, 1)) {
+        const S *x = static_cast<const S *>(p.x) + b * p.x_batch + (t - 3) * p.x_row + e;
+#pragma GCC unroll 7
+        for (int i = 0; i < 7; ++i) rows[i] = load(x + i * p.x_row, c.lanes);
+      } else {
+        for (int i = 0; i < 7; ++i) rows[i] = c.apart(t - 3 + i, t) ? Vector{} : c.x(t - 3 + i);
+      }
+      const int64_t to = (b * p.length + t) * p.channels + e;
+      const Vector f = c.causal(rows);
+      store(u_f + to, f * sigmoid<T>(f), c.lanes);
+      if (!p.weight_b) continue;
+      const Vector a = c.anticausal(rows);
+      store(u_b + to, a * sigmoid<T>(a), c.lanes);
+    }
   }
 }
 
@@ -124,15 +133,13 @@ template <class T, class S> void conv(const VlmConv &p, bool backward) {
   for (int64_t task = 0; task < p.batch * tiles; ++task) {
     const int64_t b = task / tiles, start = task % tiles * kConvTile;
     const int64_t end = start + kConvTile < p.length ? start + kConvTile : p.length;
-    for (int64_t e = 0; e < p.channels; e += Lanes<T>::width) {
-      const ConvTask<T, S> c(p, taps.data, b, e);
-      if (backward) {
-        T *sums = static_cast<T *>(p.dparameters) + task * kConvRows * p.channels;
-        conv_backward_block(c, start, end, sums);
-      } else {
-        conv_forward_block(c, start, end);
-      }
+    if (!backward) {
+      conv_forward_tile<T, S>(p, taps.data, b, start, end);
+      continue;
     }
+    T *sums = static_cast<T *>(p.dparameters) + task * kConvRows * p.channels;
+    for (int64_t e = 0; e < p.channels; e += Lanes<T>::width)
+      conv_backward_block(ConvTask<T, S>(p, taps.data, b, e), start, end, sums);
   }
 }
 

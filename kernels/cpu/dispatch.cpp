@@ -30,7 +30,7 @@ VLM_EXPORT int vlm_best_level() {
   return 0;
 }
 
-VLM_EXPORT int64_t vlm_abi() { return 2; }
+VLM_EXPORT int64_t vlm_abi() { return 3; }
 
 VLM_EXPORT void vlm_scan(const VlmScan *p, int level, int backward, int stored) {
 #if defined(__x86_64__)

@@ -1,5 +1,5 @@
 // What the caller hands over: raw pointers, sizes and strides, in elements. Mirrored by vlm/ops/cpu_library.py.
-// Letters: b batch, l length, e channels, g groups, n states. Channels are always contiguous.
+// Letters: b batch, l length, e channels, g groups, n states. Channels are contiguous, or, if `turned`, steps.
 // Sequences (u, delta, B, C, z, x, their outputs and gradients) are of the stored type; parameters, states and sums
 // of gradients of the computing type, which is fp32 for stored bf16.
 #pragma once
@@ -42,6 +42,9 @@ struct VlmScan {
   void *total;                      // (b, l, e) contiguous: the sum before the gate, or null
   void *dz;                         // (b, l, e) contiguous or null
   VlmDirection direction[2];
+  // 0: the sequences above have channels last. 1: (b, e, l), B and C (b, g, n, l), their outputs and gradients too;
+  // a row is then a channel or a state
+  int64_t turned;
 };
 
 struct VlmConv {

@@ -10,6 +10,12 @@ namespace VLM_ISA {
 constexpr int64_t kMaxStates = 256;
 // states whose recurrences run side by side in the backward pass: enough to hide latencies, few enough for registers
 constexpr int kStates = 4;
+// and in the forward pass
+#if defined(__AVX512F__)
+constexpr int kHeld = 8;
+#else
+constexpr int kHeld = 4;
+#endif
 
 inline int64_t padded_states(const VlmScan &p) { return (p.states + kStates - 1) / kStates * kStates; }
 
@@ -45,103 +51,277 @@ VLM_INLINE bool drops(const int32_t *segments, int64_t t, int64_t step, bool rev
   return segments && step > 0 && segments[t] != segments[reverse ? t + 1 : t - 1];
 }
 
-// Room of one thread in the forward pass: where the directions meet, in full precision, and the rows [B | C] of one
-// direction and group where they are stored in less.
-template <class T, class S> struct ForwardRoom {
-  explicit ForwardRoom(const VlmScan &p)
-      : meet(p.directions > 1 ? p.length * Lanes<T>::width : 0), rows(sizeof(S) < sizeof(T) ? 2 * p.length * p.states : 0) {}
-  Scratch<T> meet, rows;
+// Where a sequence lies in memory. Rows hold the channels of one step, or, turned, the steps of one channel.
+template <class S> struct Plane {
+  S *at;
+  int64_t row;
+  Plane<const S> constant() const { return {at, row}; }
+};
 
-  void widen(const VlmScan &p, const S *B, const S *C, int64_t stride) {
-    for (int64_t t = 0; t < p.length; ++t)
-      for (int64_t n = 0; n < p.states; ++n) {
-        rows.data[2 * t * p.states + n] = number(B[t * stride + n]);
-        rows.data[(2 * t + 1) * p.states + n] = number(C[t * stride + n]);
-      }
+// Tiles of kTile steps in scan order, of one vector of channels. Turned ones go through squares of W steps by W
+// channels; a square that would stick out of the sequence is moved back inside.
+constexpr int64_t kTile = 16;
+
+struct Walk {
+  int64_t length;
+  bool reverse, turned;
+  VLM_INLINE int64_t time(int64_t step) const { return reverse ? length - 1 - step : step; }
+};
+
+template <class T> VLM_INLINE int64_t square_start(const Walk &w, int64_t step) {
+  const int64_t low = w.reverse ? w.time(step) - (Lanes<T>::width - 1) : step, most = w.length - Lanes<T>::width;
+  return low < 0 ? 0 : low > most ? most : low;
+}
+
+template <class T, class S>
+VLM_INLINE void load_tile(const Plane<const S> &from, const Walk &w, int64_t start, int64_t steps, int64_t lanes,
+                          typename Lanes<T>::Vector *to) {
+  constexpr int64_t W = Lanes<T>::width;
+  if (!w.turned) {
+    for (int64_t k = 0; k < steps; ++k) to[k] = load(from.at + w.time(start + k) * from.row, lanes);
+  } else if (w.length < W) {
+    for (int64_t k = 0; k < steps; ++k) {
+      to[k] = typename Lanes<T>::Vector{};
+      for (int64_t i = 0; i < lanes; ++i) to[k][i] = number(from.at[i * from.row + w.time(start + k)]);
+    }
+  } else {
+    for (int64_t k = 0; k < steps; k += W) {
+      typename Lanes<T>::Vector square[W];
+      const int64_t low = square_start<T>(w, start + k);
+      for (int64_t i = 0; i < W; ++i)
+        square[i] = i < lanes ? load(from.at + i * from.row + low) : typename Lanes<T>::Vector{};
+      transpose<T>(square);
+      for (int64_t i = k; i < steps && i < k + W; ++i) to[i] = square[w.time(start + i) - low];
+    }
+  }
+}
+
+template <class T, class S>
+VLM_INLINE void store_tile(const Plane<S> &to, const Walk &w, int64_t start, int64_t steps, int64_t lanes,
+                           const typename Lanes<T>::Vector *from) {
+  constexpr int64_t W = Lanes<T>::width;
+  if (!w.turned) {
+    for (int64_t k = 0; k < steps; ++k) store(to.at + w.time(start + k) * to.row, from[k], lanes);
+    return;
+  }
+  for (int64_t k = 0; k < steps; k += W) {
+    const int64_t count = steps - k < W ? steps - k : W;
+    typename Lanes<T>::Vector square[W];
+    const int64_t low = w.reverse ? w.time(start + k + count - 1) : start + k;
+    for (int64_t i = 0; i < count; ++i) square[w.time(start + k + i) - low] = from[k + i];
+    transpose<T>(square);
+    for (int64_t i = 0; i < lanes; ++i) store(to.at + i * to.row + low, square[i], count);
+  }
+}
+
+// Vectors of channels that walk side by side: the more, the longer the runs of memory that each step reads. Few
+// enough to keep every thread busy and the sums that wait for the other direction in the cache. One where a row is
+// a channel: then memory runs along time. The same numbers either way.
+constexpr int64_t kMostVectors = 24, kMeetBytes = 1 << 19;
+
+template <class T> int64_t strip_vectors(const VlmScan &p, const Blocks<T> &blocks) {
+  if (p.turned) return 1;
+  int64_t most = kMostVectors;
+  if (p.directions > 1 && most > kMeetBytes / (p.length * kBytes)) most = kMeetBytes / (p.length * kBytes);
+  const int64_t share = p.threads > 1 ? p.batch * blocks.count / (4 * p.threads) : blocks.count;
+  if (most > share) most = share;
+  return most < 1 ? 1 : most > blocks.per_group ? blocks.per_group : most;
+}
+
+// Room of one thread in the forward pass: where the directions meet, in full precision; states between tiles; the
+// rows [B | C] of a direction where they are stored in less or turned; one tile of one vector.
+template <class T, class S> struct ForwardRoom {
+  using Vector = typename Lanes<T>::Vector;
+  ForwardRoom(const VlmScan &p, int64_t strip)
+      : copies(sizeof(S) < sizeof(T) || p.turned), meet(p.directions > 1 ? p.length * strip * Lanes<T>::width : 0),
+        states(strip * p.states * Lanes<T>::width),
+        rows(copies ? 2 * p.directions * p.length * p.states + Lanes<T>::width : 0) {}
+  bool copies;
+  Scratch<T> meet, states, rows;
+  int64_t held[2] = {-1, -1};   // whose rows are there: batch row and group
+  Vector dt[kTile], driven[kTile], y[kTile];
+
+  // the rows of a direction, (length, 2 states)
+  const T *widen(const VlmScan &p, int d, int64_t b, int64_t group) {
+    const VlmDirection &q = p.direction[d];
+    const int64_t N = p.states, from = b * q.bc_batch + group * q.bc_group;
+    T *to = rows.data + d * 2 * p.length * N;
+    if (held[d] == b * p.groups + group) return to;
+    held[d] = b * p.groups + group;
+    const S *stored[2] = {static_cast<const S *>(q.B) + from, static_cast<const S *>(q.C) + from};
+    for (int64_t t = 0; t < p.length; t += kTile)
+      for (int half = 0; half < 2; ++half)
+        for (int64_t n = 0; n < N; n += Lanes<T>::width) {
+          const int64_t steps = p.length - t < kTile ? p.length - t : kTile;
+          const int64_t lanes = N - n < Lanes<T>::width ? N - n : Lanes<T>::width;
+          const Plane<const S> plane{stored[half] + (p.turned ? n * q.bc_row : n), q.bc_row};
+          Vector tile[kTile];
+          load_tile<T, S>(plane, {p.length, false, bool(p.turned)}, t, steps, lanes, tile);
+          for (int64_t k = 0; k < steps; ++k) store(to + (2 * (t + k) + half) * N + n, tile[k], lanes);
+        }
+    return to;
   }
 };
 
-// one direction of one vector of channels; N states known at compile time, or 0; T computes, S is stored
-template <class T, class S, int N>
-void scan_forward_block(const VlmScan &p, const Blocks<T> &blocks, const T *A, int64_t b, int64_t block, int d,
-                        ForwardRoom<T, S> &room) {
+// what one vector of channels reads and writes
+template <class T, class S> struct VectorTask {
+  using Vector = typename Lanes<T>::Vector;
+  const VlmScan &p;
+  const VlmDirection &q;
+  Walk w;
+  int64_t b, e, lanes;
+  int d;
+
+  template <class P> Plane<P> plane(P *x, int64_t batch, int64_t row) const {
+    return {x + b * batch + (w.turned ? e * row : e), row};
+  }
+  Plane<const S> u() const { return plane(static_cast<const S *>(q.u), q.u_batch, q.u_row); }
+  Plane<const S> delta() const { return plane(static_cast<const S *>(q.delta), q.delta_batch, q.delta_row); }
+  Plane<const S> z() const { return plane(static_cast<const S *>(p.z), p.z_batch, p.z_row); }
+  Plane<S> dense(const void *x) const {
+    return plane(static_cast<S *>(const_cast<void *>(x)), p.length * p.channels, w.turned ? p.length : p.channels);
+  }
+  Vector of_channels(const void *x) const { return x ? load(static_cast<const T *>(x) + e, lanes) : Vector{}; }
+};
+
+template <class T, class S>
+VLM_INLINE void prepare_tile(const VectorTask<T, S> &c, int64_t start, int64_t steps, typename Lanes<T>::Vector *dt,
+                             typename Lanes<T>::Vector *driven, typename Lanes<T>::Vector *y) {
+  using Vector = typename Lanes<T>::Vector;
+  const Vector D = c.of_channels(c.q.D), bias = c.of_channels(c.q.bias);
+  load_tile<T, S>(c.u(), c.w, start, steps, c.lanes, driven);
+  load_tile<T, S>(c.delta(), c.w, start, steps, c.lanes, dt);
+  for (int64_t k = 0; k < steps; ++k) {
+    const Vector input = driven[k];
+    const Vector raw = dt[k] + bias;
+    dt[k] = c.p.softplus ? softplus<T>(raw) : raw;
+    y[k] = D * input;
+    driven[k] = dt[k] * input;
+  }
+}
+
+// K states of one vector of channels through one tile; they stay in registers
+template <class T, int K, class Ahead>
+VLM_INLINE void scan_states(typename Lanes<T>::Vector *state, const T *A, const T *B, const T *C, int64_t bc_step,
+                            int64_t steps, uint32_t drops, const typename Lanes<T>::Vector *dt,
+                            const typename Lanes<T>::Vector *driven, typename Lanes<T>::Vector *y, Ahead ahead) {
+  using Vector = typename Lanes<T>::Vector;
+  Vector h[K], a[K];
+  for (int i = 0; i < K; ++i) {
+    h[i] = state[i];
+    a[i] = load(A + i * Lanes<T>::width);
+  }
+  for (int64_t k = 0; k < steps; ++k, B += bc_step, C += bc_step) {
+    ahead(k);
+    if (__builtin_expect(drops >> k & 1, 0))
+      for (int i = 0; i < K; ++i) h[i] = Vector{};
+    const Vector step = dt[k], input = driven[k];
+    Vector sum = y[k], sum2{};
+#pragma GCC unroll 8
+    for (int i = 0; i < K; ++i) {
+      h[i] = Lanes<T>::decay(step, a[i]) * h[i] + input * B[i];
+      if (i % 2) sum += h[i] * C[i];
+      else sum2 += h[i] * C[i];
+    }
+    y[k] = sum + sum2;
+  }
+  for (int i = 0; i < K; ++i) state[i] = h[i];
+}
+
+template <class T, class S>
+VLM_INLINE void finish_tile(const VectorTask<T, S> &c, int64_t start, int64_t steps, typename Lanes<T>::Vector *y,
+                            T *meet, int64_t meet_row) {
+  using Vector = typename Lanes<T>::Vector;
+  const VlmScan &p = c.p;
+  if (c.d > 0)
+    for (int64_t k = 0; k < steps; ++k) y[k] += load(meet + c.w.time(start + k) * meet_row);
+  if (c.d + 1 < p.directions) {
+    for (int64_t k = 0; k < steps; ++k) store(meet + c.w.time(start + k) * meet_row, y[k]);
+    return;
+  }
+  if (p.total) store_tile<T, S>(c.dense(p.total), c.w, start, steps, c.lanes, y);
+  if (p.z) {
+    Vector gate[kTile];
+    load_tile<T, S>(c.z(), c.w, start, steps, c.lanes, gate);
+    for (int64_t k = 0; k < steps; ++k) y[k] *= gate[k] * sigmoid<T>(gate[k]);
+  }
+  store_tile<T, S>(c.dense(p.out), c.w, start, steps, c.lanes, y);
+}
+
+// one direction of `count` neighbouring vectors of channels; T computes, S is stored
+template <class T, class S>
+void scan_forward_strip(const VlmScan &p, const Blocks<T> &blocks, const T *A, int64_t padded, int64_t b, int64_t first,
+                        int64_t count, int d, ForwardRoom<T, S> &room) {
   using Vector = typename Lanes<T>::Vector;
   constexpr int64_t W = Lanes<T>::width;
   const VlmDirection &q = p.direction[d];
-  const int64_t states = N ? N : p.states, L = p.length, E = p.channels;
-  const int64_t e = blocks.first(block), lanes = blocks.lanes(block), group = block / blocks.per_group;
+  const int64_t N = p.states, L = p.length, E = p.channels, group = first / blocks.per_group;
   const int64_t chunks = (L + kChunk - 1) / kChunk;
-  const bool last_direction = d + 1 == p.directions;
-  const S *u = static_cast<const S *>(q.u) + b * q.u_batch + e;
-  const S *delta = static_cast<const S *>(q.delta) + b * q.delta_batch + e;
-  const S *stored_B = static_cast<const S *>(q.B) + b * q.bc_batch + group * q.bc_group;
-  const S *stored_C = static_cast<const S *>(q.C) + b * q.bc_batch + group * q.bc_group;
+  const Walk walk{L, bool(q.reverse), bool(p.turned)};
   const T *B, *C;
   int64_t bc_row;
-  if constexpr (sizeof(S) < sizeof(T)) {
-    room.widen(p, stored_B, stored_C, q.bc_row);
-    B = room.rows.data;
-    C = B + states;
-    bc_row = 2 * states;
+  if (room.copies) {
+    B = room.widen(p, d, b, group);
+    C = B + N;
+    bc_row = 2 * N;
   } else {
-    B = stored_B;
-    C = stored_C;
+    B = static_cast<const T *>(q.B) + b * q.bc_batch + group * q.bc_group;
+    C = static_cast<const T *>(q.C) + b * q.bc_batch + group * q.bc_group;
     bc_row = q.bc_row;
   }
-  const S *z = p.z ? static_cast<const S *>(p.z) + b * p.z_batch + e : nullptr;
-  S *out = static_cast<S *>(p.out) + b * L * E + e;
-  S *total = p.total ? static_cast<S *>(p.total) + b * L * E + e : nullptr;
-  T *meet = room.meet.data;
-  T *kept = q.kept ? static_cast<T *>(q.kept) + b * chunks * states * E + e : nullptr;
   const int32_t *segments = p.segments ? p.segments + b * L : nullptr;
-  const Vector D = q.D ? load(static_cast<const T *>(q.D) + e, lanes) : Vector{};
-  const Vector bias = q.bias ? load(static_cast<const T *>(q.bias) + e, lanes) : Vector{};
-  Vector h[N ? N : kMaxStates];
-  for (int64_t n = 0; n < states; ++n)
-    h[n] = q.initial ? load(static_cast<const T *>(q.initial) + (b * states + n) * E + e, lanes) : Vector{};
-  for (int64_t step = 0; step < L; ++step) {
-    const int64_t t = q.reverse ? L - 1 - step : step;
-    if (kept && step % kChunk == 0)
-      for (int64_t n = 0; n < states; ++n) store(kept + (step / kChunk * states + n) * E, h[n], lanes);
-    if (drops(segments, t, step, q.reverse))
-      for (int64_t n = 0; n < states; ++n) h[n] = Vector{};
-    const int64_t ahead = step + 8 < L ? (q.reverse ? t - 8 : t + 8) : t;
-    __builtin_prefetch(u + ahead * q.u_row);
-    __builtin_prefetch(delta + ahead * q.delta_row);
-    const Vector input = load(u + t * q.u_row, lanes);
-    Vector dt = load(delta + t * q.delta_row, lanes) + bias;
-    if (p.softplus) dt = softplus<T>(dt);
-    const Vector driven = dt * input;
-    Vector y = D * input, y2{};
-    const T *Bt = B + t * bc_row, *Ct = C + t * bc_row;
-    if constexpr (N > 0) {
-#pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) {
-        h[n] = Lanes<T>::decay(dt * load(A + n * W)) * h[n] + driven * Bt[n];
-        if (n % 2) y += h[n] * Ct[n];
-        else y2 += h[n] * Ct[n];
+  Vector *h = reinterpret_cast<Vector *>(room.states.data);
+  for (int64_t g = 0; g < count; ++g)
+    for (int64_t n = 0; n < N; ++n)
+      h[g * N + n] = q.initial ? load(static_cast<const T *>(q.initial) + (b * N + n) * E + blocks.first(first + g),
+                                      blocks.lanes(first + g))
+                               : Vector{};
+  for (int64_t start = 0; start < L; start += kTile) {
+    const int64_t steps = L - start < kTile ? L - start : kTile, t = walk.time(start);
+    const int64_t bc_step = walk.reverse ? -bc_row : bc_row;
+    uint32_t dropped = 0;
+    if (segments)
+      for (int64_t k = 0; k < steps; ++k)
+        dropped |= uint32_t(drops(segments, walk.time(start + k), start + k, walk.reverse)) << k;
+    for (int64_t g = 0; g < count; ++g) {
+      const int64_t e = blocks.first(first + g), lanes = blocks.lanes(first + g);
+      const VectorTask<T, S> c{p, q, walk, b, e, lanes, d};
+      const T *mine = A + (first + g) * padded * W;
+      Vector *dt = room.dt, *driven = room.driven, *y = room.y, *state = h + g * N;
+      if (q.kept && start % kChunk == 0)
+        for (int64_t n = 0; n < N; ++n)
+          store(static_cast<T *>(q.kept) + ((b * chunks + start / kChunk) * N + n) * E + e, state[n], lanes);
+      prepare_tile(c, start, steps, dt, driven, y);
+      // the next tile comes in while this one is computed
+      const bool more = start + 2 * kTile <= L;
+      const Plane<const S> planes[3] = {c.u(), c.delta(), p.z && d + 1 == p.directions ? c.z() : c.u()};
+      const auto ahead = [&](int64_t k) {
+        const int64_t far = start + kTile;
+        const int64_t at = walk.turned ? (walk.reverse ? walk.time(far + kTile - 1) : far) : walk.time(far + k);
+        for (const Plane<const S> &x : planes)
+          __builtin_prefetch(walk.turned ? x.at + (k < lanes ? k : 0) * x.row + at : x.at + at * x.row);
+      };
+      const auto nothing = [](int64_t) {};
+      int64_t n = 0;
+      for (; n + kHeld <= N; n += kHeld) {
+        if (n == 0 && more)
+          scan_states<T, kHeld>(state + n, mine + n * W, B + t * bc_row + n, C + t * bc_row + n, bc_step, steps,
+                                dropped, dt, driven, y, ahead);
+        else
+          scan_states<T, kHeld>(state + n, mine + n * W, B + t * bc_row + n, C + t * bc_row + n, bc_step, steps,
+                                dropped, dt, driven, y, nothing);
       }
-    } else {
-      for (int64_t n = 0; n < states; ++n) {
-        h[n] = Lanes<T>::decay(dt * load(A + n * W)) * h[n] + driven * Bt[n];
-        y += h[n] * Ct[n];
-      }
+      for (; n < N; ++n)
+        scan_states<T, 1>(state + n, mine + n * W, B + t * bc_row + n, C + t * bc_row + n, bc_step, steps, dropped,
+                          dt, driven, y, nothing);
+      finish_tile(c, start, steps, y, room.meet.data + g * W, count * W);
     }
-    y += y2;
-    if (d > 0) y += load(meet + t * W);
-    if (!last_direction) {
-      store(meet + t * W, y);
-      continue;
-    }
-    if (total) store(total + t * E, y, lanes);
-    if (z) {
-      const Vector gate = load(z + t * p.z_row, lanes);
-      y *= gate * sigmoid<T>(gate);
-    }
-    store(out + t * E, y, lanes);
   }
   if (q.last)
-    for (int64_t n = 0; n < states; ++n) store(static_cast<T *>(q.last) + (b * states + n) * E + e, h[n], lanes);
+    for (int64_t g = 0; g < count; ++g)
+      for (int64_t n = 0; n < N; ++n)
+        store(static_cast<T *>(q.last) + (b * N + n) * E + blocks.first(first + g), h[g * N + n],
+              blocks.lanes(first + g));
 }
 
 template <class T, class S> void scan_forward(const VlmScan &p) {
@@ -149,42 +329,73 @@ template <class T, class S> void scan_forward(const VlmScan &p) {
   const int64_t padded = padded_states(p), size = blocks.count * padded * blocks.width;
   Scratch<T> A(p.directions * size);
   arrange_A(p, blocks, padded, A.data);
+  const int64_t strip = strip_vectors(p, blocks);
+  const int64_t strips = (blocks.per_group + strip - 1) / strip, per_batch = p.groups * strips;
 #pragma omp parallel num_threads(p.threads)
   {
-    ForwardRoom<T, S> room(p);
+    Scratch<char> memory(sizeof(ForwardRoom<T, S>));
+    ForwardRoom<T, S> *room = new (memory.data) ForwardRoom<T, S>(p, strip);
 #pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < p.batch * blocks.count; ++task) {
-      const int64_t b = task / blocks.count, block = task % blocks.count;
-      for (int d = 0; d < p.directions; ++d) {
-        const T *mine = A.data + d * size + block * padded * blocks.width;
-        if (p.states == 16) scan_forward_block<T, S, 16>(p, blocks, mine, b, block, d, room);
-        else if (p.states == 8) scan_forward_block<T, S, 8>(p, blocks, mine, b, block, d, room);
-        else scan_forward_block<T, S, 0>(p, blocks, mine, b, block, d, room);
-      }
+    for (int64_t task = 0; task < p.batch * per_batch; ++task) {
+      const int64_t b = task / per_batch, group = task % per_batch / strips, from = task % strips * strip;
+      const int64_t count = blocks.per_group - from < strip ? blocks.per_group - from : strip;
+      for (int d = 0; d < p.directions; ++d)
+        scan_forward_strip<T, S>(p, blocks, A.data + d * size, padded, b, group * blocks.per_group + from, count, d,
+                                 *room);
     }
+    room->~ForwardRoom<T, S>();
   }
 }
 
-// what one thread of the backward pass works in; [chunk step][...][lane]
+// one chunk of one vector of channels, in scan order: what the states share, and what they add up to
+template <class T> struct BackwardChunk {
+  using Vector = typename Lanes<T>::Vector;
+  Vector u[kChunk], dt[kChunk], driven[kChunk], slope[kChunk], dy[kChunk], along_B[kChunk], along_A[kChunk];
+};
+
+// kStates states of one step of a chunk, side by side: apart, at multiples of 4096 bytes, loads would wait for
+// stores to other arrays
+template <class T> struct BackwardStep {
+  typename Lanes<T>::Vector decay[kStates], before[kStates];
+  typename Lanes<T>::Vector sum_B[kStates], sum_C[kStates];   // dB and dC, still to be summed over lanes
+};
+
+// What one thread of the backward pass works in. The steps, with one vector's share of a chunk, fit the first cache.
 template <class T> struct BackwardScratch {
   using Vector = typename Lanes<T>::Vector;
   BackwardScratch(int64_t padded, int64_t blocks)
-      : padded(padded), memory((2 * kChunk * padded + 2 * blocks * padded) * Lanes<T>::width + 2 * kChunk * padded) {
-    sum_B = reinterpret_cast<Vector *>(memory.data);
-    sum_C = sum_B + kChunk * padded;
-    carry = sum_C + kChunk * padded;
+      : padded(padded), memory(2 * blocks * padded * Lanes<T>::width + 2 * kChunk * padded),
+        chunk_memory(blocks * sizeof(BackwardChunk<T>)) {
+    carry = reinterpret_cast<Vector *>(memory.data);
     sum_A = carry + blocks * padded;
     B = reinterpret_cast<T *>(sum_A + blocks * padded);
     C = B + kChunk * padded;
+    chunks = reinterpret_cast<BackwardChunk<T> *>(chunk_memory.data);
   }
+  BackwardStep<T> step[kChunk];
   int64_t padded;
   Scratch<T> memory;
-  Vector *sum_B, *sum_C;   // dB and dC of the chunk, still to be summed over lanes
+  Scratch<char> chunk_memory;
   Vector *carry, *sum_A;   // gradient flowing back in time; dA: (block, state)
   T *B, *C;                // rows of the chunk in scan order
-  Vector u[kChunk], dt[kChunk], driven[kChunk], slope[kChunk], dy[kChunk], along_B[kChunk], along_A[kChunk];
-  Vector decay[kChunk][kStates], before[kChunk][kStates];
+  BackwardChunk<T> *chunks;   // one for each block
+  T sums[kChunk * 2 * kStates];
 };
+
+// dB and dC of kStates states of a chunk: (step, B or C, state)
+template <class T> inline void sum_over_lanes(BackwardScratch<T> &s) {
+  constexpr int W = Lanes<T>::width;
+  typename Lanes<T>::Vector rows[W];
+  for (int first = 0; first < kChunk * 2 * kStates; first += W) {
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+      const int row = first + i, of = row % (2 * kStates);
+      const BackwardStep<T> &step = s.step[row / (2 * kStates)];
+      rows[i] = of < kStates ? step.sum_B[of] : step.sum_C[of - kStates];
+    }
+    store(s.sums + first, sum_rows<T>(rows));
+  }
+}
 
 template <class T> struct BackwardTask {
   const VlmScan &p;
@@ -193,50 +404,80 @@ template <class T> struct BackwardTask {
   int64_t b, d, group, first, end;   // blocks [first, end) of the group
 
   const VlmDirection &direction() const { return p.direction[d]; }
+  template <class S> VectorTask<T, S> vectors(int64_t block) const {
+    const Walk walk{p.length, bool(direction().reverse), bool(p.turned)};
+    return {p, direction(), walk, b, blocks.first(block), blocks.lanes(block), int(d)};
+  }
   // the time of a step in scan order
   int64_t time(int64_t step) const { return direction().reverse ? p.length - 1 - step : step; }
 };
 
 // everything of one vector of channels that does not depend on the state: steps [start, start + steps)
 template <class T, class S>
-VLM_INLINE void load_chunk(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block, int64_t start,
+VLM_INLINE void load_chunk(const BackwardTask<T> &w, BackwardChunk<T> &s, int64_t block, int64_t start,
                            int64_t steps) {
   using Vector = typename Lanes<T>::Vector;
   const VlmScan &p = w.p;
-  const VlmDirection &q = w.direction();
-  const int64_t e = w.blocks.first(block), lanes = w.blocks.lanes(block);
-  const Vector bias = q.bias ? load(static_cast<const T *>(q.bias) + e, lanes) : Vector{};
+  const VectorTask<T, S> c = w.template vectors<S>(block);
+  const Vector bias = c.of_channels(c.q.bias);
+  load_tile<T, S>(c.delta(), c.w, start, steps, c.lanes, s.dt);
+  load_tile<T, S>(c.u(), c.w, start, steps, c.lanes, s.u);
+  load_tile<T, S>(c.dense(p.dout).constant(), c.w, start, steps, c.lanes, s.dy);
+  if (p.z) {
+    Vector *z = s.slope, *dz = s.along_B, *total = s.along_A;
+    load_tile<T, S>(c.z(), c.w, start, steps, c.lanes, z);
+    if (w.d == 0) load_tile<T, S>(c.dense(p.total).constant(), c.w, start, steps, c.lanes, total);
+    for (int64_t k = 0; k < steps; ++k) {
+      const Vector gate = sigmoid<T>(z[k]);
+      if (w.d == 0) dz[k] = s.dy[k] * total[k] * (gate * (z[k] * (T(1) - gate) + T(1)));
+      s.dy[k] *= z[k] * gate;
+    }
+    if (w.d == 0) store_tile<T, S>(c.dense(p.dz), c.w, start, steps, c.lanes, dz);
+  }
   for (int64_t k = 0; k < steps; ++k) {
-    const int64_t t = w.time(start + k), row = (w.b * p.length + t) * p.channels + e;
-    Vector dt = load(static_cast<const S *>(q.delta) + w.b * q.delta_batch + t * q.delta_row + e, lanes) + bias;
-    Vector slope = Vector{} + T(1);
+    Vector dt = s.dt[k] + bias, slope = Vector{} + T(1);
     if (p.softplus) {
       const Softplus<T> soft = softplus_with_slope<T>(dt);
       dt = soft.value;
       slope = soft.slope;
     }
-    const Vector u = load(static_cast<const S *>(q.u) + w.b * q.u_batch + t * q.u_row + e, lanes);
-    Vector dy = load(static_cast<const S *>(p.dout) + row, lanes);
-    if (p.z) {
-      const Vector z = load(static_cast<const S *>(p.z) + w.b * p.z_batch + t * p.z_row + e, lanes);
-      const Vector gate = sigmoid<T>(z);
-      if (w.d == 0) {
-        const Vector total = load(static_cast<const S *>(p.total) + row, lanes);
-        store(static_cast<S *>(p.dz) + row, dy * total * (gate * (z * (T(1) - gate) + T(1))), lanes);
-      }
-      dy *= z * gate;
-    }
-    s.u[k] = u;
     s.dt[k] = dt;
-    s.driven[k] = dt * u;
+    s.driven[k] = dt * s.u[k];
     s.slope[k] = slope;
-    s.dy[k] = dy;
     s.along_B[k] = s.along_A[k] = Vector{};
   }
 }
 
+// Brings the sequences of the chunk that comes next closer, one row a step. The groups of states that pass through a
+// chunk share this out among them.
+template <class S> struct Ahead {
+  template <class T> Ahead(const VectorTask<T, S> &c, int64_t start, int64_t turn, int64_t turns) {
+    const Plane<const S> all[5] = {c.delta(), c.u(), c.dense(c.p.dout).constant(),
+                                   c.p.z ? c.z() : c.u(), c.p.total ? c.dense(c.p.total).constant() : c.u()};
+    if (start < 0) return;
+    for (int64_t i = turn; i < 5 && count < 2; i += turns) {
+      // the first row, and how far from one to the next; turned, a row holds the whole chunk
+      at[count] = all[i].at + (c.w.turned ? c.w.time(c.w.reverse ? start + kChunk - 1 : start)
+                                          : c.w.time(start) * all[i].row);
+      step[count++] = c.w.turned || !c.w.reverse ? all[i].row : -all[i].row;
+    }
+    rows = c.w.turned ? c.lanes : kChunk;
+    second = c.w.turned ? 64 / sizeof(S) : 0;
+  }
+  VLM_INLINE void fetch(int64_t k) const {
+    if (k >= rows) return;
+    for (int i = 0; i < count; ++i) {
+      __builtin_prefetch(at[i] + k * step[i], 0, 2);
+      if (second) __builtin_prefetch(at[i] + k * step[i] + second, 0, 2);
+    }
+  }
+  const S *at[2];
+  int64_t step[2], rows, second;
+  int count = 0;
+};
+
 // kStates states of one vector of channels, one chunk: forward again from the kept states, then back
-template <class T>
+template <class T, class S>
 __attribute__((noinline)) void backward_states(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block,
                                                int64_t n, int64_t start, int64_t steps) {
   using Vector = typename Lanes<T>::Vector;
@@ -253,36 +494,41 @@ __attribute__((noinline)) void backward_states(const BackwardTask<T> &w, Backwar
     carry[i] = s.carry[mine + i];
     dA[i] = Vector{};
   }
+  BackwardChunk<T> &c = s.chunks[block - w.first];
+  const Ahead<S> ahead(w.template vectors<S>(block), start - kChunk, n / kStates, s.padded / kStates);
   for (int64_t k = 0; k < steps; ++k) {
+    ahead.fetch(k);
     const bool drop = drops(segments, w.time(start + k), start + k, q.reverse);
     const T *B = s.B + k * s.padded + n;
-    Vector *sum = s.sum_C + k * s.padded + n;
+    const Vector dt = c.dt[k], driven = c.driven[k], dy = c.dy[k];
+    BackwardStep<T> &step = s.step[k];
 #pragma GCC unroll 4
     for (int i = 0; i < kStates; ++i) {
-      Vector a = Lanes<T>::decay(s.dt[k] * A[i]);
+      Vector a = Lanes<T>::decay(dt, A[i]);
       if (__builtin_expect(drop, 0)) a = Vector{};
-      s.decay[k][i] = a;
-      s.before[k][i] = h[i];
-      h[i] = a * h[i] + s.driven[k] * B[i];
-      sum[i] += s.dy[k] * h[i];
+      step.decay[i] = a;
+      step.before[i] = h[i];
+      h[i] = a * h[i] + driven * B[i];
+      step.sum_C[i] += dy * h[i];
     }
   }
   for (int64_t k = steps - 1; k >= 0; --k) {
     const T *B = s.B + k * s.padded + n, *C = s.C + k * s.padded + n;
-    Vector *sum = s.sum_B + k * s.padded + n;
-    Vector along_B{}, along_A{};
+    const Vector dt = c.dt[k], driven = c.driven[k], dy = c.dy[k];
+    BackwardStep<T> &step = s.step[k];
+    Vector along_B = c.along_B[k], along_A = c.along_A[k];
 #pragma GCC unroll 4
     for (int i = 0; i < kStates; ++i) {
-      const Vector dh = s.dy[k] * C[i] + carry[i];
-      sum[i] += dh * s.driven[k];
+      const Vector dh = dy * C[i] + carry[i];
+      step.sum_B[i] += dh * driven;
       along_B += dh * B[i];
-      carry[i] = dh * s.decay[k][i];
-      const Vector through = carry[i] * s.before[k][i];
+      carry[i] = dh * step.decay[i];
+      const Vector through = carry[i] * step.before[i];
       along_A += through * A[i];
-      dA[i] += through * s.dt[k];
+      dA[i] += through * dt;
     }
-    s.along_B[k] += along_B;
-    s.along_A[k] += along_A;
+    c.along_B[k] = along_B;
+    c.along_A[k] = along_A;
   }
   for (int i = 0; i < kStates; ++i) {
     s.carry[mine + i] = carry[i];
@@ -291,25 +537,25 @@ __attribute__((noinline)) void backward_states(const BackwardTask<T> &w, Backwar
 }
 
 template <class T, class S>
-VLM_INLINE void store_chunk(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block, int64_t start,
+VLM_INLINE void store_chunk(const BackwardTask<T> &w, BackwardChunk<T> &s, int64_t block, int64_t start,
                             int64_t steps) {
   using Vector = typename Lanes<T>::Vector;
-  const VlmScan &p = w.p;
   const VlmDirection &q = w.direction();
-  const int64_t e = w.blocks.first(block), lanes = w.blocks.lanes(block);
-  const Vector D = q.D ? load(static_cast<const T *>(q.D) + e, lanes) : Vector{};
+  const VectorTask<T, S> c = w.template vectors<S>(block);
+  const Vector D = c.of_channels(q.D);
   Vector sum_D{}, sum_bias{};
   for (int64_t k = 0; k < steps; ++k) {
-    const int64_t row = (w.b * p.length + w.time(start + k)) * p.channels + e;
     const Vector ddelta = (s.along_B[k] * s.u[k] + s.along_A[k] * Lanes<T>::decay_unscale) * s.slope[k];
-    store(static_cast<S *>(q.du) + row, s.along_B[k] * s.dt[k] + s.dy[k] * D, lanes);
-    store(static_cast<S *>(q.ddelta) + row, ddelta, lanes);
     sum_D += s.dy[k] * s.u[k];
     sum_bias += ddelta;
+    s.along_B[k] = s.along_B[k] * s.dt[k] + s.dy[k] * D;
+    s.along_A[k] = ddelta;
   }
-  T *dD = static_cast<T *>(q.dD) + w.b * p.channels + e, *dbias = static_cast<T *>(q.dbias) + w.b * p.channels + e;
-  store(dD, load(dD, lanes) + sum_D, lanes);
-  store(dbias, load(dbias, lanes) + sum_bias, lanes);
+  store_tile<T, S>(c.dense(q.du), c.w, start, steps, c.lanes, s.along_B);
+  store_tile<T, S>(c.dense(q.ddelta), c.w, start, steps, c.lanes, s.along_A);
+  T *dD = static_cast<T *>(q.dD) + w.b * c.p.channels + c.e, *dbias = static_cast<T *>(q.dbias) + w.b * c.p.channels + c.e;
+  store(dD, load(dD, c.lanes) + sum_D, c.lanes);
+  store(dbias, load(dbias, c.lanes) + sum_bias, c.lanes);
 }
 
 template <class T, class S> void scan_backward_task(const BackwardTask<T> &w, BackwardScratch<T> &s, T *dBC) {
@@ -324,26 +570,38 @@ template <class T, class S> void scan_backward_task(const BackwardTask<T> &w, Ba
   }
   for (int64_t start = (L - 1) / kChunk * kChunk; start >= 0; start -= kChunk) {
     const int64_t steps = L - start < kChunk ? L - start : kChunk;
-    for (int64_t i = 0; i < steps * s.padded; ++i) s.sum_B[i] = s.sum_C[i] = Vector{};
     for (int64_t k = 0; k < steps; ++k) {
       const int64_t t = w.time(start + k);
-      const int64_t from = w.b * q.bc_batch + t * q.bc_row + w.group * q.bc_group;
+      const int64_t state = p.turned ? q.bc_row : 1, step = p.turned ? 1 : q.bc_row;
+      const int64_t from = w.b * q.bc_batch + t * step + w.group * q.bc_group;
       for (int64_t n = 0; n < s.padded; ++n) {
-        s.B[k * s.padded + n] = n < N ? number(static_cast<const S *>(q.B)[from + n]) : T(0);
-        s.C[k * s.padded + n] = n < N ? number(static_cast<const S *>(q.C)[from + n]) : T(0);
+        s.B[k * s.padded + n] = n < N ? number(static_cast<const S *>(q.B)[from + n * state]) : T(0);
+        s.C[k * s.padded + n] = n < N ? number(static_cast<const S *>(q.C)[from + n * state]) : T(0);
       }
     }
-    for (int64_t block = w.first; block < w.end; ++block) {
-      load_chunk<T, S>(w, s, block, start, steps);
-      for (int64_t n = 0; n < N; n += kStates) backward_states(w, s, block, n, start, steps);
-      store_chunk<T, S>(w, s, block, start, steps);
+    for (int64_t block = w.first; block < w.end; ++block)
+      load_chunk<T, S>(w, s.chunks[block - w.first], block, start, steps);
+    for (int64_t n = 0; n < N; n += kStates) {
+      for (BackwardStep<T> &step : s.step)
+        for (int i = 0; i < kStates; ++i) step.sum_B[i] = step.sum_C[i] = Vector{};
+      for (int64_t block = w.first; block < w.end; ++block) backward_states<T, S>(w, s, block, n, start, steps);
+      sum_over_lanes(s);
+      for (int64_t k = 0; k < steps; ++k) {
+        T *to = dBC + ((w.b * L + w.time(start + k)) * p.groups + w.group) * 2 * N + n;
+        const T *sums = s.sums + k * 2 * kStates;
+        if (n + kStates <= N) {
+          std::memcpy(to, sums, kStates * sizeof(T));
+          std::memcpy(to + N, sums + kStates, kStates * sizeof(T));
+        } else {
+          for (int64_t i = 0; n + i < N; ++i) {
+            to[i] = sums[i];
+            to[N + i] = sums[kStates + i];
+          }
+        }
+      }
     }
-    for (int64_t k = 0; k < steps; ++k) {
-      const int64_t t = w.time(start + k);
-      T *to = dBC + ((w.b * L + t) * p.groups + w.group) * 2 * N;
-      for (int64_t n = 0; n < N; ++n) to[n] = sum_lanes<T>(s.sum_B[k * s.padded + n]);
-      for (int64_t n = 0; n < N; ++n) to[N + n] = sum_lanes<T>(s.sum_C[k * s.padded + n]);
-    }
+    for (int64_t block = w.first; block < w.end; ++block)
+      store_chunk<T, S>(w, s.chunks[block - w.first], block, start, steps);
   }
   for (int64_t k = w.first; k < w.end; ++k)
     for (int64_t n = 0; n < N; ++n) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -34,7 +35,8 @@ template <> struct Lanes<float> {
   static constexpr float decay_scale = 1.4426950408889634f;
   static constexpr float decay_unscale = 0.6931471805599453f;
 
-  static VLM_INLINE Vector decay(Vector x) {
+  // 2^(x y); the product is rounded once, with the sum it goes into
+  static VLM_INLINE Vector decay(Vector x, Vector y) {
 #if defined(__AVX512F__)
     // 2^x = 2^floor * table[sixteenths] * polynomial(rest); the magic addend rounds to sixteenths
     const __m512 table = _mm512_setr_ps(1.0f, 1.0442737824274138f, 1.0905077326652577f, 1.1387886347566916f,
@@ -43,9 +45,9 @@ template <> struct Lanes<float> {
                                         1.5422108254079407f, 1.6104903319492543f, 1.681792830507429f,
                                         1.7562521603732995f, 1.8340080864093424f, 1.9152065613971474f);
     const __m512 magic = _mm512_set1_ps(786432.0f);
-    const __m512 shifted = _mm512_add_ps((__m512)x, magic);
+    const __m512 shifted = _mm512_fmadd_ps((__m512)x, (__m512)y, magic);
     const __m512 rounded = _mm512_sub_ps(shifted, magic);
-    const __m512 rest = _mm512_sub_ps((__m512)x, rounded);
+    const __m512 rest = _mm512_fmsub_ps((__m512)x, (__m512)y, rounded);
     const __m512 step = _mm512_permutexvar_ps(_mm512_castps_si512(shifted), table);
     __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0.05550573630947199f), rest, _mm512_set1_ps(0.24023355157723317f));
     p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(0.6931471802420466f));
@@ -57,7 +59,7 @@ template <> struct Lanes<float> {
                                         1.8340080864093424f);
     const __m256 magic = _mm256_set1_ps(1572864.0f);
     // the operand order passes NaN on
-    __m256 v = _mm256_max_ps(_mm256_set1_ps(-125.0f), (__m256)x);
+    __m256 v = _mm256_max_ps(_mm256_set1_ps(-125.0f), (__m256)(x * y));
     v = _mm256_min_ps(_mm256_set1_ps(127.9f), v);
     const __m256 shifted = _mm256_add_ps(v, magic);
     const __m256 rest = _mm256_sub_ps(v, _mm256_sub_ps(shifted, magic));
@@ -70,6 +72,7 @@ template <> struct Lanes<float> {
     return (Vector)_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(_mm256_mul_ps(p, step)), exponent));
 #else
     const Vector low = broadcast(-125.0f), high = broadcast(127.0f), magic = broadcast(12582912.0f);
+    x *= y;
     x = x < low ? low : x;
     x = x > high ? high : x;
     const Vector shifted = x + magic;
@@ -82,7 +85,7 @@ template <> struct Lanes<float> {
     return (Vector)((IntVector)p + ((IntVector)shifted << 23));
 #endif
   }
-  static VLM_INLINE Vector exponential(Vector x) { return decay(x * decay_scale); }
+  static VLM_INLINE Vector exponential(Vector x) { return decay(x, broadcast(decay_scale)); }
   // log(1 + t) for t in [0, 1]
   static VLM_INLINE Vector log1p_unit(Vector t) {
     Vector p = t * 0.005232691457328379f - 0.029505227528950972f;
@@ -95,6 +98,25 @@ template <> struct Lanes<float> {
     p = p * t + 0.9999999698794717f;
     return p * t;
   }
+  static VLM_INLINE Vector minus_magnitude(Vector x) { return (Vector)((IntVector)x | INT32_MIN); }
+  static VLM_INLINE Vector positive(Vector x) {
+#if defined(__AVX512F__)
+    // the operand order passes NaN on
+    return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
+#else
+    return x < Vector{} ? Vector{} : x;
+#endif
+  }
+  // 1 / x where neither overflows
+  static VLM_INLINE Vector reciprocal(Vector x) {
+#if defined(__AVX512F__)
+    const __m512 rough = _mm512_rcp14_ps((__m512)x);
+    const __m512 error = _mm512_fnmadd_ps((__m512)x, rough, _mm512_set1_ps(1.0f));
+    return (Vector)_mm512_fmadd_ps(rough, error, rough);
+#else
+    return 1.0f / x;
+#endif
+  }
   static VLM_INLINE Vector broadcast(float x) { return Vector{} + x; }
 };
 
@@ -104,15 +126,18 @@ template <> struct Lanes<double> {
   static constexpr double decay_scale = 1.0;
   static constexpr double decay_unscale = 1.0;
 
-  static VLM_INLINE Vector decay(Vector x) {
+  static VLM_INLINE Vector decay(Vector x, Vector y) { return exponential(x * y); }
+  static VLM_INLINE Vector exponential(Vector x) {
     for (int i = 0; i < width; ++i) x[i] = std::exp(x[i]);
     return x;
   }
-  static VLM_INLINE Vector exponential(Vector x) { return decay(x); }
   static VLM_INLINE Vector log1p_unit(Vector x) {
     for (int i = 0; i < width; ++i) x[i] = std::log1p(x[i]);
     return x;
   }
+  static VLM_INLINE Vector minus_magnitude(Vector x) { return x < Vector{} ? x : -x; }
+  static VLM_INLINE Vector positive(Vector x) { return x < Vector{} ? Vector{} : x; }
+  static VLM_INLINE Vector reciprocal(Vector x) { return 1.0 / x; }
   static VLM_INLINE Vector broadcast(double x) { return Vector{} + x; }
 };
 
@@ -123,6 +148,48 @@ template <class T> VLM_INLINE typename Lanes<T>::Vector load(const T *from) {
 }
 
 template <class T> VLM_INLINE void store(T *to, typename Lanes<T>::Vector v) { std::memcpy(to, &v, sizeof v); }
+
+// lanes j of two vectors a and b for which bit `half` of j is off (on), b's where the bit of the target is on
+template <class T, int half> struct Pairs {
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
+  typedef Index Mask __attribute__((vector_size(kBytes)));
+  using Vector = typename Lanes<T>::Vector;
+  static VLM_INLINE Vector off(Vector a, Vector b) {
+    Mask mask;
+#pragma GCC unroll 16
+    for (int j = 0; j < Lanes<T>::width; ++j) mask[j] = j & half ? Lanes<T>::width + (j ^ half) : j;
+    return __builtin_shuffle(a, b, mask);
+  }
+  static VLM_INLINE Vector on(Vector a, Vector b) {
+    Mask mask;
+#pragma GCC unroll 16
+    for (int j = 0; j < Lanes<T>::width; ++j) mask[j] = j & half ? Lanes<T>::width + j : j | half;
+    return __builtin_shuffle(a, b, mask);
+  }
+};
+
+// swaps rows and columns of as many vectors as they have lanes: in each round, blocks of `half` across the diagonal
+template <class T, int half = 1> VLM_INLINE void transpose(typename Lanes<T>::Vector *rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < Lanes<T>::width; ++i) {
+    if (i & half) continue;
+    const typename Lanes<T>::Vector a = rows[i], b = rows[i | half];
+    rows[i] = Pairs<T, half>::off(a, b);
+    rows[i | half] = Pairs<T, half>::on(a, b);
+  }
+  if constexpr (2 * half < Lanes<T>::width) transpose<T, 2 * half>(rows);
+}
+
+// a vector whose lane i is the sum of row i's lanes; destroys the rows
+template <class T, int half = 1> VLM_INLINE typename Lanes<T>::Vector sum_rows(typename Lanes<T>::Vector *rows) {
+#pragma GCC unroll 8
+  for (int i = 0; i < Lanes<T>::width / (2 * half); ++i) {
+    const typename Lanes<T>::Vector a = rows[2 * i], b = rows[2 * i + 1];
+    rows[i] = Pairs<T, half>::off(a, b) + Pairs<T, half>::on(a, b);
+  }
+  if constexpr (2 * half < Lanes<T>::width) return sum_rows<T, 2 * half>(rows);
+  else return rows[0];
+}
 
 // the first `count` lanes; the rest are zero
 template <class T> VLM_INLINE typename Lanes<T>::Vector load(const T *from, int64_t count) {
@@ -136,6 +203,16 @@ template <class T> VLM_INLINE void store(T *to, typename Lanes<T>::Vector v, int
   if (__builtin_expect(count == Lanes<T>::width, 1)) return store(to, v);
   for (int64_t i = 0; i < count; ++i) to[i] = v[i];
 }
+
+#if defined(__AVX512F__)
+VLM_INLINE FloatVector load(const float *from, int64_t count) {
+  return (FloatVector)_mm512_maskz_loadu_ps((1u << count) - 1, from);
+}
+
+VLM_INLINE void store(float *to, FloatVector v, int64_t count) {
+  _mm512_mask_storeu_ps(to, (1u << count) - 1, (__m512)v);
+}
+#endif
 
 // bf16 is only stored: it widens to fp32 when read and is rounded to nearest even when written
 struct BFloat16 {
@@ -184,15 +261,6 @@ VLM_INLINE void store(BFloat16 *to, FloatVector v, int64_t count) {
   else for (int64_t i = 0; i < count; ++i) to[i].bits = s[i];
 }
 
-template <class T> VLM_INLINE T sum_lanes(typename Lanes<T>::Vector v) {
-  T total = 0;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps((__m512)v);
-#endif
-  for (int i = 0; i < Lanes<T>::width; ++i) total += v[i];
-  return total;
-}
-
 // softplus and, from the same exponential, its derivative
 template <class T> struct Softplus {
   using Vector = typename Lanes<T>::Vector;
@@ -200,25 +268,20 @@ template <class T> struct Softplus {
 };
 
 template <class T> VLM_INLINE typename Lanes<T>::Vector softplus(typename Lanes<T>::Vector x) {
-  using Vector = typename Lanes<T>::Vector;
-  const Vector zero{};
-  const Vector t = Lanes<T>::exponential(x < zero ? x : -x);
-  return (x > zero ? x : zero) + Lanes<T>::log1p_unit(t);
+  return Lanes<T>::positive(x) + Lanes<T>::log1p_unit(Lanes<T>::exponential(Lanes<T>::minus_magnitude(x)));
 }
 
 template <class T> VLM_INLINE Softplus<T> softplus_with_slope(typename Lanes<T>::Vector x) {
   using Vector = typename Lanes<T>::Vector;
-  const Vector zero{};
-  const Vector t = Lanes<T>::exponential(x < zero ? x : -x);
-  const Vector inverse = (T)1 / (t + (T)1);
-  return {(x > zero ? x : zero) + Lanes<T>::log1p_unit(t), x < zero ? t * inverse : inverse};
+  const Vector t = Lanes<T>::exponential(Lanes<T>::minus_magnitude(x));
+  const Vector inverse = Lanes<T>::reciprocal(t + (T)1);
+  return {Lanes<T>::positive(x) + Lanes<T>::log1p_unit(t), x < Vector{} ? t * inverse : inverse};
 }
 
 template <class T> VLM_INLINE typename Lanes<T>::Vector sigmoid(typename Lanes<T>::Vector x) {
-  using Vector = typename Lanes<T>::Vector;
-  const Vector t = Lanes<T>::exponential(x < Vector{} ? x : -x);
-  const Vector inverse = (T)1 / (t + (T)1);
-  return x < Vector{} ? t * inverse : inverse;
+  // below this, where it is next to nothing, the exponential would leave its range
+  const typename Lanes<T>::Vector least = Lanes<T>::broadcast(sizeof(T) == 4 ? -87 : -700);
+  return Lanes<T>::reciprocal(Lanes<T>::exponential(-(x < least ? least : x)) + (T)1);
 }
 
 // memory for one thread, aligned to a cache line

@@ -71,7 +71,7 @@ def run(inputs, dtype, dout, **options):
 
 def truth(inputs, dout, **options):
     """The same in fp64 from the formula."""
-    leaves = {k: v.detach().clone().requires_grad_() for k, v in inputs.items()}
+    leaves = {k: v.detach().double().requires_grad_() for k, v in inputs.items()}
     out, last = formula(**{name: leaves.get(name) for name in NAMES}, **options)
     out.backward(dout)
     return out.detach(), last.detach(), {k: v.grad for k, v in leaves.items()}
@@ -111,6 +111,21 @@ def test_groups_and_odd_sizes(dim, groups, states, every_kernel, relative_error)
     for reverse in (False, True):
         inputs = draw(40, dim=dim, groups=groups, states=states)
         compare(inputs, torch.float64, relative_error, 1e-13, 1e-12, reverse=reverse)
+
+
+@pytest.mark.parametrize("length", [3, 16, 53])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_memory_in_any_order(length, reverse, every_kernel, relative_error):
+    """Views whose last axis is strided, or whose rows lie far apart, give what dense tensors give."""
+    inputs = {k: v.float() for k, v in draw(length, dim=48).items()}
+    dense = selective_scan(**inputs, delta_softplus=True, reverse=reverse)
+    inputs["u"] = inputs["u"].transpose(1, 2).contiguous().transpose(1, 2)
+    inputs["z"] = torch.cat([inputs["z"], torch.full((2, 48, 7), float("nan"))], 2)[..., :length]
+    both = torch.cat([inputs["B"], inputs["C"]], 1)
+    inputs["B"], inputs["C"] = both[:, :16], inputs["C"].transpose(1, 2).contiguous().transpose(1, 2)
+    compare(inputs, torch.float32, relative_error, 1e-5, 5e-5, reverse=reverse)
+    strided = selective_scan(**inputs, delta_softplus=True, reverse=reverse)
+    assert relative_error(strided, dense) < 1e-6
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -79,6 +79,7 @@ class _Problem(ctypes.Structure):
         ("z_row", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("dout", "out", "total", "dz")),
         ("direction", _Direction * 2),
+        ("turned", ctypes.c_int64),
     ]
 
 
@@ -129,8 +130,10 @@ class _Call:
         call(ctypes.addressof(self.problem), cpu_library.level(), int(backward), _STORED[dtype])
 
 
-def _rows(x: Tensor) -> Tensor:
-    """Return ``x`` with contiguous channels."""
+def _rows(x: Tensor, turned: bool = False) -> Tensor:
+    """Return ``x`` (b, l, ...) with contiguous channels, or, turned, with contiguous steps."""
+    if turned:
+        return x if x.stride(1) == 1 else x.movedim(1, -1).contiguous().movedim(-1, 1)
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -139,8 +142,8 @@ def _dense(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _scan_call(scans: list[Scan], z: Tensor | None) -> tuple[_Call, _Problem]:
-    """Describe the inputs of one or two directions."""
+def _scan_call(scans: list[Scan], z: Tensor | None, *, turned: bool = False) -> tuple[_Call, _Problem]:
+    """Describe the inputs of one or two directions; ``turned`` if memory holds (b, e, l) and (b, g, n, l)."""
     s = scans[0]
     batch, length, channels = s.u.shape
     groups, states = s.B.shape[2:]
@@ -155,49 +158,80 @@ def _scan_call(scans: list[Scan], z: Tensor | None) -> tuple[_Call, _Problem]:
         softplus=s.softplus,
         threads=1 if updates < _SERIAL_UPDATES else torch.get_num_threads(),
         parts=1,
+        turned=turned,
     )
+    row = -1 if turned else 1
     call = _Call(problem)
     call.point(problem, segments=_dense(s.segments))
     if z is not None:
-        z = _rows(z)
+        z = _rows(z, turned)
         call.point(problem, z=z)
-        problem.z_batch, problem.z_row = z.stride(0), z.stride(1)
+        problem.z_batch, problem.z_row = z.stride(0), z.stride(row)
     for q, s in zip(problem.direction, scans, strict=False):
-        B, C = _rows(s.B), _rows(s.C)
+        B, C = _rows(s.B, turned), _rows(s.C, turned)
         if B.stride() != C.stride():
-            B, C = B.contiguous(), C.contiguous()
-        u, delta = _rows(s.u), _rows(s.delta)
+            B, C = (_rows(x.clone(memory_format=torch.contiguous_format), turned) for x in (B, C))
+        u, delta = _rows(s.u, turned), _rows(s.delta, turned)
         initial = None if s.initial is None else s.initial.transpose(1, 2).contiguous()
         call.point(
             q, u=u, delta=delta, A=_dense(s.A), B=B, C=C, D=_dense(s.D), bias=_dense(s.bias), initial=initial
         )
-        q.u_batch, q.u_row = u.stride(0), u.stride(1)
-        q.delta_batch, q.delta_row = delta.stride(0), delta.stride(1)
-        q.bc_batch, q.bc_row, q.bc_group = B.stride()[:3]
+        q.u_batch, q.u_row = u.stride(0), u.stride(row)
+        q.delta_batch, q.delta_row = delta.stride(0), delta.stride(row)
+        q.bc_batch, q.bc_row, q.bc_group = B.stride(0), B.stride(row), B.stride(2)
         q.reverse = s.reverse
     return call, problem
 
 
-def scan_forward(s: Scan, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Run one direction without gate; results as in ``reference.forward``."""
-    call, problem = _scan_call([s], None)
+def scan_forward(s: Scan, z: Tensor | None, *, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run one direction on memory with time last and gate it.
+
+    Args:
+        s: Its tensors are (b, l, e) and (b, l, g, n) views of (b, e, l) and (b, g, n, l); others are copied.
+        z: (b, l, e) as ``s.u``, or None.
+        save: Whether a backward pass follows.
+
+    Returns:
+        The output (b, e, l); the last state (b, e, n); the output before the gate (b, e, l), empty unless
+        saved and gated; the kept states as in ``reference.forward``.
+    """
+    call, problem = _scan_call([s], z, turned=True)
     batch, length, channels = s.u.shape
     states = s.A.shape[1]
-    out = s.u.new_empty(batch, length, channels)
+    out = s.u.new_empty(batch, channels, length)
+    total = torch.empty_like(out) if save and z is not None else None
     last = s.A.new_empty(batch, states, channels)
     kept = s.A.new_empty(batch, num_checkpoints(length), states, channels) if save else None
-    call.point(problem, out=out)
+    call.point(problem, out=out, total=total)
     call.point(problem.direction[0], last=last, kept=kept)
     call.run("vlm_scan", backward=False, dtype=out.dtype)
-    return out, last.transpose(1, 2).contiguous(), s.A.new_empty(0) if kept is None else kept
+    return (
+        out,
+        last.transpose(1, 2).contiguous(),
+        s.u.new_empty(0) if total is None else total,
+        s.A.new_empty(0) if kept is None else kept,
+    )
 
 
-def scan_backward(dy: Tensor, s: Scan, kept: Tensor) -> ScanGradients:
-    """Return the gradients of sum(y * dy) of one direction."""
-    call, problem = _scan_call([s], None)
-    call.point(problem, dout=dy.contiguous())
+def scan_backward(
+    dout: Tensor, s: Scan, z: Tensor | None, total: Tensor, kept: Tensor
+) -> tuple[ScanGradients, Tensor | None]:
+    """Return the gradients of sum(out * dout), as views with time last in memory, and that of the gate.
+
+    Args:
+        dout: (b, e, l).
+        s: As in ``scan_forward``.
+        z: As in ``scan_forward``.
+        total: What ``scan_forward`` returned.
+        kept: What ``scan_forward`` returned.
+    """
+    call, problem = _scan_call([s], z, turned=True)
+    dz = None if z is None else torch.empty_like(dout, memory_format=torch.contiguous_format)
+    call.point(problem, dout=dout.contiguous(), dz=dz)
+    if z is not None:
+        call.point(problem, total=total.contiguous())
     gradients, _ = _run_backward(call, problem, [s], kept.unsqueeze(0))
-    return gradients[0]
+    return gradients[0], dz
 
 
 def bi_scan_forward(scans: list[Scan], z: Tensor, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,11 +275,12 @@ def _run_backward(
     # 32 channels are the least that one part works on
     problem.parts = max(1, min(channels // groups // 32, -(-_BACKWARD_TASKS // tasks)))
     kept = kept.contiguous()
+    sequence = (batch, channels, length) if problem.turned else (batch, length, channels)
     outputs = []
     for q, s, states_of in zip(problem.direction, scans, kept, strict=False):
         out = {
-            "du": u.new_empty(batch, length, channels),
-            "ddelta": u.new_empty(batch, length, channels),
+            "du": u.new_empty(sequence),
+            "ddelta": u.new_empty(sequence),
             "dBC": sums.new_empty(problem.parts, batch, length, groups, 2 * states),
             "dA": sums.new_empty(batch, states, channels),
             "dD": sums.new_empty(batch, channels),
@@ -263,8 +298,8 @@ def _run_backward(
         joined.append(both)
         gradients.append(
             ScanGradients(
-                u=out["du"],
-                delta=out["ddelta"],
+                u=out["du"].transpose(1, 2) if problem.turned else out["du"],
+                delta=out["ddelta"].transpose(1, 2) if problem.turned else out["ddelta"],
                 A=out["dA"].sum(0).t().contiguous(),
                 B=dB,
                 C=dC,

@@ -23,7 +23,7 @@ from vlm.assets import asset
 from vlm.errors import InvalidInput, KernelError
 from vlm.ops import kernel_cache
 
-ABI = 2
+ABI = 3
 MAX_STATES = 256
 MAX_TAPS = 4
 # the dispatcher's number of each instruction set, and how the compiler calls it

@@ -62,6 +62,18 @@ def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any)
     )
 
 
+def _time_last(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | None, *rest: Any
+) -> tuple[Scan, Tensor | None]:
+    """Return channels-last views of the operator's arguments, in the dtypes of the C++ kernels; no copy."""
+    dtype = wide(u.dtype)
+    stored = cpu_calls.stored_dtype(u, delta, B, C, z)
+    D, bias, initial = (None if x is None else x.to(dtype) for x in rest[:3])
+    u, delta, B, C = (x.to(stored).movedim(-1, 1) for x in (u, delta, B, C))
+    scan = Scan(u, delta, A.to(dtype), B, C, D, bias, initial, *rest[3:])
+    return scan, None if z is None else z.to(stored).movedim(-1, 1)
+
+
 def _forward(
     u: Tensor,
     delta: Tensor,
@@ -78,11 +90,14 @@ def _forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the scan on the chosen backend: out, ungated output (if saved and gated), last state, states."""
-    s = _scan(u, delta, A, B, C, D, delta_bias, initial_state, segments, delta_softplus, reverse)
     which = backend("selective_scan", u.device, u.dtype)
-    if which == "cpu" and cpu_library.fits(s.A.shape[1]):
-        y, last, kept = cpu_calls.scan_forward(s, save=save)
-    elif which == "cuda" and scan_calls.serves(s):
+    rest = (D, delta_bias, initial_state, segments, delta_softplus, reverse)
+    if which == "cpu" and cpu_library.fits(A.shape[1]):
+        s, gate = _time_last(u, delta, A, B, C, z, *rest)
+        out, last, ungated, kept = cpu_calls.scan_forward(s, gate, save=save)
+        return out.to(u.dtype), last, ungated.to(u.dtype), kept
+    s = _scan(u, delta, A, B, C, *rest)
+    if which == "cuda" and scan_calls.serves(s):
         y, last, kept = scan_calls.scan_forward(s, save=save)
     elif which == "reference":
         y, last, kept = reference.forward(s, save=save)
@@ -133,17 +148,21 @@ def _backward(
     kept: Tensor,
 ) -> tuple[Tensor, ...]:
     """Return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial; empty where the input was None."""
-    s = _scan(u, delta, A, B, C, D, delta_bias, initial_state, segments, delta_softplus, reverse)
+    which = backend("selective_scan", u.device, u.dtype)
+    rest = (D, delta_bias, initial_state, segments, delta_softplus, reverse)
+    likes = (u, delta, A, B, C, D, delta_bias, initial_state)
     dz = u.new_empty(0)
+    if which == "cpu" and cpu_library.fits(A.shape[1]):
+        s, gate = _time_last(u, delta, A, B, C, z, *rest)
+        g, dgate = cpu_calls.scan_backward(dout.to(s.u.dtype), s, gate, ungated.to(s.u.dtype), kept)
+        return _gradients(g, dz if dgate is None else dgate.to(u.dtype), likes)
+    s = _scan(u, delta, A, B, C, *rest)
     dy = dout.to(wide(u.dtype))
     if z is not None:
         dy, gate_gradient = silu_backward(dy, ungated.to(dy.dtype), z.to(dy.dtype))
         dz = gate_gradient.to(z.dtype).contiguous()
     dy = dy.transpose(1, 2).contiguous()
-    which = backend("selective_scan", u.device, u.dtype)
-    if which == "cpu" and cpu_library.fits(s.A.shape[1]):
-        g = cpu_calls.scan_backward(dy, s, kept)
-    elif which == "cuda" and scan_calls.serves(s):
+    if which == "cuda" and scan_calls.serves(s):
         g = scan_gradients.scan_backward(dy, s, kept)
     elif which == "reference":
         g = reference.backward(dy, s)
@@ -152,22 +171,29 @@ def _backward(
     else:
         g = chunked.backward(dy, s, kept)
 
-    def back(x: Tensor, like: Tensor) -> Tensor:
+    return _gradients(g, dz, likes)
+
+
+def _gradients(g: reference.ScanGradients, dz: Tensor, likes: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Bring gradients into the layout and dtypes of the arguments, ``likes``; empty where one is None."""
+
+    def sequence(x: Tensor, like: Tensor) -> Tensor:
         return x.movedim(1, -1).to(like.dtype).contiguous()
 
     def same(x: Tensor | None, like: Tensor | None) -> Tensor:
-        return u.new_empty(0) if x is None or like is None else x.to(like.dtype)
+        return dz.new_empty(0) if x is None or like is None else x.to(like.dtype)
 
+    u, delta, A, B, C, D, bias, initial = likes
     return (
-        back(g.u, u),
-        back(g.delta, delta),
-        g.A.to(A.dtype),
-        back(g.B, B),
-        back(g.C, C),
+        sequence(g.u, u),
+        sequence(g.delta, delta),
+        same(g.A, A),
+        sequence(g.B, B),
+        sequence(g.C, C),
         same(g.D, D),
         dz,
-        same(g.bias, delta_bias),
-        same(g.initial, initial_state),
+        same(g.bias, bias),
+        same(g.initial, initial),
     )
 
 
