@@ -8,7 +8,7 @@ from typing import Any, Literal
 from vlm.data.augmentation import AugmentationConfig
 from vlm.models.video_text_model import VideoTextConfig
 from vlm.training.objective import LossesConfig
-from vlm.training.schedule import Curve, OptimizerConfig, check_curve, is_ever_positive
+from vlm.training.schedule import Curve, OptimizerConfig, check_curve
 from vlm.world import sample_frames
 
 
@@ -198,9 +198,12 @@ class TrainingConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        parts = (self.losses.contrastive, self.losses.matching, self.losses.masked_language)
-        if not any(is_ever_positive(part.weight) for part in parts):
+        if not (self.losses.use_text or self.losses.use_video):
             raise ValueError("losses: at least one weight must be above 0")
+        if self.evaluation.every and not self.losses.use_text:
+            raise ValueError(
+                "evaluation.every must be 0 where no loss reads text: there is nothing to search"
+            )
         if self.train.init_from is None and (self.data.source == "world" or self.evaluation.every):
             try:
                 sample_frames(self.model.vision.num_frames)

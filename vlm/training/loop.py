@@ -19,6 +19,7 @@ from torch import Tensor
 from vlm import distributed
 from vlm.config import dump, load_config
 from vlm.errors import ConfigError, Interrupted, InvalidInput, VlmError
+from vlm.models.classifier import EncoderModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.models.weights import save_model
 from vlm.progress import progress_bar
@@ -62,7 +63,10 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
     state = build(config, run, device)
     done = state.restore() if resume else 0
     last, evaluation = config.train.max_steps, config.evaluation
-    validation = Validation(config, state.model) if evaluation.every and done < last else None
+    validation = None
+    if evaluation.every and done < last:
+        assert isinstance(state.model, VideoTextModel), "a config without text has no evaluation"
+        validation = Validation(config, state.model)
     clock = _Clock(config.train.batch_size)
     with (
         _tracking(run, done) as tracker,
@@ -96,7 +100,7 @@ class RunState:
     """The objects that a run updates and saves."""
 
     config: TrainingConfig
-    model: VideoTextModel
+    model: VideoTextModel | EncoderModel
     engine: Engine
     average: MovingAverage
     store: CheckpointStore
@@ -109,11 +113,13 @@ class RunState:
         """
         rate = learning_rate(step, self.config.optimizer, self.config.train.max_steps)
         loss, parts = self.engine.losses(batch, step)
-        temperature = float(self.model.temp.detach())
+        numbers = {"learning_rate": rate}
+        if isinstance(self.model, VideoTextModel):
+            numbers["temperature"] = float(self.model.temp.detach())
         norm = self.engine.update(loss, rate)
         self.average.update(step)
         values = _mean_over_processes({"loss": loss.detach(), **parts}, signal_number)
-        values |= {"temperature": temperature, "learning_rate": rate, "gradient_norm": norm}
+        values |= {**numbers, "gradient_norm": norm}
         wrong = [name for name, value in values.items() if not abs(value) < float("inf")]
         if wrong:
             raise VlmError(

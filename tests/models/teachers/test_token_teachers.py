@@ -1,7 +1,5 @@
 """Teachers of tokens: the official one's numbers, input statistics and sizes, and what is refused."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,40 +15,12 @@ from vlm.models import (
     load_model,
     save_model,
 )
-from vlm.models.teachers import frame_encoders
 from vlm.models.teachers.token_teachers import InputAdapter, class_attention, load_teacher
 from vlm.types import Preprocessing
 
-# the official tiny teacher, in open_clip's words
-SIZES = {
-    "embed_dim": 24,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 64, "layers": 3, "width": 32, "patch_size": 16, "head_width": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 STUDENT = VideoMambaConfig(width=48, depth=2, num_frames=4, image_size=64)
 PREPROCESSING = Preprocessing(num_frames=4, image_size=64)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def clip(official, tmp_path_factory):
-    """The name under which the official teacher's weights load."""
-    try:
-        library = frame_encoders._import_open_clip()
-    except Exception:
-        pytest.skip("the clip extra is not installed")
-    folder = tmp_path_factory.mktemp("clip")
-    (folder / "tiny-teacher.json").write_text(json.dumps(SIZES))
-    library.add_model_config(folder)
-    torch.manual_seed(0)
-    state = library.create_model("tiny-teacher", pretrained=None).state_dict()
-    for name, value in official("umt_videomamba_tiny").state_dict.items():
-        if name.startswith("clip_teacher."):
-            name = name.replace("clip_teacher.", "visual.")
-            state[name] = value[:, :, 0] if name == "visual.conv1.weight" else value
-    torch.save(state, folder / "tiny.pt")
-    return f"open_clip:tiny-teacher/{folder / 'tiny.pt'}"
 
 
 @pytest.fixture
@@ -67,16 +37,16 @@ def teach(source, student=STUDENT, preprocessing=PREPROCESSING, **settings):
 
 
 @pytest.mark.parametrize("run", ["attention_video", "attention_image"])
-def test_clip_tokens_and_attention_equal_the_official_ones(clip, official, agree, run):
+def test_clip_tokens_and_attention_equal_the_official_ones(official_clip, official, agree, run):
     numbers = official("umt_videomamba_tiny").tensors
     video = numbers["input/image" if run.endswith("image") else "input/video"]
-    output = teach(clip, normalisation="student")(video)
+    output = teach(official_clip, normalisation="student")(video)
     agree(output.tokens, numbers[f"pretrain_{run}/teacher_output"])
     agree(output.attention.flatten(0, 1), numbers[f"pretrain_{run}/teacher_attn"])
 
 
-def test_clip_sees_its_own_statistics(clip):
-    teacher = teach(clip)
+def test_clip_sees_its_own_statistics(official_clip):
+    teacher = teach(official_clip)
     pixels = torch.rand(1, 4, 3, 64, 64)
     clip_mean, clip_std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -84,7 +54,7 @@ def test_clip_sees_its_own_statistics(clip):
         return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
     found = teacher(normalised(PREPROCESSING.mean, PREPROCESSING.std))
-    expected = teach(clip, normalisation="student")(normalised(clip_mean, clip_std))
+    expected = teach(official_clip, normalisation="student")(normalised(clip_mean, clip_std))
     assert torch.allclose(found.tokens, expected.tokens, atol=1e-5)
 
 
@@ -98,15 +68,15 @@ def test_inputs_of_another_size_are_resized_as_officially(official):
     assert torch.allclose(adapter(video), expected, atol=1e-6)
 
 
-def test_the_last_blocks_are_read_in_order(clip):
-    visual = load_model(clip, device="cpu").tower.visual
+def test_the_last_blocks_are_read_in_order(official_clip):
+    visual = load_model(official_clip, device="cpu").tower.visual
     blocks = []
     for block in visual.transformer.resblocks:
         block.register_forward_hook(lambda _, __, output: blocks.append(output))
     video = torch.randn(1, 4, 3, 64, 64)
     with torch.no_grad():
         visual(video[0])
-    tokens = teach(clip, layers=2, interval=2, normalisation="student")(video).tokens
+    tokens = teach(official_clip, layers=2, interval=2, normalisation="student")(video).tokens
     assert tokens.shape == (2, 1, 65, 24)
     for found, block in zip(tokens, (blocks[0], blocks[2]), strict=True):
         expected = block @ visual.proj
@@ -114,12 +84,12 @@ def test_the_last_blocks_are_read_in_order(clip):
         assert torch.allclose(found[0, 0], expected[:, 0].mean(0), atol=1e-5)
 
 
-def test_clip_looks_at_the_middle_frame_of_a_tubelet(clip):
+def test_clip_looks_at_the_middle_frame_of_a_tubelet(official_clip):
     student = VideoMambaConfig(width=48, depth=2, num_frames=4, image_size=64, tubelet=2)
     video = torch.randn(2, 4, 3, 64, 64)
-    output = teach(clip, student)(video)
+    output = teach(official_clip, student)(video)
     assert output.tokens.shape == (1, 2, 33, 24) and output.attention.shape == (2, 2, 16)
-    assert torch.equal(output.tokens, teach(clip)(video[:, [1, 3]]).tokens)
+    assert torch.equal(output.tokens, teach(official_clip)(video[:, [1, 3]]).tokens)
 
 
 def test_class_attention_is_that_of_the_module():
@@ -147,17 +117,17 @@ def test_the_demonstration_model_teaches(root):
     assert teacher(torch.randn(1, 8, 3, 64, 64)).tokens.shape == (1, 1, 129, teacher.width)
 
 
-def test_nothing_that_a_teacher_does_has_a_gradient(encoder, clip):
+def test_nothing_that_a_teacher_does_has_a_gradient(encoder, official_clip):
     video = torch.randn(1, 4, 3, 64, 64, requires_grad=True)
-    for source in (encoder[0], clip):
+    for source in (encoder[0], official_clip):
         teacher = teach(source)
         assert not teacher(video).tokens.requires_grad
         assert not isinstance(teacher, nn.Module)  # or it would be saved and updated with the student
 
 
-def test_bf16_is_close(encoder, clip):
+def test_bf16_is_close(encoder, official_clip):
     video = torch.randn(2, 4, 3, 64, 64)
-    for source in (encoder[0], clip):
+    for source in (encoder[0], official_clip):
         teacher = teach(source)
         exact = teacher(video).tokens
         with torch.autocast("cpu", torch.bfloat16):
@@ -166,19 +136,24 @@ def test_bf16_is_close(encoder, clip):
         assert cosine.min() > 0.99 and not torch.equal(exact, rough.float())
 
 
-def test_teachers_that_do_not_fit_are_refused(encoder, clip):
+def test_teachers_that_do_not_fit_are_refused(encoder, official_clip):
     finer = VideoMambaConfig(width=48, depth=2, num_frames=4, image_size=64, patch_size=8)
     with pytest.raises(
         InvalidInput, match="makes 4 x 4 x 4 tokens, the student 4 x 8 x 8; give .*image_size"
     ):
         teach(encoder[0], finer)
     with pytest.raises(InvalidInput, match="makes 4 x 4 x 4 tokens, the student 4 x 8 x 8"):
-        teach(clip, finer)
-    assert teach(clip, finer, image_size=128)(torch.randn(1, 4, 3, 64, 64)).tokens.shape == (1, 1, 257, 24)
+        teach(official_clip, finer)
+    assert teach(official_clip, finer, image_size=128)(torch.randn(1, 4, 3, 64, 64)).tokens.shape == (
+        1,
+        1,
+        257,
+        24,
+    )
     with pytest.raises(InvalidInput, match="teaches the tokens of its last block alone, not of 2"):
         teach(encoder[0], layers=2)
     with pytest.raises(InvalidInput, match="has 3 blocks: too few to read 3, 2 apart"):
-        teach(clip, layers=3, interval=2)
+        teach(official_clip, layers=3, interval=2)
 
 
 def test_any_model_with_a_video_encoder_teaches(tiny_model, tmp_path):
