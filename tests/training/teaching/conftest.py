@@ -8,6 +8,12 @@ import torch
 NO_TEXT = tuple(f"losses.{part}.weight=0" for part in ("contrastive", "matching", "masked_language"))
 
 
+@pytest.fixture
+def no_text():
+    """Overrides that leave no loss which reads text."""
+    return NO_TEXT
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """The folder of a small encoder with random weights, of the tiny config's places."""
