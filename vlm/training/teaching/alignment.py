@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vlm.errors import ConfigError
 from vlm.losses.alignment import Distance, alignment_loss
-from vlm.models.masking import Kind, make_mask
+from vlm.models.masking import Kind, keep_visible, make_mask
 from vlm.models.teachers.token_teachers import Normalisation, TeacherOutput, TokenTeacher, load_teacher
-from vlm.models.video_mamba import EncoderOutput, VideoMamba, keep_visible
+from vlm.models.video_mamba import EncoderOutput, VideoMamba
 from vlm.training.schedule import Curve, check_curve, is_ever_positive
 from vlm.types import Preprocessing
 
