@@ -92,7 +92,9 @@ class RunConfig:
         batch_size: Clips of one update, over all processes.
         precision: ``fp32``; or ``bf16``: matrix products in bf16, weights and sums in fp32.
         device: ``auto``, ``cpu`` or ``cuda``.
-        init_from: A model folder or checkpoint to start from; None starts from random weights.
+        init_from: A model folder or checkpoint to start from; None starts from random weights. An encoder
+            alone gives its weights to the video encoder.
+        text_from: A BERT weights file for the text encoder to start from, unless ``init_from`` has texts.
         freeze: Prefixes of parameter names that do not learn.
         log_every: Updates between two lines of metrics.
         deterministic: Refuse operations without repeatable results.
@@ -104,6 +106,7 @@ class RunConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     init_from: str | None = None
+    text_from: str | None = None
     freeze: tuple[str, ...] = ()
     log_every: int = 1
     deterministic: bool = True

@@ -17,6 +17,7 @@ from vlm.losses.masked_language import MaskingRule
 from vlm.models.classifier import EncoderConfig, EncoderModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.models.weights import load_model
+from vlm.models.weights.bert import load_bert
 from vlm.text import Tokenizer, build_tokenizer
 from vlm.training.config import TrainingConfig
 from vlm.training.engine import Engine, PlainEngine
@@ -98,6 +99,13 @@ def make_model(
                 f"train.init_from: expected a model with a video encoder, got {type(start).__name__} "
                 f"from {config.train.init_from}"
             )
+    if config.train.text_from is not None:
+        if model is start or not isinstance(model, VideoTextModel):
+            raise ConfigError(
+                "train.text_from: expected a run that makes a new text encoder; train.init_from has one "
+                "already, or no loss reads text"
+            )
+        load_bert(model.text_encoder, config.train.text_from)
     freeze(model, config.train.freeze)
     return model.to(device).train()
 
