@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vlm.config import dump
 from vlm.errors import ConfigError
 from vlm.models import EncoderModel, VideoTextModel, load_model
 from vlm.training.checkpoint import load_tensors
@@ -91,3 +92,24 @@ def test_a_model_without_a_video_encoder_is_no_start(aligned, official_clip):
         ConfigError, match="expected a model with a video encoder, got FrameEncoder from open_clip"
     ):
         make_model(config, make_tokenizer(config), CPU)
+
+
+def test_two_processes_log_what_one_logs(aligned, teacher, tmp_path, launch):
+    config = aligned(
+        "losses.alignment.mask=frame_row",
+        "losses.distillation.weight=1",
+        f"losses.distillation.teacher={teacher}",
+        "evaluation.every=0",
+        "train.max_steps=3",
+    )
+    train(config, tmp_path / "one")
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(config), encoding="utf-8")
+    both = launch("train", str(path), "--out", str(tmp_path / "two"), processes=2)
+    _, errors = both.communicate(timeout=240)
+    assert both.returncode == 0, errors
+    lines, expected = (read_lines(tmp_path / run / "metrics.jsonl") for run in ("two", "one"))
+    assert len(lines) == len(expected) == 3 and {"alignment", "distillation"} <= lines[0].keys()
+    for line, other in zip(lines, expected, strict=True):
+        for name, value in other.items():
+            assert line[name] == pytest.approx(value, rel=2e-4), (line["step"], name)
