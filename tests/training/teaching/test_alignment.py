@@ -155,3 +155,25 @@ def test_what_does_not_fit_is_refused(aligned, tiny):
         AlignmentConfig(ratio=1.0)
     with pytest.raises(ValueError, match="must be at least 1"):
         AlignmentConfig(layers=0)
+
+
+def test_several_blocks_are_aligned_with_as_many_of_the_teacher_s(aligned, official_clip):
+    objective, batch = start(
+        aligned(
+            *clip_settings(official_clip),
+            "losses.alignment.mask=attention",
+            "losses.alignment.layers=2",
+            "losses.alignment.interval=2",
+            "model.vision.alignment_layers=2",
+            text=False,
+        )
+    )
+    view, encoder = objective._view(batch, 0), objective.model.vision_encoder
+    output = encoder(batch.video, view.mask)
+    student, lesson = encoder.align(output, view.mask, 8), visible(view.lesson.tokens, view.mask)
+    assert student.shape == lesson.shape == (2, 8, 1 + 8 * 4, 24)
+    each = [2 - 2 * torch.cosine_similarity(student[k], lesson[k], dim=-1).mean() for k in range(2)]
+    loss = objective(batch, 0)[0]
+    assert loss.item() == pytest.approx((each[0] + each[1]).item() / 2, rel=1e-5)
+    loss.backward()
+    assert all(p.grad is not None for p in encoder.clip_decoder.parameters())
