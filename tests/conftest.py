@@ -84,3 +84,34 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference material at {folder}; set VLM_SHARED to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def official_clip(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name under which ``load_model`` finds the official runs' tiny CLIP teacher."""
+    import json
+
+    import torch
+    from safetensors import safe_open
+
+    from vlm.models.teachers import frame_encoders
+
+    try:
+        library = frame_encoders._import_open_clip()
+    except Exception:
+        pytest.skip("the clip extra is not installed")
+    vision = {"image_size": 64, "layers": 3, "width": 32, "patch_size": 16, "head_width": 8}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    sizes = {"embed_dim": 24, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "tiny-teacher.json").write_text(json.dumps(sizes))
+    library.add_model_config(folder)
+    state = library.create_model("tiny-teacher", pretrained=None).state_dict()
+    prefix = "state_dict/clip_teacher."
+    with safe_open(fixtures / "umt_videomamba_tiny.safetensors", framework="pt") as file:
+        for name in [name for name in file.keys() if name.startswith(prefix)]:  # noqa: SIM118
+            value = file.get_tensor(name)
+            own = f"visual.{name.removeprefix(prefix)}"
+            state[own] = value[:, :, 0] if own == "visual.conv1.weight" else value
+    torch.save(state, folder / "tiny.pt")
+    return f"open_clip:tiny-teacher/{folder / 'tiny.pt'}"

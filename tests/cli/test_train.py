@@ -9,7 +9,8 @@ import yaml
 from vlm.cli import main
 from vlm.config import load_config
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs" / "train").rglob("*.yaml"))
 TINY = {
     "tokenizer": "world",
     "model": {
@@ -37,7 +38,7 @@ def test_shipped_configs_are_valid_and_begin_with_their_command(path):
     from vlm.training.config import TrainingConfig
 
     load_config(TrainingConfig, path)
-    assert path.read_text().startswith(f"# vlm train configs/train/{path.name}")
+    assert path.read_text().startswith(f"# vlm train {path.relative_to(ROOT)} ")
 
 
 def test_a_dry_run_prints_the_cost_and_writes_nothing(config, tmp_path, capsys, monkeypatch):

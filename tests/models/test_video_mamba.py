@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vlm.models import VideoMamba, VideoMambaConfig, from_official, sized
-from vlm.models.video_mamba import keep_visible, pool_tokens
+from vlm.models.masking import keep_visible, make_mask
+from vlm.models.video_mamba import pool_tokens
 
 MASKED_RUNS = {
     "video_tube": "mask_tube",
@@ -259,9 +260,31 @@ def test_a_picture_has_no_time_to_scan_along():
     assert torch.equal(encoder(picture).tokens, found)
 
 
-def test_a_mask_needs_the_published_order():
-    with pytest.raises(ValueError, match="masks need scan_order 'spatial', this encoder has 'temporal'"):
-        tiny(scan_order="temporal")(torch.randn(1, 4, 3, 28, 28), torch.zeros(1, 64, dtype=torch.bool))
+@pytest.mark.parametrize(("order", "swapped"), [("temporal", (0, 1)), ("alternating", (0,))])
+def test_the_visible_places_of_tubes_are_scanned_along_time(order, swapped):
+    torch.manual_seed(0)
+    encoder = tiny(scan_order=order, time_std=1.0).eval()
+    video = torch.randn(2, 4, 3, 28, 28)
+    mask = make_mask("tube", 0.5, batch=2, num_steps=4, grid=(4, 4))
+    by_place = torch.tensor([0, *(1 + t * 8 + n for n in range(8) for t in range(4))])
+    back = by_place.argsort()
+    hidden, residual = encoder.embed(video, mask), torch.zeros(())
+    for index, block in enumerate(encoder.layers):
+        residual = hidden + residual
+        normed = block.norm(residual)[0]
+        hidden = block.mixer(normed[:, by_place])[:, back] if index in swapped else block.mixer(normed)
+    expected = encoder.norm(hidden + residual)[0]
+    assert torch.allclose(encoder(video, mask).tokens, expected, atol=1e-5)
+
+
+def test_other_masks_need_the_published_order():
+    mask = make_mask(
+        "frame_row", 0.5, batch=1, num_steps=4, grid=(4, 4), generator=torch.Generator().manual_seed(0)
+    )
+    with pytest.raises(ValueError, match="scan_order 'temporal' goes along time and needs the same places"):
+        tiny(scan_order="temporal")(torch.randn(1, 4, 3, 28, 28), mask)
+    picture = torch.tensor([[True] * 5 + [False] * 11])
+    assert tiny(scan_order="temporal")(torch.randn(1, 1, 3, 28, 28), picture).tokens.shape[1] == 12
 
 
 @pytest.mark.parametrize("settings", [{"patch_size": 14}, {"patch_size": 2}, {"patch_size": 4, "tubelet": 2}])

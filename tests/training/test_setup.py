@@ -144,3 +144,23 @@ def test_deepspeed_files_may_not_contradict_the_config(tmp_path):
     path.write_text("{")
     with pytest.raises(ConfigError, match="cannot be read as JSON"):
         _settings(8, 1, 1.0, path)
+
+
+def test_a_new_text_encoder_starts_from_bert_and_a_trained_one_does_not(tiny, unbroken, tmp_path):
+    from safetensors.torch import save_file
+
+    config = tiny(f"train.text_from={tmp_path / 'bert.safetensors'}")
+    tokenizer = make_tokenizer(config)
+    other = make_model(tiny("seed=5"), tokenizer, CPU).text_encoder.state_dict()
+    save_file(
+        {name: value for name, value in other.items() if "crossatt" not in name}, config.train.text_from
+    )
+    text = make_model(config, tokenizer, CPU).text_encoder.state_dict()
+    plain = make_model(tiny(), tokenizer, CPU).text_encoder.state_dict()
+    for name, value in text.items():
+        assert torch.equal(value, (plain if "crossatt" in name else other)[name]), name
+    trained = tiny(
+        f"train.text_from={tmp_path / 'bert.safetensors'}", f"train.init_from={unbroken / 'model'}"
+    )
+    with pytest.raises(ConfigError, match="train.text_from: expected a run that makes a new text encoder"):
+        make_model(trained, tokenizer, CPU)

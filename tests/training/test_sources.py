@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vlm.data.preprocessing import preprocess
+from vlm.models import EncoderConfig, EncoderModel
 from vlm.training.config import WorldConfig
 from vlm.training.setup import make_model, make_tokenizer
 from vlm.training.sources import open_source
@@ -150,6 +151,10 @@ def test_a_run_from_shards_resumes_at_its_place(tiny, tmp_path):
         assert one.keys == other.keys and torch.equal(one.video, other.video)
     assert sorted(key for batch in whole[:3] for key in batch.keys) == sorted(s.clip_id for s in scenes)
     assert whole[0].positives.shape == (4, 4) and whole[0].positives.diagonal().all()
+    encoder = EncoderModel(EncoderConfig(vision=config.model.vision))
+    with open_source(config, encoder, 0) as batches:
+        silent = next(batches)
+    assert torch.equal(silent.video, whole[0].video) and silent.text.input_ids.shape == (4, 0)
 
 
 def test_shuffled_clips_hold_the_same_frames_in_another_order(parts, tiny):

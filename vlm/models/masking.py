@@ -78,6 +78,31 @@ def is_even(mask: Tensor, num_steps: int) -> bool:
     return bool((kept == kept.flatten()[0]).all())
 
 
+def is_tube(mask: Tensor, num_steps: int) -> bool:
+    """Return whether the same places are dropped at every time step of a sample."""
+    steps = rearrange(mask, "b (t n) -> b t n", t=num_steps)
+    return bool((steps == steps[:, :1]).all())
+
+
+def keep_visible(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Drop the masked ones (True) of (b, n, d), keeping the order: (b, visible, d).
+
+    Raises:
+        ValueError: The mask does not fit, or samples drop unequal numbers.
+    """
+    if mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"expected a bool mask of shape {tuple(tokens.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}"
+        )
+    counts = (~mask).sum(dim=1)
+    if int(counts.min()) != int(counts.max()):
+        raise ValueError(
+            "every sample must keep the same number of tokens, "
+            f"got {int(counts.min())} to {int(counts.max())}"
+        )
+    return tokens[~mask].reshape(len(tokens), -1, tokens.shape[-1])
+
+
 def _choose(batch: int, total: int, masked: int, generator: torch.Generator | None) -> Tensor:
     """Choose ``masked`` of ``total`` places at random in each row."""
     order = torch.rand(batch, total, generator=generator).argsort(dim=1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlm.models.mamba_block import BidirectionalMixer, MambaBlock, RMSNorm, drop_path, initialise_mixer
+from vlm.models.masking import is_tube, keep_visible
 from vlm.models.patch_embedding import ConvolutionalStem, PatchEmbedding, sinusoid_table
 
 Pool = Literal["cls", "avg", "cls+avg", "cls_cat_avg"]
@@ -247,8 +248,8 @@ class VideoMamba(nn.Module):
         """Encode a video (b, t, channels, h, w); see ``embed`` for the mask and the errors."""
         if self.config.independent_frames and video.ndim == 5 and video.shape[1] > 1:
             return self._encode_frames(video, mask)
-        if mask is not None and self.config.scan_order != "spatial":
-            raise ValueError(f"masks need scan_order 'spatial', this encoder has {self.config.scan_order!r}")
+        if mask is not None:
+            self._check_order(mask, video.shape[1])
         hidden: Tensor = self.embed(video, mask)
         residual: Tensor | None = None
         last = self.config.depth - 1
@@ -273,6 +274,14 @@ class VideoMamba(nn.Module):
             for index in self.alignment_blocks
         )
         return EncoderOutput(tokens, alignment)
+
+    def _check_order(self, mask: Tensor, num_frames: int) -> None:
+        steps = self.config.num_steps if num_frames > 1 else 1
+        if self.config.scan_order != "spatial" and not is_tube(mask, steps):
+            raise ValueError(
+                f"scan_order {self.config.scan_order!r} goes along time and needs the same places at all "
+                "times: masks of kind 'tube'; others need scan_order 'spatial'"
+            )
 
     def _scanned_steps(self, block: int, num_frames: int) -> int:
         """Return how many time steps the block visits at each place in a row; 1 = it goes frame by frame."""
@@ -348,25 +357,6 @@ class VideoMamba(nn.Module):
                 f"expected frames of shape {expected}, got {tuple(video.shape[2:])}; preprocess to that size "
                 f"or load the model with image_size={video.shape[-1]}"
             )
-
-
-def keep_visible(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Drop the masked ones (True) of (b, n, d), keeping the order: (b, visible, d).
-
-    Raises:
-        ValueError: The mask does not fit, or samples drop unequal numbers.
-    """
-    if mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
-        raise ValueError(
-            f"expected a bool mask of shape {tuple(tokens.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}"
-        )
-    counts = (~mask).sum(dim=1)
-    if int(counts.min()) != int(counts.max()):
-        raise ValueError(
-            "every sample must keep the same number of tokens, "
-            f"got {int(counts.min())} to {int(counts.max())}"
-        )
-    return tokens[~mask].reshape(len(tokens), -1, tokens.shape[-1])
 
 
 def pool_tokens(tokens: Tensor, pool: Pool, num_steps: int | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from vlm.data.augmentation import AugmentationConfig
 from vlm.models.video_text_model import VideoTextConfig
 from vlm.training.objective import LossesConfig
 from vlm.training.reports.boards import BoardName
-from vlm.training.schedule import Curve, OptimizerConfig, check_curve, is_ever_positive
+from vlm.training.schedule import Curve, OptimizerConfig, check_curve
 from vlm.world import sample_frames
 
 
@@ -93,7 +93,9 @@ class RunConfig:
         batch_size: Clips of one update, over all processes.
         precision: ``fp32``; or ``bf16``: matrix products in bf16, weights and sums in fp32.
         device: ``auto``, ``cpu`` or ``cuda``.
-        init_from: A model folder or checkpoint to start from; None starts from random weights.
+        init_from: A model folder or checkpoint to start from; None starts from random weights. An encoder
+            alone gives its weights to the video encoder.
+        text_from: A BERT weights file for the text encoder to start from, unless ``init_from`` has texts.
         freeze: Prefixes of parameter names that do not learn.
         log_every: Updates between two lines of metrics.
         boards: Where metrics are shown beside the run's own files: ``tensorboard``, ``wandb``.
@@ -106,6 +108,7 @@ class RunConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     init_from: str | None = None
+    text_from: str | None = None
     freeze: tuple[str, ...] = ()
     log_every: int = 1
     boards: tuple[BoardName, ...] = ()
@@ -203,9 +206,12 @@ class TrainingConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        parts = (self.losses.contrastive, self.losses.matching, self.losses.masked_language)
-        if not any(is_ever_positive(part.weight) for part in parts):
+        if not (self.losses.use_text or self.losses.use_video):
             raise ValueError("losses: at least one weight must be above 0")
+        if self.evaluation.every and not self.losses.use_text:
+            raise ValueError(
+                "evaluation.every must be 0 where no loss reads text: there is nothing to search"
+            )
         if self.train.init_from is None and (self.data.source == "world" or self.evaluation.every):
             try:
                 sample_frames(self.model.vision.num_frames)

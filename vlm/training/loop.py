@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from vlm import distributed
 from vlm.config import dump, load_config, to_dict
 from vlm.errors import ConfigError, Interrupted, InvalidInput, VlmError
+from vlm.models.classifier import EncoderModel
+from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.models.weights import save_model
 from vlm.progress import progress_bar
@@ -65,7 +67,10 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
     state = build(config, run, device)
     done = state.restore() if resume else 0
     last, evaluation = config.train.max_steps, config.evaluation
-    validation = Validation(config, state.model) if evaluation.every and done < last else None
+    validation = None
+    if evaluation.every and done < last:
+        assert isinstance(state.model, VideoTextModel), "a config without text has no evaluation"
+        validation = Validation(config, state.model)
     clock = _Clock(config.train.batch_size)
     best = best_value(run / "metrics.jsonl", f"val/{evaluation.best}", done)
     with (
@@ -101,7 +106,7 @@ class RunState:
     """The objects that a run updates and saves; ``module`` is the model with its losses."""
 
     config: TrainingConfig
-    model: VideoTextModel
+    model: VideoTextModel | EncoderModel
     module: nn.Module
     engine: Engine
     average: MovingAverage
@@ -115,10 +120,12 @@ class RunState:
         """
         rate = learning_rate(step, self.config.optimizer, self.config.train.max_steps)
         loss, parts = self.engine.losses(batch, step)
-        temperature = float(self.model.temp.detach())
+        numbers = {"learning_rate": rate}
+        if isinstance(self.model, VideoTextModel):
+            numbers["temperature"] = float(self.model.temp.detach())
         norm = self.engine.update(loss, rate)
         values = _mean_over_processes({"loss": loss.detach(), **parts}, signal_number)
-        values |= {"temperature": temperature, "learning_rate": rate, "gradient_norm": norm}
+        values |= {**numbers, "gradient_norm": norm}
         wrong = [name for name, value in values.items() if not abs(value) < float("inf")]
         if wrong:
             where = first_bad_tensor(self.module, lambda: self.engine.losses(batch, step))
@@ -207,7 +214,7 @@ def _finish(config: TrainingConfig, state: RunState, run: Path) -> Path:
 
 
 def _keep_best(
-    config: TrainingConfig, model: VideoTextModel, run: Path, done: int, values: dict[str, float], best: float
+    config: TrainingConfig, model: VideoModel, run: Path, done: int, values: dict[str, float], best: float
 ) -> float:
     """Save ``RUN/best`` if this evaluation is better than all before; return the best value now."""
     value = values.get(f"val/{config.evaluation.best}", -math.inf)

@@ -24,7 +24,10 @@ from vlm.losses.masked_language import (
     masking_draws,
 )
 from vlm.losses.matching import matching_loss, matching_pairs
-from vlm.training.schedule import Curve, check_curve, value_at
+from vlm.models.video_mamba import EncoderOutput
+from vlm.training.schedule import Curve, check_curve, is_ever_positive, value_at
+from vlm.training.teaching.alignment import Alignment, AlignmentConfig, View
+from vlm.training.teaching.distillation import Distillation, DistillationConfig
 from vlm.types import Batch, TextFeatures, TokenBatch, VideoFeatures
 
 TEMPERATURE_LIMITS = (0.001, 0.5)
@@ -99,6 +102,20 @@ class LossesConfig:
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     masked_language: MaskedLanguageConfig = field(default_factory=MaskedLanguageConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+
+    @property
+    def use_text(self) -> bool:
+        """Whether any part reads text; without, the model to train is an encoder alone."""
+        return any(
+            is_ever_positive(part.weight) for part in (self.contrastive, self.matching, self.masked_language)
+        )
+
+    @property
+    def use_video(self) -> bool:
+        """Whether any part needs no text."""
+        return any(is_ever_positive(part.weight) for part in (self.alignment, self.distillation))
 
 
 def step_seed(*counters: int) -> int:
@@ -116,10 +133,12 @@ class Objective(nn.Module):
     """Wraps the model so that an engine sees one call from batch to loss.
 
     Args:
-        model: A ``VideoTextModel``.
+        model: A ``VideoTextModel``; an ``EncoderModel`` will do if no loss reads text.
         config: Weights and rules of the losses.
         seed: The run's seed.
         masking: How words are hidden; needed if the masked-language loss is used.
+        alignment: Masks videos and knows the teacher's tokens; needed if that loss is used.
+        distillation: Knows the smaller encoder's tokens; needed if that loss is used.
         autocast: Whether matrix products run in bf16 (weights stay fp32).
     """
 
@@ -130,6 +149,8 @@ class Objective(nn.Module):
         *,
         seed: int,
         masking: MaskingRule | None = None,
+        alignment: Alignment | None = None,
+        distillation: Distillation | None = None,
         autocast: bool = False,
     ) -> None:
         super().__init__()
@@ -137,24 +158,66 @@ class Objective(nn.Module):
         self.config = config
         self.seed = seed
         self.masking = masking
+        self.alignment = alignment
+        self.distillation = distillation
         self.autocast = autocast
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss of this process and its parts, detached and unweighted."""
         torch.manual_seed(step_seed(self.seed, step, 1, distributed.rank()))  # dropout, if the model has any
-        with torch.no_grad():
-            self.model.temp.clamp_(*TEMPERATURE_LIMITS)
+        frames = batch.video.shape[1]
         with torch.autocast(batch.video.device.type, torch.bfloat16, enabled=self.autocast):
-            videos = self.model.encode_video(batch.video)
-            texts = self.model.encode_text(_equal_length(batch.text))
+            view = self._view(batch, step)
+            mask = None if view is None else view.mask
+            output: EncoderOutput = self.model.vision_encoder(batch.video, mask)
             parts = {
-                "contrastive": self._contrastive(videos, texts, batch, step),
-                "matching": self._matching(videos, texts, batch, step),
-                "masked_language": self._masked_language(videos, batch.text, step),
+                "alignment": self._alignment(output, view, frames, step),
+                "distillation": self._distillation(output, batch.video, mask, step),
             }
+            if self.config.use_text:
+                videos = self.model.video_features(output, frames, mask, self._keeps_time(view))
+                parts |= self._text_losses(videos, batch, step)
         weighted = [weight * loss for weight, loss in parts.values() if loss is not None]
         total = torch.stack(weighted).sum()
         return total, {name: loss.detach() for name, (_, loss) in parts.items() if loss is not None}
+
+    def _view(self, batch: Batch, step: int) -> View | None:
+        """Return what the student may see of the batch, None for all."""
+        if self.alignment is None or value_at(self.config.alignment.weight, step) <= 0:
+            return None
+        rows = range(batch.offset, batch.offset + len(batch.video))
+        return self.alignment.view(batch.video, [step_generator(self.seed, step, 4, row) for row in rows])
+
+    def _keeps_time(self, view: View | None) -> bool:
+        return view is None or self.alignment is None or self.alignment.keeps_time
+
+    def _alignment(
+        self, output: EncoderOutput, view: View | None, num_frames: int, step: int
+    ) -> tuple[float, Tensor | None]:
+        weight = value_at(self.config.alignment.weight, step)
+        if self.alignment is None or view is None:
+            return weight, None
+        return weight, self.alignment.loss(output, view, num_frames)
+
+    def _distillation(
+        self, output: EncoderOutput, video: Tensor, mask: Tensor | None, step: int
+    ) -> tuple[float, Tensor | None]:
+        weight = value_at(self.config.distillation.weight, step)
+        if self.distillation is None or weight <= 0:
+            return weight, None
+        return weight, self.distillation(video, output.tokens, mask)
+
+    def _text_losses(
+        self, videos: VideoFeatures, batch: Batch, step: int
+    ) -> dict[str, tuple[float, Tensor | None]]:
+        with torch.no_grad():
+            self.model.temp.clamp_(*TEMPERATURE_LIMITS)
+        texts = self.model.encode_text(_equal_length(batch.text))
+        return {
+            "contrastive": self._contrastive(videos, texts, batch, step),
+            "matching": self._matching(videos, texts, batch, step),
+            "masked_language": self._masked_language(videos, batch.text, step),
+        }
 
     def _contrastive(
         self, videos: VideoFeatures, texts: TextFeatures, batch: Batch, step: int

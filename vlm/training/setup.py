@@ -14,12 +14,17 @@ from torch import nn
 from vlm import distributed
 from vlm.errors import ConfigError
 from vlm.losses.masked_language import MaskingRule
+from vlm.models.classifier import EncoderConfig, EncoderModel
 from vlm.models.video_text_model import VideoTextModel
+from vlm.models.weights import load_model
+from vlm.models.weights.bert import load_bert
 from vlm.text import Tokenizer, build_tokenizer
 from vlm.training.config import TrainingConfig
 from vlm.training.engine import Engine, PlainEngine
 from vlm.training.objective import MaskedLanguageConfig, Objective, step_seed
 from vlm.training.schedule import is_ever_positive, make_optimizer
+from vlm.training.teaching.alignment import make_alignment
+from vlm.training.teaching.distillation import make_distillation
 
 
 def prepare_process(config: TrainingConfig) -> torch.device:
@@ -48,8 +53,13 @@ def prepare_process(config: TrainingConfig) -> torch.device:
     return device
 
 
-def make_tokenizer(config: TrainingConfig) -> Tokenizer:
-    """Return the tokenizer that ``config.tokenizer`` names: ``world``, ``bert`` or a file."""
+def make_tokenizer(config: TrainingConfig) -> Tokenizer | None:
+    """Return the tokenizer that ``config.tokenizer`` names: ``world``, ``bert`` or a file.
+
+    None for a run whose losses read no text.
+    """
+    if not config.losses.use_text:
+        return None
     if config.tokenizer == "world":
         from vlm.world import vocabulary
 
@@ -61,29 +71,74 @@ def make_tokenizer(config: TrainingConfig) -> Tokenizer:
     return Tokenizer.from_file(config.tokenizer)
 
 
-def make_model(config: TrainingConfig, tokenizer: Tokenizer, device: torch.device) -> VideoTextModel:
-    """Return the model to train, with the run's random weights or those of ``train.init_from``."""
-    if config.train.init_from is not None:
-        from vlm.models import load_model
+def make_model(
+    config: TrainingConfig, tokenizer: Tokenizer | None, device: torch.device
+) -> VideoTextModel | EncoderModel:
+    """Return the model to train: its weights random, those of ``train.init_from``, or some of each.
 
-        model = load_model(config.train.init_from, device=device)
-        if not isinstance(model, VideoTextModel):
-            raise ConfigError(
-                f"train.init_from: expected a video-text model, got {type(model).__name__} from "
-                f"{config.train.init_from}"
-            )
+    Args:
+        config: Its losses decide the kind: an encoder alone if none reads text.
+        tokenizer: Of the texts, None if none reads text.
+        device: Where it is trained.
+
+    Raises:
+        ConfigError: ``train.init_from`` has no video encoder, or one of other sizes.
+    """
+    start = None if config.train.init_from is None else load_model(config.train.init_from, device="cpu")
+    wanted = VideoTextModel if config.losses.use_text else EncoderModel
+    if type(start) is wanted:
+        model: VideoTextModel | EncoderModel = start
         model.name, model.domain = config.name, config.domain
     else:
         torch.manual_seed(step_seed(config.seed, 0, 0))
-        sizes = config.model
-        if sizes.text.vocabulary_size < tokenizer.vocabulary_size or config.tokenizer == "world":
-            text = dataclasses.replace(sizes.text, vocabulary_size=tokenizer.vocabulary_size)
-            sizes = dataclasses.replace(sizes, text=text)
-        model = VideoTextModel(
-            sizes, tokenizer=tokenizer, name=config.name, domain=config.domain, capabilities=abilities(config)
-        )
+        model = _new_model(config, tokenizer)
+        if isinstance(start, EncoderModel) or (wanted is EncoderModel and isinstance(start, VideoTextModel)):
+            take_encoder(model, start, str(config.train.init_from))
+        elif start is not None:
+            raise ConfigError(
+                f"train.init_from: expected a model with a video encoder, got {type(start).__name__} "
+                f"from {config.train.init_from}"
+            )
+    if config.train.text_from is not None:
+        if model is start or not isinstance(model, VideoTextModel):
+            raise ConfigError(
+                "train.text_from: expected a run that makes a new text encoder; train.init_from has one "
+                "already, or no loss reads text"
+            )
+        load_bert(model.text_encoder, config.train.text_from)
     freeze(model, config.train.freeze)
     return model.to(device).train()
+
+
+def _new_model(config: TrainingConfig, tokenizer: Tokenizer | None) -> VideoTextModel | EncoderModel:
+    """Return a model with random weights."""
+    sizes, name, domain = config.model, config.name, config.domain
+    if tokenizer is None:
+        return EncoderModel(EncoderConfig(vision=sizes.vision), name=name, domain=domain)
+    if sizes.text.vocabulary_size < tokenizer.vocabulary_size or config.tokenizer == "world":
+        text = dataclasses.replace(sizes.text, vocabulary_size=tokenizer.vocabulary_size)
+        sizes = dataclasses.replace(sizes, text=text)
+    able = abilities(config)
+    return VideoTextModel(sizes, tokenizer=tokenizer, name=name, domain=domain, capabilities=able)
+
+
+def take_encoder(
+    model: VideoTextModel | EncoderModel, start: VideoTextModel | EncoderModel, source: str
+) -> None:
+    """Give a model the weights of a trained encoder; the pooling norm and alignment heads where it has them.
+
+    Raises:
+        ConfigError: Sizes differ; the first weight that does not fit is named.
+    """
+    own, found = model.vision_encoder.state_dict(), start.vision_encoder.state_dict()
+    for name in sorted(own.keys() | found.keys()):
+        here, there = (tuple(state[name].shape) if name in state else None for state in (own, found))
+        if here != there and not (None in (here, there) and name.startswith(("pool_norm.", "clip_decoder."))):
+            raise ConfigError(
+                f"train.init_from: {source} has {name} of shape {there}, model.vision makes it {here}; "
+                "give model.vision the sizes of that encoder"
+            )
+    model.vision_encoder.load_state_dict({**own, **{name: found[name] for name in own if name in found}})
 
 
 def abilities(config: TrainingConfig) -> frozenset[str]:
@@ -98,15 +153,29 @@ def abilities(config: TrainingConfig) -> frozenset[str]:
     return frozenset(able)
 
 
-def make_objective(config: TrainingConfig, model: VideoTextModel) -> Objective:
-    """Wrap the model with its losses."""
+def make_objective(config: TrainingConfig, model: VideoTextModel | EncoderModel) -> Objective:
+    """Wrap the model with its losses and their teachers.
+
+    Raises:
+        ConfigError: A loss needs a part that the model or its teacher does not have.
+        InvalidInput: A teacher does not exist, or does not fit.
+    """
     masking = None
     if is_ever_positive(config.losses.masked_language.weight):
         if not config.model.text.has_language_head:
             raise ConfigError("losses.masked_language needs model.text.has_language_head: true")
+        assert isinstance(model, VideoTextModel)
         masking = masking_rule(config.losses.masked_language, model.tokenizer)
+    encoder, preprocessing, device = model.vision_encoder, model.preprocessing, model.device
+    torch.manual_seed(step_seed(config.seed, 0, 1))
     return Objective(
-        model, config.losses, seed=config.seed, masking=masking, autocast=config.train.precision == "bf16"
+        model,
+        config.losses,
+        seed=config.seed,
+        masking=masking,
+        alignment=make_alignment(config.losses.alignment, encoder, preprocessing, device),
+        distillation=make_distillation(config.losses.distillation, encoder.config, preprocessing, device),
+        autocast=config.train.precision == "bf16",
     )
 
 

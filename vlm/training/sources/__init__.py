@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from vlm.models.video_text_model import VideoTextModel
+from vlm.models.video_model import VideoModel
 from vlm.training.config import TrainingConfig
 from vlm.types import Batch
 
 
 def open_source(
-    config: TrainingConfig, model: VideoTextModel, done: int, run: Path | None = None
+    config: TrainingConfig, model: VideoModel, done: int, run: Path | None = None
 ) -> AbstractContextManager[Iterator[Batch]]:
     """Open the source that ``config.data`` names.
 
     Args:
         config: The run's config.
-        model: Decides preprocessing, tokenizer and device.
+        model: Decides preprocessing, tokenizer and device; texts have no tokens for one that reads none.
         done: The first batch that is wanted.
         run: Folder for the list of rejected samples, ``rejected-RANK.jsonl``; None for no list.
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from vlm import distributed
 from vlm.data import ClipBatch, Loader, LoaderConfig, Mixture, ShardSource, true_pairs
+from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.training.config import TrainingConfig
-from vlm.types import Batch
+from vlm.types import Batch, TokenBatch
 from vlm.world import Scene, truth_matrix
 
 
@@ -31,7 +32,7 @@ class _Facts(NamedTuple):
 
 @contextmanager
 def open_shards(
-    config: TrainingConfig, model: VideoTextModel, done: int, run: Path | None
+    config: TrainingConfig, model: VideoModel, done: int, run: Path | None
 ) -> Iterator[Iterator[Batch]]:
     """Yield an iterator over batches; see ``open_source``."""
     settings = config.data.shards
@@ -57,13 +58,17 @@ def open_shards(
         yield (_to_batch(batch, model, config.data.max_words) for batch in clips)
 
 
-def _to_batch(clips: ClipBatch, model: VideoTextModel, max_words: int) -> Batch:
+def _to_batch(clips: ClipBatch, model: VideoModel, max_words: int) -> Batch:
     own = [_facts(clip.key, clip.caption, clip.captions, clip.metadata) for clip in clips.clips]
     everyone = [facts for part in distributed.gather_objects(own) for facts in part]
     positives, siblings = relations(everyone)
+    if isinstance(model, VideoTextModel):
+        text = model.tokenize(list(clips.captions), max_words)
+    else:
+        text = TokenBatch(*torch.zeros(2, len(own), 0, dtype=torch.int64, device=model.device))
     return Batch(
         video=clips.video(model.device),
-        text=model.tokenize(list(clips.captions), max_words),
+        text=text,
         positives=positives.to(model.device),
         siblings=siblings.to(model.device),
         offset=distributed.rank() * len(own),

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlm import distributed
 from vlm.data.preprocessing import resize
+from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.text import Tokenizer
 from vlm.training.config import TrainingConfig, WorldConfig
@@ -51,7 +52,7 @@ class RawBatch(NamedTuple):
 
 
 @contextmanager
-def open_world(config: TrainingConfig, model: VideoTextModel, done: int) -> Iterator[Iterator[Batch]]:
+def open_world(config: TrainingConfig, model: VideoModel, done: int) -> Iterator[Iterator[Batch]]:
     """Yield an iterator over batches; see ``open_source``. Workers are spawned, and stopped on leaving."""
     dataset = WorldBatches(
         config.data.world,
@@ -60,7 +61,7 @@ def open_world(config: TrainingConfig, model: VideoTextModel, done: int) -> Iter
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         preprocessing=model.preprocessing,
-        tokenizer=model.tokenizer.to_json(),
+        tokenizer=model.tokenizer.to_json() if isinstance(model, VideoTextModel) else None,
         max_words=config.data.max_words,
     )
     workers = config.data.workers
@@ -94,7 +95,7 @@ class WorldBatches(Dataset[RawBatch]):
         rank: This process.
         world_size: Number of processes; divides the batch.
         preprocessing: Frames and size of the clips.
-        tokenizer: Content of a ``tokenizer.json``.
+        tokenizer: Content of a ``tokenizer.json``; None for texts without tokens.
         max_words: Longest caption in tokens.
     """
 
@@ -107,7 +108,7 @@ class WorldBatches(Dataset[RawBatch]):
         rank: int,
         world_size: int,
         preprocessing: Preprocessing,
-        tokenizer: str,
+        tokenizer: str | None,
         max_words: int,
     ) -> None:
         self._config = config
@@ -124,7 +125,7 @@ class WorldBatches(Dataset[RawBatch]):
         scenes, groups = compose(self._config, self._seed, step, self._batch_size)
         rng = _stream(self._seed, step, _WORDING)
         texts = [caption(scene, rng=rng) for scene in scenes]
-        tokens = _tokenizer(self._tokenizer)(texts, max_tokens=self._max_words)
+        tokens = self._tokens(texts)
         truth = truth_matrix(scenes, scenes).T  # rows are videos here
         own = scenes[self._own]
         clips = [render_clip(scene, self._preprocessing) for scene in own]
@@ -139,6 +140,11 @@ class WorldBatches(Dataset[RawBatch]):
             siblings=torch.from_numpy(groups[:, None] == groups[None]),
             keys=tuple(scene.clip_id for scene in own),
         )
+
+    def _tokens(self, texts: list[str]) -> TokenBatch:
+        if self._tokenizer is None:
+            return TokenBatch(*torch.zeros(2, len(texts), 0, dtype=torch.int64))
+        return _tokenizer(self._tokenizer)(texts, max_tokens=self._max_words)
 
 
 def compose(
@@ -201,7 +207,7 @@ def to_input(frames: Tensor, preprocessing: Preprocessing, device: torch.device)
     return frames.to(device).to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
-def to_batch(raw: RawBatch, model: VideoTextModel, rank: int) -> Batch:
+def to_batch(raw: RawBatch, model: VideoModel, rank: int) -> Batch:
     """Bring a batch to the model's device, normalised."""
     device = model.device
     return Batch(

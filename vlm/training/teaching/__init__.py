@@ -1,0 +1,1 @@
+"""Learning from frozen teachers: masked token alignment, and self-distillation."""
