@@ -26,6 +26,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--videos", type=Path, metavar="DIR", help="folder that the videos' names start from")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
     parser.add_argument("--layout", default="auto", choices=["auto", *LAYOUTS], help="of the annotation file")
+    parser.add_argument("--video-column", metavar="NAME", help="of a CSV or Parquet file: the videos' names")
+    parser.add_argument("--caption-column", metavar="NAME", help="of a CSV or Parquet file: the captions")
     parser.add_argument("--max-shard-mb", type=int, default=256, metavar="N", help="largest shard (256)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads that check videos (2)")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of lines")
@@ -37,7 +39,16 @@ def main(argv: list[str]) -> int:
     if arguments.folder is not None:
         annotations, videos = read_folder(arguments.folder), arguments.videos or arguments.folder
     else:
-        annotations, videos = read_annotations(arguments.annotations, arguments.layout), arguments.videos
+        try:
+            annotations = read_annotations(
+                arguments.annotations,
+                arguments.layout,
+                video_column=arguments.video_column,
+                caption_column=arguments.caption_column,
+            )
+        except ValueError as error:
+            parser.error(str(error))
+        videos = arguments.videos
     manifest = pack(
         annotations,
         videos,
