@@ -17,6 +17,7 @@ import numpy as np
 from vlm.data.annotations import Annotation, Located, locate_videos
 from vlm.data.decoding import DecodeLimits, VideoInfo, open_video
 from vlm.data.frame_sampling import middle_frames
+from vlm.data.reencoding import Reencoding, reencode
 from vlm.data.shards.layout import MANIFEST, VIDEO_EXTENSIONS, Manifest, digest, read_manifest
 from vlm.data.shards.writer import ShardWriter
 from vlm.errors import DataError, InvalidInput
@@ -24,6 +25,7 @@ from vlm.progress import progress_bar
 
 _FRAMES_TRIED = 8
 _MAX_FILE_BYTES = 2 << 30
+_CHECK_S, _REENCODE_S = 120.0, 3600.0
 _BY_CONTAINER = {"matroska": "mkv", "mpegts": "ts", "mpeg": "mpg", "ogg": "ogv"}
 
 
@@ -50,10 +52,12 @@ def pack(
     *,
     max_shard_bytes: int = 256 << 20,
     workers: int = 2,
+    reencoding: Reencoding | None = None,
 ) -> Manifest:
     """Pack the annotated videos of a folder into shards; continue if an earlier run was stopped.
 
-    Each video is opened and eight of its frames decoded before it is taken. The same input gives the same
+    Each video is opened and eight of its frames decoded before it is taken as it is; one that is encoded
+    anew is decoded whole. The same input gives the same
     bytes, however often the work is interrupted and however many workers there are.
 
     Args:
@@ -62,6 +66,7 @@ def pack(
         out: Folder for the shards.
         max_shard_bytes: Size that a shard does not exceed, unless one video does.
         workers: Threads that read and check videos.
+        reencoding: How each video is encoded anew; None packs the files as they are.
 
     Returns:
         The manifest: counts, hashes, and each rejected item with its reason.
@@ -72,7 +77,9 @@ def pack(
     if not annotations:
         raise InvalidInput(f"{videos}: no annotated video to pack")
     located = locate_videos(annotations, videos)
-    identity = {"annotations": _hash(annotations), "num_items": len(located)}
+    identity: dict[str, Any] = {"annotations": _hash(annotations), "num_items": len(located)}
+    if reencoding is not None:
+        identity["reencoding"] = asdict(reencoding)
     if (out / MANIFEST).exists():
         manifest = read_manifest(out)
         if manifest.input == {**identity, "max_bytes": max_shard_bytes}:
@@ -81,7 +88,7 @@ def pack(
     writer = ShardWriter(out, identity, max_shard_bytes)
     keys = make_keys([entry.video for entry in annotations])
     with progress_bar(len(located), "packing", "video", initial=writer.num_done) as bar:
-        for result in _check_all(located, keys, writer.num_done, workers):
+        for result in _check_all(located, keys, writer.num_done, workers, reencoding):
             if isinstance(result, _Packed):
                 writer.add(result.key, result.members, result.duration_s)
             else:
@@ -127,7 +134,11 @@ def _plain_key(name: str) -> str:
 
 
 def _check_all(
-    located: Sequence[Located], keys: Sequence[str], start: int, workers: int
+    located: Sequence[Located],
+    keys: Sequence[str],
+    start: int,
+    workers: int,
+    reencoding: Reencoding | None,
 ) -> Iterator[_Packed | _Rejected]:
     """Check videos in threads, a few ahead, and yield the results in order."""
     with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="vlm-pack") as pool:
@@ -137,14 +148,14 @@ def _check_all(
             for number in range(start, len(located)):
                 while len(pending) < ahead and number + len(pending) < len(located):
                     following = number + len(pending)
-                    pending.append(pool.submit(_check, located[following], keys[following]))
+                    pending.append(pool.submit(_check, located[following], keys[following], reencoding))
                 yield pending.popleft().result()
         finally:
             for future in pending:
                 future.cancel()
 
 
-def _check(item: Located, key: str) -> _Packed | _Rejected:
+def _check(item: Located, key: str, reencoding: Reencoding | None) -> _Packed | _Rejected:
     """Read one video, try to decode it, and lay out its members."""
     name = item.annotation.video
     if item.path is None:
@@ -156,21 +167,49 @@ def _check(item: Located, key: str) -> _Packed | _Rejected:
         if item.path.stat().st_size > _MAX_FILE_BYTES:
             raise DataError(f"{item.path}: larger than {_MAX_FILE_BYTES} bytes", "too_large")
         data = item.path.read_bytes()
-        video = open_video(data, DecodeLimits(max_seconds=120.0))
-        frames = np.unique(middle_frames(video.info.num_frames, _FRAMES_TRIED))
-        for _ in video.iterate(frames):
-            pass
+        facts: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest()}
+        if reencoding is None:
+            info = check_video(data)
+            extension = _extension(item.path, info)
+        else:
+            data, info, facts["original"] = _reencoded(data, reencoding)
+            extension = "mp4"
     except DataError as error:
         return _Rejected(name, error.reason, str(error))
     except OSError as error:
         return _Rejected(name, "unreadable", str(error))
-    facts = _facts(item.annotation, video.info)
+    facts = {**facts, **_facts(item.annotation, info)}
     members = {
-        _extension(item.path, video.info): data,
+        extension: data,
         "json": json.dumps(facts, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace"),
         "txt": item.annotation.captions[0].encode("utf-8", "replace"),
     }
-    return _Packed(key, members, video.info.duration_s)
+    return _Packed(key, members, info.duration_s)
+
+
+def check_video(data: bytes) -> VideoInfo:
+    """Open a video and decode eight frames spread over it.
+
+    Raises:
+        DataError: It cannot be opened, or a frame cannot be decoded; see `open_video`.
+    """
+    video = open_video(data, DecodeLimits(max_seconds=_CHECK_S))
+    for _ in video.iterate(np.unique(middle_frames(video.info.num_frames, _FRAMES_TRIED))):
+        pass
+    return video.info
+
+
+def _reencoded(data: bytes, how: Reencoding) -> tuple[bytes, VideoInfo, dict[str, Any]]:
+    """Return the new file, what it is, and what the old one was."""
+    video = open_video(data, DecodeLimits(max_seconds=_REENCODE_S))
+    made = reencode(video, how)
+    info = check_video(made)
+    if info.num_frames != video.info.num_frames:
+        raise DataError(
+            f"{video.info.num_frames} frames became {info.num_frames} when encoded anew", "reencode_failed"
+        )
+    old = video.info
+    return made, info, {"width": old.width, "height": old.height, "codec": old.codec, "size_bytes": len(data)}
 
 
 def _facts(annotation: Annotation, info: VideoInfo) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class ShardRecord:
     sha256: str
     index: str
     index_sha256: str
+    duration_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
