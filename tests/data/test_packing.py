@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from vlm.data.annotations import Annotation
 from vlm.data.decoding import read_frames
-from vlm.data.packing import make_keys, pack, summary
-from vlm.data.shards.layout import check_key
+from vlm.data.packing import pack, summary
+from vlm.data.shards.layout import check_key, make_keys
 from vlm.data.shards.reader import ShardReader
 from vlm.data.sources import ShardSource
 from vlm.errors import InvalidInput

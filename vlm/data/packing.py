@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,7 @@ from vlm.data.annotations import Annotation, Located, locate_videos
 from vlm.data.decoding import DecodeLimits, VideoInfo, open_video
 from vlm.data.frame_sampling import middle_frames
 from vlm.data.reencoding import Reencoding, reencode
-from vlm.data.shards.layout import MANIFEST, VIDEO_EXTENSIONS, Manifest, digest, read_manifest
+from vlm.data.shards.layout import MANIFEST, VIDEO_EXTENSIONS, Manifest, make_keys, read_manifest
 from vlm.data.shards.writer import ShardWriter
 from vlm.errors import DataError, InvalidInput
 from vlm.progress import progress_bar
@@ -106,31 +105,11 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "duration_s": manifest.duration_s,
         "num_rejected": len(manifest.rejected),
         "rejected_by_reason": dict(Counter(item.reason for item in manifest.rejected).most_common()),
+        "num_odd": len(manifest.odd),
+        "odd_by_reason": dict(Counter(item.reason for item in manifest.odd).most_common()),
         "rejected": [asdict(item) for item in manifest.rejected],
         "fingerprint": manifest.fingerprint,
     }
-
-
-def make_keys(names: Sequence[str]) -> list[str]:
-    """Return a safe and unique key for each name: the name itself without extension where that is one.
-
-    Anything else is spelt with ``_`` for what is not allowed, and a hash of the name is added. Equal names
-    give equal keys.
-    """
-    plain = [_plain_key(name) for name in names]
-    owners = Counter(_plain_key(name) for name in dict.fromkeys(names))
-    keys = []
-    for name, key in zip(names, plain, strict=True):
-        stem = re.sub(r"\.[^./]*$", "", name)
-        is_itself = key == stem and owners[key] == 1
-        keys.append(key if is_itself else f"{key[:150]}_{digest(name.encode('utf-8', 'replace'))[:16]}")
-    return keys
-
-
-def _plain_key(name: str) -> str:
-    stem = re.sub(r"\.[^./]*$", "", name)
-    key = re.sub(r"[^A-Za-z0-9_/-]+", "_", stem)
-    return "/".join(part for part in key.split("/") if part)[:190].rstrip("/") or "_"
 
 
 def _check_all(
