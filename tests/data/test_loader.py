@@ -259,9 +259,74 @@ def test_filling_repeats_healthy_samples_with_their_captions() -> None:
     assert sizes == [7, 7, 7, 2]
 
 
+def test_a_stopped_run_keeps_its_budget_and_lists_each_visit_once(tmp_path: Path) -> None:
+    """A run that is started again and again cannot spend its budget again and again."""
+    bad = ((0, 1), (3, 4), (4, 4))
+    quarantine = tmp_path / "bad.jsonl"
+
+    def loader(allowed: float) -> Loader:
+        return Loader(Painted(SIZES, bad), SMALL, config(max_bad_fraction=allowed), quarantine=quarantine)
+
+    unbroken = list(loader(0.2).batches(num_epochs=2))
+    whole = quarantine.read_text()
+    quarantine.unlink()
+    start = 0
+    for _ in unbroken:  # one batch a run; the second batch is prepared, and lost, each time
+        batches = loader(0.2).batches(start, num_epochs=2)
+        start = next(batches).consumed
+        next(batches, None)
+        batches.close()
+    assert quarantine.read_text() == whole
+    assert len(whole.splitlines()) == 6
+    with pytest.raises(DataError, match="4 of 23"):
+        resumed = Loader(
+            Painted(SIZES, (*bad, (1, 0))), SMALL, config(max_bad_fraction=0.15), quarantine=quarantine
+        )
+        list(resumed.batches(23, num_epochs=2))
+    quarantine.write_text(whole + '{"place": [0')
+    assert list(loader(0.2).batches(40, num_epochs=2))
+    assert quarantine.read_text() == whole
+
+
+def test_the_budget_is_common_to_all_processes() -> None:
+    bad = tuple((3, number) for number in range(4))
+    loaders = [
+        Loader(Painted(SIZES, bad), SMALL, config(max_bad_fraction=0.1), rank=rank, world_size=4)
+        for rank in range(4)
+    ]
+    found: set[tuple[int, int]] = set()
+    stopped = []
+    for parts in zip(*[loader.batches(num_epochs=1) for loader in loaders], strict=True):
+        found.update(place for part in parts for place in part.rejected)
+        for rank, loader in enumerate(loaders):
+            try:
+                for part in parts:
+                    loader.note_rejected(part.rejected)
+            except DataError as error:
+                assert error.reason == "too_many_bad"
+                stopped.append(rank)
+        assert all(set(loader.tally.bad_places) == found for loader in loaders)
+        if stopped:
+            break
+    assert stopped == [0, 1, 2, 3]
+    assert len(found) > 2
+
+
+def test_a_lone_broken_sample_is_stood_in_for() -> None:
+    """A part of one sample, and that one is broken: the next of the epoch takes its place, after any stop."""
+    source = Painted(SIZES, ((0, 1), (0, 2)))
+    settings = config(fill=True, batch_size=1)
+    batches = list(Loader(source, SMALL, settings).batches(num_epochs=1))
+    assert [len(batch.clips) for batch in batches] == [1] * 23
+    assert {batch.keys[0] for batch in batches} == EVERY - {"0/1", "0/2"}
+    for number, batch in enumerate(batches):
+        (again, *_) = Loader(source, SMALL, settings).batches(number, num_epochs=1)
+        assert content(again) == content(batch)
+
+
 def test_filling_needs_one_healthy_sample() -> None:
     loader = Loader(Painted((4,), tuple((0, n) for n in range(4))), SMALL, config(fill=True))
-    with pytest.raises(DataError, match="none of 4 samples"):
+    with pytest.raises(DataError, match="4 of 4|none of 4 samples"):
         list(loader.batches(num_epochs=1))
 
 

@@ -54,12 +54,15 @@ def open_shards(
     )
     batches = cast(Generator[ClipBatch, None, None], loader.batches(done * config.train.batch_size))
     with closing(batches) as clips:  # which stops the loader's threads
-        yield (_to_batch(batch, model, config.data.max_words) for batch in clips)
+        yield (_to_batch(batch, loader, model, config.data.max_words) for batch in clips)
 
 
-def _to_batch(clips: ClipBatch, model: VideoTextModel, max_words: int) -> Batch:
+def _to_batch(clips: ClipBatch, loader: Loader, model: VideoTextModel, max_words: int) -> Batch:
     own = [_facts(clip.key, clip.caption, clip.captions, clip.metadata) for clip in clips.clips]
-    everyone = [facts for part in distributed.gather_objects(own) for facts in part]
+    parts = distributed.gather_objects((own, clips.rejected))
+    for _, rejected in parts:  # all processes stop at the same batch once all of them found too many
+        loader.note_rejected(rejected)
+    everyone = [facts for part, _ in parts for facts in part]
     positives, siblings = relations(everyone)
     return Batch(
         video=clips.video(model.device),
