@@ -10,7 +10,16 @@ from vlm.data.annotations.rows import Annotation, merge
 from vlm.data.annotations.videos import Located, locate_videos
 from vlm.errors import DataError
 
-__all__ = ["LAYOUTS", "Annotation", "Located", "locate_videos", "merge", "read_annotations", "read_folder"]
+__all__ = [
+    "LAYOUTS",
+    "Annotation",
+    "Located",
+    "locate_videos",
+    "merge",
+    "read_annotations",
+    "read_folder",
+    "read_rows",
+]
 
 LAYOUTS: dict[str, Callable[[Path], list[Annotation]]] = {
     "reference": reference_json.read,
@@ -39,6 +48,20 @@ def read_annotations(
 ) -> list[Annotation]:
     """Read an annotation file: one entry a video, its captions in the file's order, without doubles.
 
+    Arguments and errors are those of `read_rows`.
+    """
+    return merge(read_rows(path, layout, video_column=video_column, caption_column=caption_column))
+
+
+def read_rows(
+    path: Path | str,
+    layout: str = "auto",
+    *,
+    video_column: str | None = None,
+    caption_column: str | None = None,
+) -> list[Annotation]:
+    """Read an annotation file row by row, as it is; a video may have several rows.
+
     Args:
         path: The file.
         layout: A key of `LAYOUTS`, or ``auto`` to go by the file's suffix.
@@ -60,7 +83,7 @@ def read_annotations(
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if layout in ("csv", "parquet"):
         read_table = table.read_csv if layout == "csv" else table.read_parquet
-        return merge(read_table(path, video_column, caption_column))
+        return read_table(path, video_column, caption_column)
     if video_column or caption_column:
         raise ValueError(f"columns can be named for csv and parquet, not for the layout {layout!r}")
-    return merge(LAYOUTS[layout](path))
+    return LAYOUTS[layout](path)
