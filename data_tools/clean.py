@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from vlm.data.annotations import LAYOUTS, read_rows
-from vlm.data.cleaning import CleaningRules, clean_captions, drop_copies
+from vlm.data.curation.cleaning import CleaningRules, clean_captions, drop_copies
 from vlm.data.shards.layout import write_atomically
 from vlm.errors import InvalidInput
 from vlm.progress import progress_bar

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from vlm.data.curation.overlap import Embed, describe_items, find_overlap, open_items, summarise
 from vlm.data.decoding import Source, open_video
 from vlm.data.frame_sampling import middle_frames
-from vlm.data.overlap import Embed, describe_items, find_overlap, open_items, summarise
 from vlm.progress import progress_bar
 
 

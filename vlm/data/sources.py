@@ -14,6 +14,7 @@ import numpy.typing as npt
 from vlm.data.decoding import DecodeLimits, open_video
 from vlm.data.shards.layout import media_kind
 from vlm.data.shards.reader import RawSample, ShardReader
+from vlm.data.shards.remote import CacheConfig
 from vlm.errors import DataError
 
 # (frames available) -> (t,) indices of those to decode
@@ -56,14 +57,12 @@ class SampleSource(Protocol):
 
 
 class ShardSource:
-    """The samples of a folder of shards, decoded as they are loaded.
+    """The samples of a folder of shards, a path or a URL, decoded as they are loaded; see `ShardReader`."""
 
-    Raises:
-        DataError, IntegrityError: The folder has no usable manifest.
-    """
-
-    def __init__(self, folder: Path | str, limits: DecodeLimits | None = None) -> None:
-        self._reader = ShardReader(folder)
+    def __init__(
+        self, folder: Path | str, limits: DecodeLimits | None = None, cache: CacheConfig | None = None
+    ) -> None:
+        self._reader = ShardReader(folder, cache)
         self._limits = limits or DecodeLimits(max_seconds=60.0)
 
     @property

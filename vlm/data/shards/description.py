@@ -13,11 +13,11 @@ from vlm.data.shards.reader import ShardReader
 from vlm.data.sources import parse_facts
 
 
-def describe_shards(folder: Path, on_shard: Callable[[], object] = lambda: None) -> dict[str, Any]:
+def describe_shards(folder: Path | str, on_shard: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """Read the facts of every sample and sum them up, ready for JSON.
 
     Args:
-        folder: What `pack` made.
+        folder: What `pack` or `index_foreign` made; a path or a URL.
         on_shard: Called after each shard, for progress.
 
     Raises:

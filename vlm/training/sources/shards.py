@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlm import distributed
 from vlm.data import ClipBatch, Loader, LoaderConfig, Mixture, ShardSource, true_pairs
+from vlm.data.shards.remote import CacheConfig
 from vlm.models.video_text_model import VideoTextModel
 from vlm.training.config import TrainingConfig
 from vlm.types import Batch
@@ -35,8 +36,12 @@ def open_shards(
 ) -> Iterator[Iterator[Batch]]:
     """Yield an iterator over batches; see ``open_source``."""
     settings = config.data.shards
+    cache = CacheConfig(
+        folder=None if settings.cache is None else Path(settings.cache),
+        max_bytes=round(settings.cache_gb * 1e9),
+    )
     loader = Loader(
-        Mixture([ShardSource(folder) for folder in settings.folders]),
+        Mixture([ShardSource(folder, cache=cache) for folder in settings.folders]),
         model.preprocessing,
         LoaderConfig(
             batch_size=config.train.batch_size,

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm.data.annotations import locate_videos, read_annotations, read_folder
+from vlm.data.curation.fingerprints import Fingerprint, fingerprint, near_videos
 from vlm.data.decoding import DecodeLimits, Source
-from vlm.data.fingerprints import Fingerprint, fingerprint, near_videos
 from vlm.data.shards.layout import MANIFEST, VIDEO_EXTENSIONS, media_kind
 from vlm.data.shards.reader import ShardReader
 from vlm.data.sources import parse_facts

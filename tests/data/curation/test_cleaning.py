@@ -10,9 +10,9 @@ import pytest
 
 from vlm.cli import main
 from vlm.data.annotations import Annotation, read_annotations, read_rows
-from vlm.data.cleaning import CleaningRules, clean_captions, clean_text
+from vlm.data.curation.cleaning import CleaningRules, clean_captions, clean_text
+from vlm.data.curation.fingerprints import fingerprint, near_videos
 from vlm.data.decoding import open_video
-from vlm.data.fingerprints import fingerprint, near_videos
 from vlm.data.reencoding import Reencoding, reencode
 
 
@@ -103,7 +103,7 @@ def test_copies_are_found_and_others_are_not(tmp_path: Path, encode) -> None:
 def test_blocks_find_what_a_plain_loop_finds() -> None:
     rng = np.random.default_rng(0)
     base = rng.random((40, 2048)) < 0.2
-    from vlm.data.fingerprints import Fingerprint
+    from vlm.data.curation.fingerprints import Fingerprint
 
     prints = [
         Fingerprint(base[rng.integers(40)] ^ (rng.random(2048) < 0.03), float(rng.uniform(1, 6)))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm.data.annotations import Annotation, locate_videos
+from vlm.data.curation.fingerprints import Fingerprint, fingerprint, near_videos
 from vlm.data.decoding import DecodeLimits
-from vlm.data.fingerprints import Fingerprint, fingerprint, near_videos
 from vlm.data.shards.layout import Rejection
 from vlm.errors import DataError
 

@@ -10,8 +10,8 @@ import pytest
 
 from vlm.cli import main
 from vlm.data.annotations import Annotation, read_folder
+from vlm.data.curation.overlap import Match, describe_items, find_overlap, open_items, summarise, video_id
 from vlm.data.decoding import open_video
-from vlm.data.overlap import Match, describe_items, find_overlap, open_items, summarise, video_id
 from vlm.data.packing import pack
 from vlm.data.reencoding import Reencoding, reencode
 from vlm.errors import InvalidInput
