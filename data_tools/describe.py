@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from vlm.data.shards.description import describe_shards
-from vlm.data.shards.layout import read_manifest
+from vlm.data.shards.reader import ShardReader
 from vlm.progress import progress_bar
 
 
@@ -17,10 +16,12 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="vlm data describe", description=__doc__, epilog="example: vlm data describe shards --json"
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that vlm data pack made")
+    parser.add_argument(
+        "folder", metavar="DIR", help="folder that vlm data pack or index made; a path or a URL"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of lines")
     arguments = parser.parse_args(argv)
-    with progress_bar(len(read_manifest(arguments.folder).shards), "reading", "shard") as bar:
+    with progress_bar(len(ShardReader(arguments.folder).manifest.shards), "reading", "shard") as bar:
         report = describe_shards(arguments.folder, bar.update)
     if arguments.json:
         print(json.dumps(report, ensure_ascii=False))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vlm.data.annotations import LAYOUTS, read_annotations, read_folder
 from vlm.data.packing import pack, summary
+from vlm.data.reencoding import Reencoding
 
 
 def main(argv: list[str]) -> int:
@@ -26,24 +27,47 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--videos", type=Path, metavar="DIR", help="folder that the videos' names start from")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
     parser.add_argument("--layout", default="auto", choices=["auto", *LAYOUTS], help="of the annotation file")
+    parser.add_argument("--video-column", metavar="NAME", help="of a CSV or Parquet file: the videos' names")
+    parser.add_argument("--caption-column", metavar="NAME", help="of a CSV or Parquet file: the captions")
     parser.add_argument("--max-shard-mb", type=int, default=256, metavar="N", help="largest shard (256)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads that check videos (2)")
+    parser.add_argument(
+        "--reencode",
+        nargs="?",
+        type=int,
+        const=256,
+        metavar="SIDE",
+        help="encode every video anew: short side of at most SIDE pixels (256), no sound, a keyframe every "
+        "30 frames, so that any frame is quickly reached",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of lines")
     arguments = parser.parse_args(argv)
     if arguments.annotations is not None and arguments.videos is None:
         parser.error("--annotations needs --videos DIR")
     if arguments.max_shard_mb < 1:
         parser.error("--max-shard-mb must be at least 1")
+    if arguments.reencode is not None and arguments.reencode < 16:
+        parser.error("--reencode needs a short side of at least 16 pixels")
     if arguments.folder is not None:
         annotations, videos = read_folder(arguments.folder), arguments.videos or arguments.folder
     else:
-        annotations, videos = read_annotations(arguments.annotations, arguments.layout), arguments.videos
+        try:
+            annotations = read_annotations(
+                arguments.annotations,
+                arguments.layout,
+                video_column=arguments.video_column,
+                caption_column=arguments.caption_column,
+            )
+        except ValueError as error:
+            parser.error(str(error))
+        videos = arguments.videos
     manifest = pack(
         annotations,
         videos,
         arguments.out,
         max_shard_bytes=arguments.max_shard_mb << 20,
         workers=arguments.workers,
+        reencoding=None if arguments.reencode is None else Reencoding(short_side=arguments.reencode),
     )
     report = summary(manifest)
     if arguments.json:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from vlm.data.shards.layout import read_manifest
+from vlm.data.shards.reader import ShardReader
 from vlm.data.shards.verification import verify_shards
 from vlm.progress import progress_bar
 
@@ -17,10 +16,12 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="vlm data verify", description=__doc__, epilog="example: vlm data verify shards"
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that vlm data pack made")
+    parser.add_argument(
+        "folder", metavar="DIR", help="folder that vlm data pack or index made; a path or a URL"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of lines")
     arguments = parser.parse_args(argv)
-    manifest = read_manifest(arguments.folder)
+    manifest = ShardReader(arguments.folder).manifest
     with progress_bar(len(manifest.shards), "verifying", "shard") as bar:
         findings = verify_shards(arguments.folder, bar.update)
     if arguments.json:

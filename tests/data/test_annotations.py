@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from vlm.data.annotations import Annotation, locate_videos, read_annotations, read_folder
-from vlm.errors import DataError
+from vlm.errors import DataError, MissingExtra
 
 
 def captions_of(path: Path, layout: str = "auto") -> dict[str, tuple[str, ...]]:
@@ -62,11 +65,65 @@ def test_msrvtt(tmp_path: Path) -> None:
     assert captions_of(path) == {"video1": ("a man, and a dog", "a walk"), "video2": ("a car",)}
 
 
-@pytest.mark.parametrize("text", ["video_id\nvideo1\n", "", "video_id,sentence\nvideo1\n"])
-def test_not_msrvtt(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["video_id\nvideo1\n", "", "video_id,sentence\nvideo1\n",
+     "video_id,sentence\n,a man\n", "video_id,sentence\nvideo1,a man,more\n",
+     'video_id,sentence\nvideo1,"a man\n'],
+)  # fmt: skip
+def test_not_a_table(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(DataError, match="video_id"):
+    with pytest.raises(DataError, match=r"a\.csv") as caught:
         read_annotations(tmp_path / "a.csv")
+    assert caught.value.reason == "bad_annotations"
+
+
+def test_any_table_by_its_usual_or_named_columns(tmp_path: Path) -> None:
+    """The rest is metadata; a row without a caption stays, so that packing can count it."""
+    rows = [("a.mp4", "a cat", "3.5"), ("b.mp4", "", ""), ("a.mp4", "a, small cat", "9")]
+    for suffix, tab in ((".csv", ","), (".tsv", "\t")):
+        path = tmp_path / f"t{suffix}"
+        with path.open("w", newline="") as stream:
+            csv.writer(stream, delimiter=tab).writerows([("file", "caption", "seconds"), *rows])
+        first, second = read_annotations(path)
+        assert (first.video, first.captions) == ("a.mp4", ("a cat", "a, small cat"))
+        assert first.metadata == {"seconds": "3.5"}
+        assert (second.video, second.captions) == ("b.mp4", ())
+    named = read_annotations(tmp_path / "t.csv", video_column="file", caption_column="seconds")[0]
+    assert (named.video, named.captions) == ("a.mp4", ("3.5", "9"))
+    with pytest.raises(DataError, match="expected the column 'clip'.*--video-column"):
+        read_annotations(tmp_path / "t.csv", video_column="clip")
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(ValueError, match="columns can be named"):
+        read_annotations(tmp_path / "a.json", video_column="clip")
+
+
+def test_parquet_says_what_the_csv_says(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = {
+        "videoid": [7, 8, 7, 9],
+        "caption": [["a cat", "a tom"], ["a dog"], ["a cat"], None],
+        "made": [datetime.date(2020, 1, 2)] * 4,
+        "score": [float("nan"), 0.5, 0.25, None],
+    }
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table(rows), path, row_group_size=2)
+    assert captions_of(path) == {"7": ("a cat", "a tom"), "8": ("a dog",), "9": ()}
+    assert read_annotations(path)[1].metadata == {"made": "2020-01-02", "score": 0.5}
+    json.dumps([entry.metadata for entry in read_annotations(path)], allow_nan=False)
+    data = path.read_bytes()
+    for damaged in (data[:-40], b"PAR1" + data[4:90] + b"PAR1", b"", data[: len(data) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a\.parquet"):
+            read_annotations(path)
+
+
+def test_parquet_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'videomamba-vlm\[parquet\]'"):
+        read_annotations(tmp_path / "a.parquet")
 
 
 def test_world_manifest(tmp_path: Path) -> None:
@@ -152,3 +209,13 @@ def test_files_in_circulation(shared: Path) -> None:
     listed = captions_of(folder / "msrvtt_ret_test1k.json")
     assert len(table) == len(listed) == 1000
     assert {name.removesuffix(".mp4"): texts for name, texts in listed.items()} == table
+
+
+def test_the_tables_of_several_projects_are_read_as_they_are(shared: Path) -> None:
+    clips = captions_of(shared / "videos" / "captions.csv")
+    listed = captions_of(shared / "annotations" / "mini" / "own_captions_umt_layout.json")
+    assert clips == {name: texts for name, texts in listed.items() if name in clips}
+    assert len(clips) > 60
+    assert len(captions_of(shared / "annotations" / "didemo" / "tmass_didemo_test_label.csv")) > 900
+    with pytest.raises(DataError, match="expected the column one of caption"):
+        read_annotations(shared / "annotations" / "msrvtt" / "MSRVTT_train.9k.csv")

@@ -12,12 +12,9 @@ import pytest
 import torch
 
 from vlm.data import Loader, LoaderConfig, Mixture, make_batch, true_pairs
-from vlm.data.annotations import Annotation
 from vlm.data.augmentation import AugmentationConfig
 from vlm.data.mixture import GlobalOrder
-from vlm.data.packing import pack
-from vlm.data.shards.reader import ShardReader
-from vlm.data.sources import FrameChooser, Sample, ShardSource
+from vlm.data.sources import FrameChooser, Sample
 from vlm.errors import DataError, VlmError
 from vlm.types import Preprocessing, TokenBatch
 
@@ -259,9 +256,74 @@ def test_filling_repeats_healthy_samples_with_their_captions() -> None:
     assert sizes == [7, 7, 7, 2]
 
 
+def test_a_stopped_run_keeps_its_budget_and_lists_each_visit_once(tmp_path: Path) -> None:
+    """A run that is started again and again cannot spend its budget again and again."""
+    bad = ((0, 1), (3, 4), (4, 4))
+    quarantine = tmp_path / "bad.jsonl"
+
+    def loader(allowed: float) -> Loader:
+        return Loader(Painted(SIZES, bad), SMALL, config(max_bad_fraction=allowed), quarantine=quarantine)
+
+    unbroken = list(loader(0.2).batches(num_epochs=2))
+    whole = quarantine.read_text()
+    quarantine.unlink()
+    start = 0
+    for _ in unbroken:  # one batch a run; the second batch is prepared, and lost, each time
+        batches = loader(0.2).batches(start, num_epochs=2)
+        start = next(batches).consumed
+        next(batches, None)
+        batches.close()
+    assert quarantine.read_text() == whole
+    assert len(whole.splitlines()) == 6
+    with pytest.raises(DataError, match="4 of 23"):
+        resumed = Loader(
+            Painted(SIZES, (*bad, (1, 0))), SMALL, config(max_bad_fraction=0.15), quarantine=quarantine
+        )
+        list(resumed.batches(23, num_epochs=2))
+    quarantine.write_text(whole + '{"place": [0')
+    assert list(loader(0.2).batches(40, num_epochs=2))
+    assert quarantine.read_text() == whole
+
+
+def test_the_budget_is_common_to_all_processes() -> None:
+    bad = tuple((3, number) for number in range(4))
+    loaders = [
+        Loader(Painted(SIZES, bad), SMALL, config(max_bad_fraction=0.1), rank=rank, world_size=4)
+        for rank in range(4)
+    ]
+    found: set[tuple[int, int]] = set()
+    stopped = []
+    for parts in zip(*[loader.batches(num_epochs=1) for loader in loaders], strict=True):
+        found.update(place for part in parts for place in part.rejected)
+        for rank, loader in enumerate(loaders):
+            try:
+                for part in parts:
+                    loader.note_rejected(part.rejected)
+            except DataError as error:
+                assert error.reason == "too_many_bad"
+                stopped.append(rank)
+        assert all(set(loader.tally.bad_places) == found for loader in loaders)
+        if stopped:
+            break
+    assert stopped == [0, 1, 2, 3]
+    assert len(found) > 2
+
+
+def test_a_lone_broken_sample_is_stood_in_for() -> None:
+    """A part of one sample, and that one is broken: the next of the epoch takes its place, after any stop."""
+    source = Painted(SIZES, ((0, 1), (0, 2)))
+    settings = config(fill=True, batch_size=1)
+    batches = list(Loader(source, SMALL, settings).batches(num_epochs=1))
+    assert [len(batch.clips) for batch in batches] == [1] * 23
+    assert {batch.keys[0] for batch in batches} == EVERY - {"0/1", "0/2"}
+    for number, batch in enumerate(batches):
+        (again, *_) = Loader(source, SMALL, settings).batches(number, num_epochs=1)
+        assert content(again) == content(batch)
+
+
 def test_filling_needs_one_healthy_sample() -> None:
     loader = Loader(Painted((4,), tuple((0, n) for n in range(4))), SMALL, config(fill=True))
-    with pytest.raises(DataError, match="none of 4 samples"):
+    with pytest.raises(DataError, match="4 of 4|none of 4 samples"):
         list(loader.batches(num_epochs=1))
 
 
@@ -272,55 +334,6 @@ def test_a_mistake_in_a_source_is_not_a_broken_sample() -> None:
 
     with pytest.raises(TypeError, match="a bug"):
         next(Loader(Buggy(SIZES), SMALL, config(workers=2)).batches())
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory, encode, numbered) -> Path:
-    folder = tmp_path_factory.mktemp("packed")
-    frames = numbered(60)
-    names = [f"clip{number}.mp4" for number in range(9)]
-    for number, name in enumerate(names):
-        encode(folder / name, frames[number * 6 : number * 6 + 6], preset="ultrafast")
-    entries = [Annotation(video=name, captions=(f"it shows {name}",)) for name in names]
-    pack(entries, folder, folder / "shards", max_shard_bytes=25_000)
-    return folder / "shards"
-
-
-def test_from_shards_to_frames(packed: Path, read_number) -> None:
-    p = Preprocessing(num_frames=3, image_size=160)
-    loader = Loader(ShardSource(packed), p, config(workers=2, random_frames=False))
-    seen = []
-    for batch in loader.batches(num_epochs=1):
-        assert batch.video().dtype == torch.float32
-        for clip in batch.clips:
-            number = int(clip.key.removeprefix("clip"))
-            # 6 frames in 3 spans of 2: the earlier of each
-            shown = [read_number(frame.transpose(1, 2, 0)) for frame in clip.pixels]
-            assert shown == [number * 6, number * 6 + 2, number * 6 + 4]
-            assert clip.caption == f"it shows {clip.key}.mp4"
-            seen.append(clip.key)
-    assert sorted(seen) == sorted(f"clip{number}" for number in range(9))
-
-
-def test_rot_in_a_shard_is_quarantined_with_its_place(packed: Path, tmp_path: Path) -> None:
-    import shutil
-
-    folder = tmp_path / "rotten"
-    shutil.copytree(packed, folder)
-    entry = ShardReader(folder).entry(0, 1)
-    video = next(member for member in entry.members if member.name.endswith(".mp4"))
-    tar = folder / "shard-000000.tar"
-    data = bytearray(tar.read_bytes())
-    data[video.offset + video.size // 2] ^= 16
-    tar.write_bytes(bytes(data))
-    loader = Loader(ShardSource(folder), SMALL, config(), quarantine=tmp_path / "bad.jsonl")
-    keys = [key for batch in loader.batches(num_epochs=1) for key in batch.keys]
-    assert len(keys) == 8
-    assert entry.key not in keys
-    (line,) = [json.loads(text) for text in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    assert (line["shard"], line["key"], line["reason"]) == (tar.name, entry.key, "checksum")
-    assert line["offset"] == entry.members[0].offset
-    assert "blake2b" in line
 
 
 # --- batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 
 from vlm.data.annotations import Annotation
 from vlm.data.decoding import read_frames
-from vlm.data.packing import make_keys, pack, summary
-from vlm.data.shards.layout import check_key
+from vlm.data.packing import pack, summary
+from vlm.data.shards.layout import check_key, make_keys
 from vlm.data.shards.reader import ShardReader
 from vlm.data.sources import ShardSource
 from vlm.errors import InvalidInput
@@ -60,6 +61,7 @@ def test_everything_is_packed_or_rejected_with_its_reason(tmp_path: Path, videos
     }
     assert manifest.num_samples + len(manifest.rejected) == len(annotations())
     assert len(manifest.shards) > 1
+    assert sum(shard.duration_s for shard in manifest.shards) == pytest.approx(manifest.duration_s)
     counts = summary(manifest)
     assert counts["num_rejected"] == 6
     assert counts["rejected_by_reason"]["missing"] == 1
@@ -79,6 +81,7 @@ def test_each_sample_holds_its_own_video_and_captions(tmp_path: Path, videos: Pa
             (extension,) = set(raw.members) - {"json", "txt"}
             assert raw.members[extension] == file.read_bytes()
             assert facts["captions"] == [f"this is {name}", "a second caption"]
+            assert facts["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
             assert facts["metadata"] == {"n": NAMES.index(name)}
             assert raw.members["txt"].decode() == f"this is {name}"
             assert facts["width"] == 160
@@ -106,11 +109,11 @@ def test_a_stopped_pack_goes_on_to_the_same_bytes(
     pack(annotations(), videos, tmp_path / "whole", max_shard_bytes=6000, workers=1)
     original, calls = packing._check, []
 
-    def failing(item, key):
+    def failing(item, key, reencoding):
         calls.append(key)
         if len(calls) > stop:
             raise KeyboardInterrupt
-        return original(item, key)
+        return original(item, key, reencoding)
 
     monkeypatch.setattr(packing, "_check", failing)
     with pytest.raises(KeyboardInterrupt):

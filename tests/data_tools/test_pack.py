@@ -43,6 +43,16 @@ def test_pack_a_folder_and_verify(tmp_path: Path, videos: Path, capsys) -> None:
     assert json.loads(capsys.readouterr().out) == {"num_samples": 2, "findings": []}
 
 
+def test_reencode(tmp_path: Path, videos: Path, capsys) -> None:
+    out = tmp_path / "shards"
+    assert main(["data", "pack", "--folder", str(videos), "--out", str(out), "--reencode", "16"]) == 0
+    assert main(["data", "describe", str(out), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["height"]["max"] == 16
+    assert main(["data", "pack", "--folder", str(videos), "--out", str(out), "--reencode"]) == 4
+    assert "another input" in capsys.readouterr().err
+
+
 def test_captions_for_missing_videos_are_named(tmp_path: Path, videos: Path, capsys) -> None:
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps([{"video": n, "caption": "x"} for n in ("a.mp4", "gone\n.mp4")]))
@@ -122,6 +132,8 @@ def test_a_full_disk_leaves_what_is_done(tmp_path: Path, videos: Path, capsys, m
         ["pack", "--folder", "x"],
         ["pack", "--annotations", "a.json", "--out", "s"],
         ["pack", "--folder", "x", "--out", "s", "--max-shard-mb", "0"],
+        ["pack", "--folder", "x", "--out", "s", "--reencode", "8"],
+        ["pack", "--annotations", "a.json", "--videos", "v", "--out", "s", "--video-column", "x"],
         ["verify"],
     ],
 )

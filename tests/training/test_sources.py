@@ -171,3 +171,11 @@ def test_shuffled_clips_hold_the_same_frames_in_another_order(parts, tiny):
         assert sorted(frame.sum().item() for frame in before) == sorted(frame.sum().item() for frame in after)
         moved += not torch.equal(before, after)
     assert moved >= 7  # of eight clips; one may draw its own order
+
+
+@pytest.mark.parametrize("wrong", [{"max_bad_fraction": 1.5}, {"max_bad_fraction": -0.1}, {"cache_gb": 0.0}])
+def test_impossible_settings_of_shards(wrong):
+    from vlm.training.config import ShardsConfig
+
+    with pytest.raises(ValueError, match="max_bad_fraction must be in"):
+        ShardsConfig(folders=("x",), **wrong)

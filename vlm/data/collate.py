@@ -46,6 +46,7 @@ class ClipBatch:
         epoch: Of the batch's first sample.
         offset: Place of this part's first sample in the global batch.
         global_size: Samples of the global batch, rejected ones included.
+        rejected: (shard, number) of the samples that this process found unusable since the batch before.
     """
 
     clips: tuple[Clip, ...]
@@ -55,6 +56,7 @@ class ClipBatch:
     epoch: int
     offset: int
     global_size: int
+    rejected: tuple[tuple[int, int], ...] = ()
 
     def video(self, device: torch.device | str = "cpu") -> Tensor:
         """Return (b, t, 3, s, s) float32 on the device, preprocessed."""
@@ -79,6 +81,7 @@ def stack_clips(
     epoch: int = 0,
     offset: int = 0,
     global_size: int | None = None,
+    rejected: tuple[tuple[int, int], ...] = (),
 ) -> ClipBatch:
     """Stack clips of equal shape."""
     shape = (0, p.num_frames, 3, p.image_size, p.image_size)
@@ -91,6 +94,7 @@ def stack_clips(
         epoch=epoch,
         offset=offset,
         global_size=len(clips) if global_size is None else global_size,
+        rejected=rejected,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import signal
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -25,6 +25,7 @@ from vlm.data.collate import Clip, ClipBatch, stack_clips
 from vlm.data.frame_sampling import middle_frames, random_frames
 from vlm.data.mixture import GlobalOrder
 from vlm.data.preprocessing import fit
+from vlm.data.shards.layout import write_atomically
 from vlm.data.sources import SampleSource
 from vlm.errors import DataError, VlmError
 from vlm.types import Preprocessing
@@ -47,7 +48,8 @@ class LoaderConfig:
         worker_kind: ``thread`` (decoding lets other threads run) or ``process`` (spawned).
         prefetch: Batches prepared ahead.
         max_bad_fraction: Share of all samples that may be rejected before the run stops.
-        fill: Repeat a batch's healthy samples in place of rejected ones, so that processes hold equally many.
+        fill: Repeat a batch's healthy samples in place of rejected ones, so that processes hold equally many;
+            if this process's part of a batch has none, the samples that follow it in the epoch stand in.
     """
 
     batch_size: int = 32
@@ -71,7 +73,7 @@ class LoaderConfig:
 
 @dataclass(slots=True)
 class Tally:
-    """What this process has seen: counts, and the places of rejected samples."""
+    """What was seen: this process's counts, and the places of all samples known to be unusable."""
 
     seen: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -102,7 +104,8 @@ class Loader:
         config: How samples become batches.
         rank: Which of the processes this is.
         world_size: How many there are.
-        quarantine: File that rejected samples are appended to, one JSON object a line.
+        quarantine: File that rejected samples are appended to, one JSON object a line, each visit once. What
+            an earlier run wrote there up to the point where this one starts counts against the budget.
     """
 
     def __init__(
@@ -121,6 +124,9 @@ class Loader:
         self._rank, self._world_size, self._quarantine = rank, world_size, quarantine
         self._order: tuple[int, GlobalOrder] | None = None
         self._bad_in_a_row = 0
+        self._untold: list[tuple[int, int]] = []  # bad places that have not yet gone out with a batch
+        self._last = ""
+        self._listed: set[tuple[int, int]] = set()
         self.num_samples = sum(source.shard_sizes)
         self.tally = Tally()
         if self.num_samples == 0:
@@ -138,6 +144,7 @@ class Loader:
             VlmError: A worker process died.
         """
         end = None if num_epochs is None else num_epochs * self.num_samples
+        self._recall(start)
         ahead = self._config.prefetch if self._config.workers else 1
         waiting: deque[tuple[int, int, list[_Task], list[Future[Clip | _Failure]]]] = deque()
         executor, run = self._start_workers()
@@ -186,6 +193,8 @@ class Loader:
         return _Task(epoch, position, *self._order[1][position])
 
     def _batch(self, start: int, stop: int, tasks: list[_Task], results: list[Clip | _Failure]) -> ClipBatch:
+        if self._world_size > 1:  # those that heard of each other have stopped together before this
+            self._check_budget()
         clips = []
         for task, result in zip(tasks, results, strict=True):
             if isinstance(result, _Failure):
@@ -195,11 +204,12 @@ class Loader:
                 clips.append(result)
         self.tally.seen += len(clips)
         if self._config.fill and len(clips) < len(tasks):
-            if not clips:
-                raise DataError(f"none of {len(tasks)} samples of a batch can be read", "too_many_bad")
+            clips = clips or [self._stand_in(tasks[-1])]
             healthy = len(clips)
             clips = [clips[number % healthy] for number in range(len(tasks))]
         share = self._share(start, stop)
+        rejected = tuple(self._untold)
+        self._untold.clear()
         return stack_clips(
             clips,
             self._preprocessing,
@@ -207,24 +217,72 @@ class Loader:
             epoch=start // self.num_samples,
             offset=share.start - start,
             global_size=stop - start,
+            rejected=rejected,
         )
+
+    def _stand_in(self, task: _Task) -> Clip:
+        """Return the next sample of the epoch that can be read: the same one after any stop."""
+        preparation = _Preparation(self._source, self._preprocessing, self._config)
+        for step in range(1, min(self.num_samples, _MOST_BAD_IN_A_ROW)):
+            position = (task.position + step) % self.num_samples
+            found = preparation(self._task(task.epoch * self.num_samples + position))
+            if isinstance(found, Clip):
+                return found
+        raise DataError(f"none of {self.num_samples} samples can be read", "too_many_bad")
+
+    def note_rejected(self, places: Iterable[tuple[int, int]]) -> None:
+        """Count samples that any process rejected (`ClipBatch.rejected`) against the common budget.
+
+        Several processes call it with everybody's places after each batch, and so stop at the same one.
+
+        Raises:
+            DataError: Too many samples were rejected (``too_many_bad``).
+        """
+        self.tally.bad_places.update(places)
+        self._check_budget()
+
+    def _recall(self, start: int) -> None:
+        """Read the list of an earlier run; its last line may be torn."""
+        if self._quarantine is None or not self._quarantine.exists():
+            return
+        text = self._quarantine.read_text(encoding="utf-8")
+        complete, _, torn = text.rpartition("\n")
+        for line in complete.splitlines():
+            row = json.loads(line)
+            self._listed.add((row["epoch"], row["position"]))
+            if row["epoch"] * self.num_samples + row["position"] < start:
+                self._count_place((row["place"][0], row["place"][1]))
+        if torn:
+            write_atomically(self._quarantine, complete + "\n" if complete else "")
 
     def _reject(self, task: _Task, failure: _Failure) -> None:
         """Note a sample that cannot be used; stop once there are too many."""
         self.tally.rejected[failure.reason] += 1
-        self.tally.bad_places.add((task.shard, task.number))
+        self._count_place((task.shard, task.number))
         self._bad_in_a_row += 1
-        if self._quarantine is not None:
+        self._last = failure.detail
+        if self._quarantine is not None and (task.epoch, task.position) not in self._listed:
             place = self._source.locate(task.shard, task.number)
-            line = {**place, "epoch": task.epoch, "position": task.position, **failure._asdict()}
+            visit = {"place": [task.shard, task.number], "epoch": task.epoch, "position": task.position}
             with self._quarantine.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+                stream.write(json.dumps({**place, **visit, **failure._asdict()}) + "\n")
+            self._listed.add((task.epoch, task.position))
+        if self._world_size == 1:
+            self._check_budget()
+
+    def _count_place(self, place: tuple[int, int]) -> None:
+        if place not in self.tally.bad_places:
+            self.tally.bad_places.add(place)
+            self._untold.append(place)
+
+    def _check_budget(self) -> None:
         bad, allowed = len(self.tally.bad_places), self._config.max_bad_fraction * self.num_samples
         if bad > allowed or self._bad_in_a_row >= _MOST_BAD_IN_A_ROW:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.tally.rejected.most_common())
             raise DataError(
-                f"{bad} of {self.num_samples} samples cannot be used ({reasons}), at most {int(allowed)} are "
-                f"allowed; last: {failure.detail}; run vlm data verify, or raise max_bad_fraction",
+                f"{bad} of {self.num_samples} samples cannot be used ({reasons or 'elsewhere'}), at most "
+                f"{int(allowed)} are allowed; last: {self._last or 'elsewhere'}; run vlm data verify, or "
+                "raise max_bad_fraction",
                 "too_many_bad",
             )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,13 +16,15 @@ import numpy as np
 from vlm.data.annotations import Annotation, Located, locate_videos
 from vlm.data.decoding import DecodeLimits, VideoInfo, open_video
 from vlm.data.frame_sampling import middle_frames
-from vlm.data.shards.layout import MANIFEST, VIDEO_EXTENSIONS, Manifest, digest, read_manifest
+from vlm.data.reencoding import Reencoding, reencode
+from vlm.data.shards.layout import MANIFEST, VIDEO_EXTENSIONS, Manifest, make_keys, read_manifest
 from vlm.data.shards.writer import ShardWriter
 from vlm.errors import DataError, InvalidInput
 from vlm.progress import progress_bar
 
 _FRAMES_TRIED = 8
 _MAX_FILE_BYTES = 2 << 30
+_CHECK_S, _REENCODE_S = 120.0, 3600.0
 _BY_CONTAINER = {"matroska": "mkv", "mpegts": "ts", "mpeg": "mpg", "ogg": "ogv"}
 
 
@@ -50,10 +51,12 @@ def pack(
     *,
     max_shard_bytes: int = 256 << 20,
     workers: int = 2,
+    reencoding: Reencoding | None = None,
 ) -> Manifest:
     """Pack the annotated videos of a folder into shards; continue if an earlier run was stopped.
 
-    Each video is opened and eight of its frames decoded before it is taken. The same input gives the same
+    Each video is opened and eight of its frames decoded before it is taken as it is; one that is encoded
+    anew is decoded whole. The same input gives the same
     bytes, however often the work is interrupted and however many workers there are.
 
     Args:
@@ -62,6 +65,7 @@ def pack(
         out: Folder for the shards.
         max_shard_bytes: Size that a shard does not exceed, unless one video does.
         workers: Threads that read and check videos.
+        reencoding: How each video is encoded anew; None packs the files as they are.
 
     Returns:
         The manifest: counts, hashes, and each rejected item with its reason.
@@ -72,7 +76,9 @@ def pack(
     if not annotations:
         raise InvalidInput(f"{videos}: no annotated video to pack")
     located = locate_videos(annotations, videos)
-    identity = {"annotations": _hash(annotations), "num_items": len(located)}
+    identity: dict[str, Any] = {"annotations": _hash(annotations), "num_items": len(located)}
+    if reencoding is not None:
+        identity["reencoding"] = asdict(reencoding)
     if (out / MANIFEST).exists():
         manifest = read_manifest(out)
         if manifest.input == {**identity, "max_bytes": max_shard_bytes}:
@@ -81,7 +87,7 @@ def pack(
     writer = ShardWriter(out, identity, max_shard_bytes)
     keys = make_keys([entry.video for entry in annotations])
     with progress_bar(len(located), "packing", "video", initial=writer.num_done) as bar:
-        for result in _check_all(located, keys, writer.num_done, workers):
+        for result in _check_all(located, keys, writer.num_done, workers, reencoding):
             if isinstance(result, _Packed):
                 writer.add(result.key, result.members, result.duration_s)
             else:
@@ -99,35 +105,19 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "duration_s": manifest.duration_s,
         "num_rejected": len(manifest.rejected),
         "rejected_by_reason": dict(Counter(item.reason for item in manifest.rejected).most_common()),
+        "num_odd": len(manifest.odd),
+        "odd_by_reason": dict(Counter(item.reason for item in manifest.odd).most_common()),
         "rejected": [asdict(item) for item in manifest.rejected],
         "fingerprint": manifest.fingerprint,
     }
 
 
-def make_keys(names: Sequence[str]) -> list[str]:
-    """Return a safe and unique key for each name: the name itself without extension where that is one.
-
-    Anything else is spelt with ``_`` for what is not allowed, and a hash of the name is added. Equal names
-    give equal keys.
-    """
-    plain = [_plain_key(name) for name in names]
-    owners = Counter(_plain_key(name) for name in dict.fromkeys(names))
-    keys = []
-    for name, key in zip(names, plain, strict=True):
-        stem = re.sub(r"\.[^./]*$", "", name)
-        is_itself = key == stem and owners[key] == 1
-        keys.append(key if is_itself else f"{key[:150]}_{digest(name.encode('utf-8', 'replace'))[:16]}")
-    return keys
-
-
-def _plain_key(name: str) -> str:
-    stem = re.sub(r"\.[^./]*$", "", name)
-    key = re.sub(r"[^A-Za-z0-9_/-]+", "_", stem)
-    return "/".join(part for part in key.split("/") if part)[:190].rstrip("/") or "_"
-
-
 def _check_all(
-    located: Sequence[Located], keys: Sequence[str], start: int, workers: int
+    located: Sequence[Located],
+    keys: Sequence[str],
+    start: int,
+    workers: int,
+    reencoding: Reencoding | None,
 ) -> Iterator[_Packed | _Rejected]:
     """Check videos in threads, a few ahead, and yield the results in order."""
     with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="vlm-pack") as pool:
@@ -137,14 +127,14 @@ def _check_all(
             for number in range(start, len(located)):
                 while len(pending) < ahead and number + len(pending) < len(located):
                     following = number + len(pending)
-                    pending.append(pool.submit(_check, located[following], keys[following]))
+                    pending.append(pool.submit(_check, located[following], keys[following], reencoding))
                 yield pending.popleft().result()
         finally:
             for future in pending:
                 future.cancel()
 
 
-def _check(item: Located, key: str) -> _Packed | _Rejected:
+def _check(item: Located, key: str, reencoding: Reencoding | None) -> _Packed | _Rejected:
     """Read one video, try to decode it, and lay out its members."""
     name = item.annotation.video
     if item.path is None:
@@ -156,21 +146,49 @@ def _check(item: Located, key: str) -> _Packed | _Rejected:
         if item.path.stat().st_size > _MAX_FILE_BYTES:
             raise DataError(f"{item.path}: larger than {_MAX_FILE_BYTES} bytes", "too_large")
         data = item.path.read_bytes()
-        video = open_video(data, DecodeLimits(max_seconds=120.0))
-        frames = np.unique(middle_frames(video.info.num_frames, _FRAMES_TRIED))
-        for _ in video.iterate(frames):
-            pass
+        facts: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest()}
+        if reencoding is None:
+            info = check_video(data)
+            extension = _extension(item.path, info)
+        else:
+            data, info, facts["original"] = _reencoded(data, reencoding)
+            extension = "mp4"
     except DataError as error:
         return _Rejected(name, error.reason, str(error))
     except OSError as error:
         return _Rejected(name, "unreadable", str(error))
-    facts = _facts(item.annotation, video.info)
+    facts = {**facts, **_facts(item.annotation, info)}
     members = {
-        _extension(item.path, video.info): data,
+        extension: data,
         "json": json.dumps(facts, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace"),
         "txt": item.annotation.captions[0].encode("utf-8", "replace"),
     }
-    return _Packed(key, members, video.info.duration_s)
+    return _Packed(key, members, info.duration_s)
+
+
+def check_video(data: bytes) -> VideoInfo:
+    """Open a video and decode eight frames spread over it.
+
+    Raises:
+        DataError: It cannot be opened, or a frame cannot be decoded; see `open_video`.
+    """
+    video = open_video(data, DecodeLimits(max_seconds=_CHECK_S))
+    for _ in video.iterate(np.unique(middle_frames(video.info.num_frames, _FRAMES_TRIED))):
+        pass
+    return video.info
+
+
+def _reencoded(data: bytes, how: Reencoding) -> tuple[bytes, VideoInfo, dict[str, Any]]:
+    """Return the new file, what it is, and what the old one was."""
+    video = open_video(data, DecodeLimits(max_seconds=_REENCODE_S))
+    made = reencode(video, how)
+    info = check_video(made)
+    if info.num_frames != video.info.num_frames:
+        raise DataError(
+            f"{video.info.num_frames} frames became {info.num_frames} when encoded anew", "reencode_failed"
+        )
+    old = video.info
+    return made, info, {"width": old.width, "height": old.height, "codec": old.codec, "size_bytes": len(data)}
 
 
 def _facts(annotation: Annotation, info: VideoInfo) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from vlm.data.decoding import DecodeLimits, open_video
 from vlm.data.shards.layout import media_kind
 from vlm.data.shards.reader import RawSample, ShardReader
+from vlm.data.shards.remote import CacheConfig
 from vlm.errors import DataError
 
 # (frames available) -> (t,) indices of those to decode
@@ -56,14 +57,12 @@ class SampleSource(Protocol):
 
 
 class ShardSource:
-    """The samples of a folder of shards, decoded as they are loaded.
+    """The samples of a folder of shards, a path or a URL, decoded as they are loaded; see `ShardReader`."""
 
-    Raises:
-        DataError, IntegrityError: The folder has no usable manifest.
-    """
-
-    def __init__(self, folder: Path | str, limits: DecodeLimits | None = None) -> None:
-        self._reader = ShardReader(folder)
+    def __init__(
+        self, folder: Path | str, limits: DecodeLimits | None = None, cache: CacheConfig | None = None
+    ) -> None:
+        self._reader = ShardReader(folder, cache)
         self._limits = limits or DecodeLimits(max_seconds=60.0)
 
     @property
@@ -105,19 +104,26 @@ class ShardSource:
 
 
 def parse_facts(raw: RawSample) -> dict[str, Any]:
-    """Return a sample's ``json`` member: an object with at least one caption.
+    """Return what is said of a sample; ``captions`` holds at least one text.
+
+    Captions come from ``captions``, ``caption`` or ``text`` of the ``json`` member, or else are the ``txt``
+    member.
 
     Raises:
-        DataError: ``bad_metadata``.
+        DataError: ``bad_metadata``; ``no_caption`` if nothing is damaged, but nothing is said either.
     """
     try:
-        facts = json.loads(raw.members["json"])
-        captions = facts["captions"]
-        if not captions or not all(isinstance(caption, str) for caption in captions):
+        facts = json.loads(raw.members["json"]) if "json" in raw.members else {}
+        said = next((facts[name] for name in ("captions", "caption", "text") if facts.get(name)), None)
+        if said is None:
+            said = raw.members.get("txt", b"").decode("utf-8").strip() or []
+        captions = [said] if isinstance(said, str) else said
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             raise TypeError("captions must be a list of text")
         if not isinstance(facts.get("metadata", {}), dict):
             raise TypeError("metadata must be an object")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(f"{raw.key}: no usable captions: {error!r}", "bad_metadata") from error
-    assert isinstance(facts, dict)
-    return facts
+    if not captions:
+        raise DataError(f"{raw.key}: no caption belongs to this video", "no_caption")
+    return {**facts, "captions": captions}

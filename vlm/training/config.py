@@ -44,17 +44,29 @@ class ShardsConfig:
     """Packed videos.
 
     Attributes:
-        folders: Folders made by ``vlm data pack``; all their samples form one epoch.
+        folders: Folders made by ``vlm data pack`` or ``vlm data index``, paths or URLs (``http(s)://``,
+            ``s3://``, ``gs://``); all their samples form one epoch.
         random_frames: A random frame of each span instead of the middle one; off for the digit world, whose
             clips are judged by their middles.
         augmentation: Random changes of the pictures; None for none.
         max_bad_fraction: Share of unreadable samples at which the run stops.
+        cache: Folder for shards fetched from URLs; None for one in the user's folder.
+        cache_gb: What the fetched shards may take together; those unused for longest go first.
     """
 
     folders: tuple[str, ...] = ()
     random_frames: bool = True
     augmentation: AugmentationConfig | None = None
     max_bad_fraction: float = 0.01
+    cache: str | None = None
+    cache_gb: float = 64.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_fraction <= 1 or self.cache_gb <= 0:
+            raise ValueError(
+                "data.shards.max_bad_fraction must be in [0, 1] and data.shards.cache_gb above 0, got "
+                f"{self.max_bad_fraction} and {self.cache_gb}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,6 +237,7 @@ class TrainingConfig:
 # what may differ between a run and its continuation: nothing that changes what is learned
 _FREE = {
     "train.max_steps", "train.log_every", "train.boards", "train.timeout_s", "data.workers", "data.prefetch",
+    "data.shards.cache", "data.shards.cache_gb",
     "evaluation.every", "checkpoint.every", "checkpoint.keep",
 }  # fmt: skip
 

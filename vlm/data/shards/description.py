@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from vlm.data.shards.reader import ShardReader
+from vlm.data.sources import parse_facts
 
 
-def describe_shards(folder: Path, on_shard: Callable[[], object] = lambda: None) -> dict[str, Any]:
+def describe_shards(folder: Path | str, on_shard: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """Read the facts of every sample and sum them up, ready for JSON.
 
     Args:
-        folder: What `pack` made.
+        folder: What `pack` or `index_foreign` made; a path or a URL.
         on_shard: Called after each shard, for progress.
 
     Raises:
@@ -31,10 +31,11 @@ def describe_shards(folder: Path, on_shard: Callable[[], object] = lambda: None)
     vocabulary: Counter[str] = Counter()
     for shard, size in enumerate(reader.shard_sizes):
         for number in range(size):
-            facts = json.loads(reader.read(shard, number).members["json"])
+            facts = parse_facts(reader.read(shard, number))
             for name, values in numbers.items():
-                values.append(float(facts[name]))
-            codecs[facts["codec"]] += 1
+                if isinstance(facts.get(name), int | float):  # shards of other makers need not say it
+                    values.append(float(facts[name]))
+            codecs[str(facts.get("codec", "unknown"))] += 1
             captions.append(len(facts["captions"]))
             for caption in facts["captions"]:
                 split = caption.lower().split()
@@ -52,11 +53,14 @@ def describe_shards(folder: Path, on_shard: Callable[[], object] = lambda: None)
         "num_captions": int(np.sum(captions)),
         "num_words": len(vocabulary),
         "frequent_words": dict(vocabulary.most_common(20)),
+        "num_odd": len(reader.manifest.odd),
         "num_rejected": len(reader.manifest.rejected),
         "rejected_by_reason": dict(Counter(item.reason for item in reader.manifest.rejected).most_common()),
     }
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
     low, middle, high = np.percentile(np.asarray(values, np.float64), [0, 50, 100]).tolist()
     return {"min": round(low, 3), "median": round(middle, 3), "max": round(high, 3)}

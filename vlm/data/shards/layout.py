@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -84,11 +85,12 @@ class ShardRecord:
     sha256: str
     index: str
     index_sha256: str
+    duration_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """An item that was not packed: its name as given, a countable reason, and what happened."""
+    """An item that is in no sample: its name as given, a countable reason, and what happened."""
 
     item: str
     reason: str
@@ -97,14 +99,30 @@ class Rejection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """The folder's table of contents; it exists only once the folder is complete."""
+    """The folder's table of contents; it exists only once the folder is complete.
+
+    Attributes:
+        num_samples: Samples of all shards.
+        num_bytes: Size of all shards.
+        duration_s: Length of all videos, 0 where they were not opened.
+        shards: The shards, in order.
+        rejected: Items that are in no sample.
+        odd: What was met in tars of other makers and did no harm.
+        input: What the folder was made from.
+    """
 
     num_samples: int
     num_bytes: int
     duration_s: float
     shards: tuple[ShardRecord, ...]
     rejected: tuple[Rejection, ...] = ()
+    odd: tuple[Rejection, ...] = ()
     input: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the tars were made by others and only indexed here."""
+        return bool(self.input.get("foreign"))
 
     @property
     def fingerprint(self) -> str:
@@ -119,6 +137,28 @@ def check_key(key: str) -> None:
         raise DataError(
             f"sample key {key!r}: expected 1 to 200 of a-z, A-Z, 0-9, _ . / - and no '..'", "unsafe_key"
         )
+
+
+def make_keys(names: Sequence[str]) -> list[str]:
+    """Return a safe and unique key for each name: the name itself without extension where that is one.
+
+    Anything else is spelt with ``_`` for what is not allowed, and a hash of the name is added. Equal names
+    give equal keys.
+    """
+    plain = [_plain_key(name) for name in names]
+    owners = Counter(_plain_key(name) for name in dict.fromkeys(names))
+    keys = []
+    for name, key in zip(names, plain, strict=True):
+        stem = re.sub(r"\.[^./]*$", "", name)
+        is_itself = key == stem and owners[key] == 1
+        keys.append(key if is_itself else f"{key[:150]}_{digest(name.encode('utf-8', 'replace'))[:16]}")
+    return keys
+
+
+def _plain_key(name: str) -> str:
+    stem = re.sub(r"\.[^./]*$", "", name)
+    key = re.sub(r"[^A-Za-z0-9_/-]+", "_", stem)
+    return "/".join(part for part in key.split("/") if part)[:190].rstrip("/") or "_"
 
 
 def digest(data: bytes) -> str:
@@ -216,6 +256,7 @@ def read_manifest(folder: Path) -> Manifest:
             duration_s=float(values["duration_s"]),
             shards=tuple(ShardRecord(**record) for record in values["shards"]),
             rejected=tuple(Rejection(**record) for record in values["rejected"]),
+            odd=tuple(Rejection(**record) for record in values.get("odd", ())),
             input=dict(values["input"]),
         )
     except (KeyError, TypeError, ValueError) as error:

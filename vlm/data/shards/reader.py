@@ -9,7 +9,17 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlm.data.shards.layout import Entry, Manifest, Member, ShardRecord, digest, parse_index, read_manifest
+from vlm.data.shards.layout import (
+    MANIFEST,
+    Entry,
+    Manifest,
+    Member,
+    ShardRecord,
+    digest,
+    parse_index,
+    read_manifest,
+)
+from vlm.data.shards.remote import CacheConfig, RemoteFolder, is_remote
 from vlm.data.shards.tar_index import split_name
 from vlm.errors import DataError
 
@@ -26,17 +36,26 @@ class RawSample(NamedTuple):
 class ShardReader:
     """Random access to the samples of a folder of shards; usable from many threads, picklable.
 
+    Args:
+        folder: A path, or the URL of a folder: shards are then fetched when they are first read.
+        cache: Where fetched shards are kept.
+
     Raises:
-        DataError, IntegrityError: The folder has no usable manifest.
+        DataError, IntegrityError: The folder has no usable manifest, or cannot be reached.
+        InvalidInput: The URL is of a kind that cannot be read.
+        MissingExtra: A package for this kind of URL is not installed.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        self.manifest: Manifest = read_manifest(self.folder)
+    def __init__(self, folder: Path | str, cache: CacheConfig | None = None) -> None:
+        self._place = folder if is_remote(folder) else Path(folder)
+        self._cache = cache or CacheConfig()
         self._start()
+        if self._remote is not None:
+            self._remote.refresh(MANIFEST)
+        self.manifest: Manifest = read_manifest(self.folder)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "manifest": self.manifest}
+        return {"_place": self._place, "_cache": self._cache, "manifest": self.manifest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -66,9 +85,28 @@ class ShardReader:
             DataError: ``index_damaged``, ``shard_missing``, ``short_read`` or ``checksum``.
             IndexError: There is no such shard or sample.
         """
+        try:
+            return self._read(shard, number)
+        except DataError as error:
+            if self._remote is None or error.reason not in ("checksum", "short_read"):
+                raise
+            self._remote.forget(self.manifest.shards[shard].file)  # the copy rotted here: fetch it once more
+            return self._read(shard, number)
+
+    def shard_path(self, shard: int) -> Path:
+        """Return where the shard lies, after fetching it if it has to be.
+
+        Raises:
+            DataError: See `RemoteFolder.local`.
+        """
         record = self.manifest.shards[shard]
+        if self._remote is None:
+            return self.folder / record.file
+        return self._remote.local(record.file, record.sha256, record.num_bytes)
+
+    def _read(self, shard: int, number: int) -> RawSample:
         entry = self.entry(shard, number)
-        path = self.folder / record.file
+        path = self.shard_path(shard)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -84,12 +122,21 @@ class ShardReader:
     def _start(self) -> None:
         self._indexes: OrderedDict[int, list[Entry]] = OrderedDict()
         self._lock = threading.Lock()
+        self._remote: RemoteFolder | None = None
+        if isinstance(self._place, str):
+            self._remote = RemoteFolder(self._place, self._cache)
+            self.folder = self._remote.folder
+        else:
+            self.folder = self._place
 
     def _index(self, shard: int) -> list[Entry]:
         with self._lock:
             found = self._indexes.get(shard)
             if found is None:
-                found = _load_index(self.folder, self.manifest.shards[shard])
+                record = self.manifest.shards[shard]
+                if self._remote is not None:
+                    self._remote.local(record.index, record.index_sha256)
+                found = _load_index(self.folder, record)
                 self._indexes[shard] = found
                 if len(self._indexes) > _INDEXES_KEPT:
                     self._indexes.popitem(last=False)

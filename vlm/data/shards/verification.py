@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from vlm.data.shards.layout import MANIFEST, file_sha256, read_manifest
+from vlm.data.shards.layout import MANIFEST, file_sha256
 from vlm.data.shards.reader import ShardReader
+from vlm.data.shards.remote import is_remote
 from vlm.data.shards.tar_index import index_tar
 from vlm.errors import DataError, IntegrityError
 
@@ -21,11 +22,11 @@ class Finding(NamedTuple):
     detail: str
 
 
-def verify_shards(folder: Path, on_shard: Callable[[], object] = lambda: None) -> list[Finding]:
+def verify_shards(folder: Path | str, on_shard: Callable[[], object] = lambda: None) -> list[Finding]:
     """Return all damage of a folder of shards, none if every byte is as it was written.
 
     Args:
-        folder: What `pack` made.
+        folder: What `pack` or `index_foreign` made: a path, or a URL, of which all shards are then fetched.
         on_shard: Called after each shard, for progress.
 
     Raises:
@@ -33,19 +34,28 @@ def verify_shards(folder: Path, on_shard: Callable[[], object] = lambda: None) -
     """
     reader = ShardReader(folder)
     findings: list[Finding] = []
-    for number, record in enumerate(read_manifest(folder).shards):
-        path = folder / record.file
+    for number, record in enumerate(reader.manifest.shards):
+        try:
+            path = reader.shard_path(number)
+        except DataError as error:
+            findings.append(Finding(record.file, "", error.reason, str(error)))
+            on_shard()
+            continue
         if not path.is_file():
             findings.append(Finding(record.file, "", "shard_missing", "the file is gone"))
         elif path.stat().st_size != record.num_bytes or file_sha256(path) != record.sha256:
             findings += _damage(reader, number) or [
                 Finding(record.file, "", "tar_damaged", "hash or size differs, outside of the samples' bytes")
             ]
+        elif reader.manifest.is_foreign:
+            findings += _damage(reader, number)
         else:
             findings += _index_damage(reader, number)
         on_shard()
+    if reader.manifest.is_foreign or is_remote(folder):
+        return findings  # others keep their own files beside their shards, and a cache has its own
     known = {name for record in reader.manifest.shards for name in (record.file, record.index)} | {MANIFEST}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(reader.folder.iterdir()):
         if path.name not in known:
             findings.append(Finding(path.name, "", "unknown_file", "the manifest does not know it"))
     return findings
@@ -74,7 +84,7 @@ def _index_damage(reader: ShardReader, shard: int, with_tar: bool = True) -> lis
         return [Finding(record.index, "", error.reason, str(error))]
     if with_tar:
         try:
-            if index_tar(reader.folder / record.file) != entries:
+            if index_tar(reader.shard_path(shard)) != entries:
                 return [Finding(record.index, "", "index_damaged", "index and tar tell different samples")]
         except IntegrityError as error:
             return [Finding(record.file, "", "tar_damaged", str(error))]

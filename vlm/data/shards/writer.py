@@ -164,6 +164,7 @@ class ShardWriter:
             sha256=file_sha256(path),
             index=index.name,
             index_sha256=file_sha256(index),
+            duration_s=round(self._pending_duration_s, 6),
         )
 
     def _resume(self) -> None:

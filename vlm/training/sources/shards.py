@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlm import distributed
 from vlm.data import ClipBatch, Loader, LoaderConfig, Mixture, ShardSource, true_pairs
+from vlm.data.shards.remote import CacheConfig
 from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.training.config import TrainingConfig
@@ -36,8 +37,12 @@ def open_shards(
 ) -> Iterator[Iterator[Batch]]:
     """Yield an iterator over batches; see ``open_source``."""
     settings = config.data.shards
+    cache = CacheConfig(
+        folder=None if settings.cache is None else Path(settings.cache),
+        max_bytes=round(settings.cache_gb * 1e9),
+    )
     loader = Loader(
-        Mixture([ShardSource(folder) for folder in settings.folders]),
+        Mixture([ShardSource(folder, cache=cache) for folder in settings.folders]),
         model.preprocessing,
         LoaderConfig(
             batch_size=config.train.batch_size,
@@ -55,12 +60,15 @@ def open_shards(
     )
     batches = cast(Generator[ClipBatch, None, None], loader.batches(done * config.train.batch_size))
     with closing(batches) as clips:  # which stops the loader's threads
-        yield (_to_batch(batch, model, config.data.max_words) for batch in clips)
+        yield (_to_batch(batch, loader, model, config.data.max_words) for batch in clips)
 
 
-def _to_batch(clips: ClipBatch, model: VideoModel, max_words: int) -> Batch:
+def _to_batch(clips: ClipBatch, loader: Loader, model: VideoModel, max_words: int) -> Batch:
     own = [_facts(clip.key, clip.caption, clip.captions, clip.metadata) for clip in clips.clips]
-    everyone = [facts for part in distributed.gather_objects(own) for facts in part]
+    parts = distributed.gather_objects((own, clips.rejected))
+    for _, rejected in parts:  # all processes stop at the same batch once all of them found too many
+        loader.note_rejected(rejected)
+    everyone = [facts for part, _ in parts for facts in part]
     positives, siblings = relations(everyone)
     if isinstance(model, VideoTextModel):
         text = model.tokenize(list(clips.captions), max_words)
