@@ -12,8 +12,7 @@ from vlm.data.packing import pack, summary
 from vlm.data.reencoding import Reencoding
 
 
-def main(argv: list[str]) -> int:
-    """Pack; 0 if every item is in, 3 if some were rejected."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vlm data pack",
         description=__doc__,
@@ -41,6 +40,12 @@ def main(argv: list[str]) -> int:
         "30 frames, so that any frame is quickly reached",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of lines")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Pack; 0 if every item is in, 3 if some were rejected."""
+    parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.annotations is not None and arguments.videos is None:
         parser.error("--annotations needs --videos DIR")
