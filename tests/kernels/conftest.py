@@ -15,7 +15,6 @@ import torch
 from vlm.ops import backends
 from vlm.ops.cuda import arguments as cuda_arguments
 from vlm.ops.cuda import library as cuda_library
-from vlm.ops.cuda import row_trial
 from vlm.ops.cuda import trial as cuda_trial
 from vlm.ops.cuda.registry import Instantiation
 
@@ -172,11 +171,9 @@ def gpu(emulate: Callable[..., Emulated], monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(cuda_arguments, "on_gpu", lambda _tensor: True)
     monkeypatch.setattr(cuda_arguments, "multiprocessors", lambda _device: emulated.multiprocessors)
     monkeypatch.setattr(backends, "_check_cuda", lambda *_: None)
-    cuda_trial.trusted.cache_clear()
-    row_trial.forget()
+    cuda_trial.forget()
     yield emulated
-    cuda_trial.trusted.cache_clear()
-    row_trial.forget()
+    cuda_trial.forget()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch.library import opcheck
 
 from vlm.ops import backends, conv2
 from vlm.ops.causal_conv import reference
-from vlm.ops.cuda import conv_calls, row_trial
+from vlm.ops.cuda import conv_calls, trial
 
 CPU = torch.device("cpu")
 FORWARD_LIMITS = {torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 1e-3}
@@ -237,33 +237,35 @@ def test_a_graph_captures_it():
 
 
 def test_the_trial_trusts_kernels_that_agree(gpu):
-    for dtype in row_trial.LIMITS:
-        assert row_trial.trusted("conv2", CPU, dtype)
-    assert not row_trial.trusted("conv2", CPU, torch.float64)
+    for dtype in trial.LIMITS:
+        assert trial.trusted("conv2", CPU, dtype)
+    assert not trial.trusted("conv2", CPU, torch.float64)
 
 
 @pytest.mark.parametrize("which", ["conv2_forward", "conv2_backward"])
-def test_the_trial_refuses_kernels_that_do_not_agree(gpu, which, monkeypatch, caplog):
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_the_trial_refuses_kernels_that_do_not_agree(gpu, which, factor, monkeypatch, caplog):
     original = getattr(conv_calls, which)
 
     def wrong(*arguments):
         first, *others = original(*arguments)
-        return [first * 1.01, *others]
+        return [first * factor, *others]
 
     monkeypatch.setattr(conv_calls, which, wrong)
     with caplog.at_level(logging.WARNING):
-        assert not row_trial.trusted("conv2", CPU, torch.float32)
-        assert not row_trial.trusted("conv2", CPU, torch.float32)
+        assert not trial.trusted("conv2", CPU, torch.float32)
+        assert not trial.trusted("conv2", CPU, torch.float32)
     assert caplog.text.count("the CUDA conv2 is off by") == 1
 
 
-def test_nothing_is_tried_while_a_stream_is_captured(gpu, monkeypatch):
+@pytest.mark.parametrize("op", ["bi_scan", "conv2"])
+def test_nothing_is_tried_while_a_stream_is_captured(op, gpu, monkeypatch):
     device = torch.device("cuda", 0)
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
-    monkeypatch.setattr(row_trial, "_agrees", lambda *_: pytest.fail("a trial"))
-    assert not row_trial.trusted("conv2", device, torch.float32)
+    monkeypatch.setattr(trial, "_agrees", lambda *_: pytest.fail("a trial"))
+    assert not trial.trusted(op, device, torch.float32)
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(row_trial, "_agrees", lambda *_: True)
-    assert row_trial.trusted("conv2", device, torch.float32)
+    monkeypatch.setattr(trial, "_agrees", lambda *_: True)
+    assert trial.trusted(op, device, torch.float32)
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
-    assert row_trial.trusted("conv2", device, torch.float32)
+    assert trial.trusted(op, device, torch.float32)

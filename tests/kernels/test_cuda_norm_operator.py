@@ -9,7 +9,7 @@ import torch
 from torch.library import opcheck
 
 from vlm.ops import add_rms_norm, backends, rms_norm
-from vlm.ops.cuda import norm_calls, row_trial
+from vlm.ops.cuda import norm_calls, trial
 
 CPU = torch.device("cpu")
 EPS = 1e-5
@@ -175,9 +175,9 @@ def test_a_graph_captures_it():
 
 
 def test_the_trial_trusts_kernels_that_agree(gpu):
-    for dtype in row_trial.LIMITS:
-        assert row_trial.trusted("add_rms_norm", CPU, dtype)
-    assert not row_trial.trusted("add_rms_norm", CPU, torch.float64)
+    for dtype in trial.LIMITS:
+        assert trial.trusted("add_rms_norm", CPU, dtype)
+    assert not trial.trusted("add_rms_norm", CPU, torch.float64)
 
 
 @pytest.mark.parametrize("which", ["add_rms_norm_forward", "add_rms_norm_backward"])
@@ -190,5 +190,5 @@ def test_the_trial_refuses_kernels_that_do_not_agree(gpu, which, monkeypatch, ca
 
     monkeypatch.setattr(norm_calls, which, wrong)
     with caplog.at_level(logging.WARNING):
-        assert not row_trial.trusted("add_rms_norm", CPU, torch.float32)
+        assert not trial.trusted("add_rms_norm", CPU, torch.float32)
     assert "the CUDA add_rms_norm is off by" in caplog.text

@@ -175,8 +175,8 @@ def test_what_the_kernels_have_no_form_for_goes_to_pytorch(gpu, both):
 
 def test_the_trial_trusts_kernels_that_agree(gpu):
     for dtype in cuda_trial.LIMITS:
-        assert cuda_trial.trusted(CPU, dtype)
-    assert not cuda_trial.trusted(CPU, torch.float64)
+        assert cuda_trial.trusted("bi_scan", CPU, dtype)
+    assert not cuda_trial.trusted("bi_scan", CPU, torch.float64)
 
 
 def test_the_trial_refuses_kernels_that_do_not_agree(gpu, monkeypatch, caplog):
@@ -187,8 +187,8 @@ def test_the_trial_refuses_kernels_that_do_not_agree(gpu, monkeypatch, caplog):
 
     monkeypatch.setattr(scan_calls, "bi_scan_forward", wrong)
     with caplog.at_level(logging.WARNING):
-        assert not cuda_trial.trusted(CPU, torch.float32)
-    assert "the CUDA scan is off by" in caplog.text
+        assert not cuda_trial.trusted("bi_scan", CPU, torch.float32)
+    assert "the CUDA bi_scan is off by" in caplog.text
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, True), (1.01, False), (float("nan"), False)])
@@ -200,4 +200,4 @@ def test_the_trial_refuses_wrong_gradients(factor, verdict, gpu, monkeypatch):
         return [gradients[0], gradients[1]._replace(A=gradients[1].A * factor)], joined, dz
 
     monkeypatch.setattr(scan_gradients, "bi_scan_backward", scaled)
-    assert cuda_trial.trusted(CPU, torch.float32) == verdict
+    assert cuda_trial.trusted("bi_scan", CPU, torch.float32) == verdict

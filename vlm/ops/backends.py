@@ -72,15 +72,13 @@ def _check_cpu(op: str, kind: str, dtype: torch.dtype) -> None:
 
 def _is_trusted(op: str, device: torch.device | str, dtype: torch.dtype) -> bool:
     """Return whether the CUDA kernels of ``op`` passed their trial on ``device``."""
-    # which need the operators, which need this module
-    from vlm.ops.cuda import row_trial
-    from vlm.ops.cuda import trial as cuda_trial
+    from vlm.ops.cuda import trial  # which needs the operators, which need this module
 
     if not torch.cuda.is_available():
         return False
     place = torch.device(device)
     place = torch.device("cuda", torch.cuda.current_device() if place.index is None else place.index)
-    return cuda_trial.trusted(place, dtype) if op in _SCANS else row_trial.trusted(op, place, dtype)
+    return trial.trusted(op, place, dtype)
 
 
 def _check_cuda(op: str, device: torch.device | str, dtype: torch.dtype) -> None:
