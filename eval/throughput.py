@@ -140,9 +140,9 @@ def main(argv: list[str]) -> int:
     settings = _settings(arguments)
     if arguments.scaling:
         return _scale(arguments, settings)
-    if len(arguments.frames or "1") > 1:
+    frames, *others = arguments.frames or [8]
+    if others:
         raise UsageError("--frames takes one number, or several with --scaling")
-    frames = arguments.frames[0] if arguments.frames else 8
     row = measure(arguments.point or "videomamba", settings, frames)
     if arguments.point:
         print(json.dumps(row))
@@ -211,9 +211,9 @@ def _scale(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
     results: dict[str, Any] = {"format": FORMAT, "machine": _machine(settings), "settings": settings}
     rows = results["points"] = _earlier(arguments.out, results) if arguments.resume else []
     done = {(row["architecture"], row["frames"]): row for row in rows}
-    say = (lambda _text: None) if arguments.json else (lambda text: print(text, flush=True))
     limit_gib = arguments.memory_gib or (CPU_LIMIT_GIB if settings["device"] == "cpu" else None)
-    say(_HEADING)
+    if not arguments.json:
+        print(_HEADING)
     for frames in arguments.frames or ((2, 4) if settings["is_quick"] else FRAMES[settings["device"]]):
         for architecture in ARCHITECTURES:
             row = done.get((architecture, frames))
@@ -229,7 +229,7 @@ def _scale(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
                 rows.append(row)
                 _write(arguments.out, results)
             if not arguments.json:
-                print(_line(row), flush=True)
+                print(_line(row, settings["clock"]), flush=True)
     if arguments.out:
         _draw(results, arguments.out.with_suffix(".png"))
     if arguments.json:
@@ -281,14 +281,14 @@ def _steady(found: Any) -> Any:
     return {k: v for k, v in found.items() if k != "load_average"} if isinstance(found, dict) else found
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], clock: str) -> str:
     name = f"{row['frames']:>6}  {ARCHITECTURES[row['architecture']]:<29}"
     if "predicted_bytes" in row:
         return f"{name} not run: its scores alone would need {row['predicted_bytes'] / 2**30:.1f} GiB"
     if "error" in row:
         return f"{name} {row['error']}"
-    clock = next(times for times in row["time_ms"].values() if times["median"] == row["ms"])
-    spread = f"{clock['p20']:.1f} to {clock['p80']:.1f}"
+    times = row["time_ms"][clock]
+    spread = f"{times['p20']:.1f} to {times['p80']:.1f}"
     memory = "" if row["bytes"] is None else f"{row['bytes'] / 2**20:.1f}"
     ratios = f"{row['ms_ratio']:.2f} x time" if "ms_ratio" in row else ""
     ratios += f", {row['bytes_ratio']:.2f} x memory" if "bytes_ratio" in row else ""
@@ -308,7 +308,7 @@ def _draw(results: dict[str, Any], path: Path) -> None:
         title=f"Encoding {settings['batch']} clip{'s' if settings['batch'] > 1 else ''} of "
         f"{settings['image_size']} x {settings['image_size']}: {settings['depth']} blocks of "
         f"{settings['width']} channels, {settings['dtype']}, {about['device']}, PyTorch {about['torch']}",
-        time_label=f"{clock}, ms",
+        time_label=f"{clock}, s",
     )
 
 
@@ -364,11 +364,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--scaling", action="store_true", help="time and peak memory over frames, beside transformers")
     add("--size", default="tiny", choices=SIZES, help="which VideoMamba; default: tiny")
-    add(
-        "--frames", type=_count, nargs="+", metavar="N", help="of a clip; default: 8, or 8 16 32 (64 on CUDA)"
-    )
-    add("--batch", type=_count, default=1, metavar="N", help="clips encoded at once; default: 1")
-    add("--threads", type=_count, metavar="N", help="of PyTorch; default: its own, or 1 with --scaling")
+    add("--frames", type=count, nargs="+", metavar="N", help="of a clip; default: 8, or 8 16 32 (64 on CUDA)")
+    add("--batch", type=count, default=1, metavar="N", help="clips encoded at once; default: 1")
+    add("--threads", type=count, metavar="N", help="of PyTorch; default: its own, or 1 with --scaling")
     add("--dtype", choices=DTYPES, help="default: fp32 on a CPU, bf16 on CUDA")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where the models run")
     add("--seconds", type=float, default=5.0, metavar="S", help="least time spent on a point; default: 5")
@@ -383,10 +381,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if (count := int(text)) < 1:
+def count(text: str) -> int:
+    """Read a number from 1; argparse names the function in its complaint."""
+    if int(text) < 1:
         raise ValueError
-    return count
+    return int(text)
 
 
 if __name__ == "__main__":

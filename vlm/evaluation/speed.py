@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
@@ -53,9 +54,9 @@ def time_ms(run: Callable[[], object], device: torch.device, seconds: float) -> 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     """Return how much memory ``run`` needs at its peak beyond what was held before it, in bytes.
 
-    On CUDA what PyTorch allocates. On a CPU the growth of the process's resident memory, which is meaningful
-    once in a fresh process: memory that was used and freed may be used again without growth. None where the
-    system does not tell (not Linux).
+    On CUDA what PyTorch allocates. On a CPU the growth of the process's resident memory, which means most in
+    a fresh process: what was freed before may be used again without growth. None where the system does not
+    tell (not Linux).
     """
     if device.type == "cuda":
         _synchronize(device)
@@ -67,6 +68,8 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     if not _STATUS.exists():
         run()
         return None
+    with suppress(OSError, AttributeError):  # not every C library gives back what lies free in its heap
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):  # without it the peak of what came before counts too
         _FORGET_PEAK.write_text("5")
     before = _status_bytes("VmRSS")
@@ -106,7 +109,7 @@ def draw_scaling(
             is an estimate (drawn hollow); a None is left out.
         path: Where the picture goes; replaced in one move.
         title: What was measured on what.
-        time_label: What the left panel's axis shows.
+        time_label: What the left panel shows, in seconds.
 
     Raises:
         InvalidInput: matplotlib is not installed.
@@ -131,6 +134,8 @@ def draw_scaling(
 
 
 def _panel(axes: Any, curves: dict[str, list[dict[str, float | None]]], key: str, scale: float) -> None:
+    from matplotlib.ticker import LogLocator
+
     frames = sorted({int(point["frames"] or 0) for points in curves.values() for point in points})
     ends: list[tuple[float, float, str, str]] = []
     for number, (label, points) in enumerate(curves.items()):
@@ -150,6 +155,7 @@ def _panel(axes: Any, curves: dict[str, list[dict[str, float | None]]], key: str
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(frames, [str(count) for count in frames])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda value, _place: f"{value:g}")
     axes.set_xlabel("frames")
