@@ -20,6 +20,9 @@ from vlm.errors import InvalidInput
 
 _LEAST_RUNS, _MOST_RUNS = 3, 200
 _STATUS, _FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# the second is where glibc's own threshold ends up once large blocks were freed
+_SMALLEST_PAGES, _LARGEST_HEAP = 2**16, 2**25
 _GAP = 0.055  # between two labels, as a share of the panel's height
 
 
@@ -54,9 +57,9 @@ def time_ms(run: Callable[[], object], device: torch.device, seconds: float) -> 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     """Return how much memory ``run`` needs at its peak beyond what was held before it, in bytes.
 
-    On CUDA what PyTorch allocates. On a CPU the growth of the process's resident memory, which means most in
-    a fresh process: what was freed before may be used again without growth. None where the system does not
-    tell (not Linux).
+    On CUDA what PyTorch allocates. On a CPU the growth of the process's resident memory, while the C library
+    gives every tensor pages of its own and takes them back at once: what the tensors need, without holes in
+    the heap. None where the system does not tell (not Linux).
     """
     if device.type == "cuda":
         _synchronize(device)
@@ -68,13 +71,14 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     if not _STATUS.exists():
         run()
         return None
-    with suppress(OSError, AttributeError):  # not every C library gives back what lies free in its heap
-        ctypes.CDLL(None).malloc_trim(0)
+    _set_malloc(_SMALLEST_PAGES)
     with suppress(OSError):  # without it the peak of what came before counts too
         _FORGET_PEAK.write_text("5")
     before = _status_bytes("VmRSS")
     run()
-    return max(0, _status_bytes("VmHWM") - before)
+    peak = _status_bytes("VmHWM")
+    _set_malloc(_LARGEST_HEAP)
+    return max(0, peak - before)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -167,19 +171,16 @@ def _panel(axes: Any, curves: dict[str, list[dict[str, float | None]]], key: str
 def _write_labels(axes: Any, ends: list[tuple[float, float, str, str]]) -> None:
     """Name each curve right of its end, moved apart where ends lie close together."""
     to_share = axes.transAxes.inverted()
-    places = [to_share.transform(axes.transData.transform(end[:2])).tolist() for end in ends]
-    lowest = -1.0
-    for index in sorted(range(len(ends)), key=lambda i: float(places[i][1])):
-        height = max(places[index][1], lowest + _GAP)
-        lowest = height
-        axes.annotate(
-            ends[index][2],
-            xy=(1.02, height),
-            xycoords="axes fraction",
-            color=ends[index][3],
-            va="center",
-            fontsize=10,
-        )
+    ends = sorted(ends, key=lambda end: end[1])
+    heights = [float(to_share.transform(axes.transData.transform(end[:2]))[1]) for end in ends]
+    for _ in range(100):
+        for low in range(len(ends) - 1):
+            if (overlap := heights[low] + _GAP - heights[low + 1]) > 0:
+                heights[low] -= overlap / 2
+                heights[low + 1] += overlap / 2
+    for (_, _, label, color), height in zip(ends, heights, strict=True):
+        place = {"xy": (1.02, height), "xycoords": "axes fraction", "va": "center"}
+        axes.annotate(label, color=color, fontsize=10, **place)
 
 
 def _summary(times: list[float]) -> dict[str, float]:
@@ -191,6 +192,15 @@ def _summary(times: list[float]) -> dict[str, float]:
         "least": min(times),
         "runs": len(times),
     }
+
+
+def _set_malloc(threshold: int) -> None:
+    """Let glibc serve what is larger than ``threshold`` from pages of its own; elsewhere do nothing."""
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.malloc_trim(0)
+        library.mallopt(_M_MMAP_THRESHOLD, threshold)
+        library.mallopt(_M_TRIM_THRESHOLD, 2 * threshold)
 
 
 def _synchronize(device: torch.device) -> None:
