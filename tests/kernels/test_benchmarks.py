@@ -142,7 +142,7 @@ def test_truth_is_autograd_of_the_plain_loop():
 
 
 def test_committed_results_are_of_these_cases(root):
-    files = list((root / "kernels" / "benchmarks" / "results").glob("*.json"))
+    files = list((root / "kernels" / "benchmarks" / "results").glob("cpu-*.json"))
     assert files
     for file in files:
         results = json.loads(file.read_text())
@@ -151,7 +151,7 @@ def test_committed_results_are_of_these_cases(root):
 
 
 @pytest.mark.slow
-def test_a_transformers_model_is_timed_only_if_its_logits_agree(monkeypatch, capsys):
+def test_a_transformers_model_is_timed_only_if_its_logits_agree(monkeypatch, capsys, tmp_path):
     try:
         import torchvision  # noqa: F401
     except Exception:  # built for another torch; transformers would import it and fail, but needs it not
@@ -159,8 +159,11 @@ def test_a_transformers_model_is_timed_only_if_its_logits_agree(monkeypatch, cap
     pytest.importorskip("transformers", minversion="5")
     timed = program("transformers_mamba")
     words = ["--length", "9", "--width", "8", "--layers", "1", "--seconds", "0"]
-    assert timed.main(words) == 0
-    assert "forward and backward: own scan" in capsys.readouterr().out
+    out = tmp_path / "mamba.json"
+    assert timed.main([*words, "--out", str(out)]) == 0
+    assert "forward_backward: own scan" in capsys.readouterr().out
+    row = json.loads(out.read_text())["forward"]
+    assert row["pairs"] == 3 and 0 < row["ratio_p20"] <= row["ratio"] <= row["ratio_p80"]
     module = importlib.import_module("transformers.models.mamba.modeling_mamba")
     wrong = lambda u, *_args, **_options: u  # noqa: E731
     monkeypatch.setattr(timed, "patch", lambda: monkeypatch.setattr(module, "mamba_selective_scan", wrong))

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.library import opcheck
 
-from vlm.ops import Branch, bidirectional_mamba, selective_scan
+from vlm.ops import Branch, bidirectional_mamba, cpu_library, selective_scan
+from vlm.ops.backends import VARIABLE
 from vlm.ops.cuda import arguments as cuda_arguments
 
 RANK, STATES = 3, 16
@@ -88,6 +89,44 @@ def test_segments_do_not_see_each_other(every_kernel, relative_error):
     alone = [bidirectional_mamba(part, forward, backward) for part in xz.split([7, 26, 7], 1)]
     whole = bidirectional_mamba(xz, forward, backward, segment_starts=starts)
     assert relative_error(whole, torch.cat(alone, 1)) < 1e-13
+
+
+def test_packed_clips_train_as_they_would_alone(every_kernel, relative_error):
+    """Clips of different lengths, concatenated; each row of the batch is cut elsewhere."""
+    cuts = [(5, 1, 20, 14), (17, 23)]
+    values = [torch.randn(2, 40, 12, dtype=torch.float64).requires_grad_(), *parameters(6), *parameters(6)]
+    starts = torch.zeros(2, 40, dtype=torch.bool)
+    for row, lengths in enumerate(cuts):
+        starts[row, torch.tensor((0, *lengths[:-1])).cumsum(0)] = True
+    branches = Branch(*values[1:8]), Branch(*values[8:])
+    packed = bidirectional_mamba(values[0], *branches, segment_starts=starts)
+    rows = [
+        torch.cat([bidirectional_mamba(clip[None], *branches)[0] for clip in values[0][row].split(lengths)])
+        for row, lengths in enumerate(cuts)
+    ]
+    alone = torch.stack(rows)
+    assert relative_error(packed, alone) < 1e-13
+    dout = torch.randn_like(alone)
+    found = torch.autograd.grad(packed, values, dout)
+    for a, b in zip(found, torch.autograd.grad(alone, values, dout), strict=True):
+        assert relative_error(a, b) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["chunked", "cpu"])
+def test_twice_is_the_same_to_the_bit_with_threads(name, monkeypatch):
+    if name == "cpu" and not cpu_library.available(torch.float32):
+        pytest.skip("no C++ kernels")
+    monkeypatch.setenv(VARIABLE, name)
+    torch.set_num_threads(2)
+    p = [v.float().detach().requires_grad_() for v in parameters(64) + parameters(64)]
+    # enough updates that the C++ kernels share them out
+    xz = torch.randn(3, 150, 128).requires_grad_()
+
+    def run():
+        out = bidirectional_mamba(xz, Branch(*p[:7]), Branch(*p[7:]))
+        return [out, *torch.autograd.grad(out.square().sum(), [xz, *p])]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
 def test_modules_are_called_so_adapters_take_part(scan_backend, relative_error):
@@ -186,6 +225,24 @@ def test_filled_rows_compile_in_one_graph(monkeypatch):
     for mine, eager, plain in zip(found, expected, torch.autograd.grad(whole(xz), leaves), strict=True):
         assert torch.allclose(mine, eager, atol=1e-6, rtol=1e-5)
         assert torch.allclose(mine, plain, atol=1e-6, rtol=1e-5)
+
+
+def test_an_exported_program_gives_the_same_numbers(scan_backend):
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.values = nn.ParameterList(v.float().detach() for v in parameters(6) + parameters(6))
+
+        def forward(self, xz, starts):
+            branches = Branch(*self.values[:7]), Branch(*self.values[7:])
+            return bidirectional_mamba(xz, *branches, segment_starts=starts)
+
+    mixer, starts = Mixer(), torch.tensor([True, False, False, True, False, True, False])
+    inputs = torch.randn(2, 7, 12), starts
+    program = torch.export.export(mixer, inputs).module()
+    other = torch.randn(2, 7, 12), starts.roll(1)
+    for values in (inputs, other):
+        assert torch.equal(program(*values), mixer(*values))
 
 
 def test_compiles_in_one_graph():

@@ -241,7 +241,7 @@ class VideoMamba(nn.Module):
         tokens = rearrange(tokens, "b t n d -> b (t n) d")
         if mask is not None:
             tokens = keep_visible(tokens, mask)
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
         return torch.cat([first, tokens], dim=1).to(patches.dtype)
 
     def forward(self, video: Tensor, mask: Tensor | None = None) -> EncoderOutput:
