@@ -32,15 +32,21 @@ class ClassifierConfig:
         vision: Sizes of the encoder.
         num_classes: Rows of the head.
         dropout: Rate in front of the head.
+        class_names: What each row stands for; empty if nobody said.
     """
 
     vision: VideoMambaConfig = field(default_factory=_without_pool_norm)
     num_classes: int = 400
     dropout: float = 0.0
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        if self.class_names and len(set(self.class_names)) != self.num_classes:
+            raise ValueError(
+                f"expected {self.num_classes} different class_names, got {len(set(self.class_names))}"
+            )
 
 
 class EncoderModel(VideoModel):
