@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -101,8 +101,9 @@ class Classifier(EncoderModel):
         domain: str = "open",
         capabilities: Collection[str] | None = None,
     ) -> None:
+        usual = replace(preprocessing_of(config.vision), resize="bilinear", keep_aspect=True)
         super().__init__(
-            config, preprocessing=preprocessing, name=name, domain=domain, capabilities=capabilities
+            config, preprocessing=preprocessing or usual, name=name, domain=domain, capabilities=capabilities
         )
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.vision.width, config.num_classes)
