@@ -140,6 +140,11 @@ def test_a_class_that_names_a_side_forbids_mirroring(files, tmp_path):
     )
 
 
+def test_numbers_are_no_names(files):
+    model = make_model(files("classification.files.classes=null"), None, CPU)
+    assert (model.config.num_classes, model.config.class_names) == (4, ())
+
+
 def test_starting_points(unbroken, tiny, tmp_path, files):
     start = load_model(unbroken / "model", device="cpu")
     source = f"train.init_from={unbroken / 'model'}"

@@ -89,7 +89,7 @@ def make_classifier(
             vision=dataclasses.replace(vision, pool_norm=False, alignment_width=0),
             num_classes=len(classes),
             dropout=config.dropout,
-            class_names=classes,
+            class_names=() if classes == tuple(map(str, range(len(classes)))) else classes,
         ),
         preprocessing=dataclasses.replace(
             Preprocessing() if start is None else start.preprocessing,
@@ -107,14 +107,14 @@ def make_classifier(
 
 
 def _keep_head(model: Classifier, start: VideoModel | None) -> None:
-    names = model.config.class_names
-    if not isinstance(start, Classifier) or start.config.num_classes != len(names):
+    names, size = model.config.class_names, model.config.num_classes
+    if not isinstance(start, Classifier) or start.config.num_classes != size:
         got = f"one of {start.config.num_classes}" if isinstance(start, Classifier) else "none"
         raise ConfigError(
-            f"classification.head is 'keep': expected train.init_from to be a classifier of {len(names)} "
+            f"classification.head is 'keep': expected train.init_from to be a classifier of {size} "
             f"classes, got {got}; set it to 'new'"
         )
-    if start.config.class_names and start.config.class_names != names:
+    if start.config.class_names and names and start.config.class_names != names:
         raise ConfigError(
             "classification.head is 'keep', but train.init_from has other classes, or in another order"
         )
