@@ -169,7 +169,7 @@ def test_unreadable_videos_stop_the_measurement_or_are_listed():
 
 def test_models_that_cannot_are_refused():
     encoder = EncoderModel(EncoderConfig(vision=VISION), name="bare")
-    with pytest.raises(CapabilityError, match=r"model 'bare' \(kind encoder\) cannot classify"):
+    with pytest.raises(CapabilityError, match="model 'bare' of kind 'encoder' cannot classify"):
         evaluate_classifier(encoder, video_set([0]), TWO_BY_TWO, painted(VIEWS))
 
     class Broken(Known):

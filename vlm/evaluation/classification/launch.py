@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm.data.annotations.labels import read_classes, read_labelled
-from vlm.errors import CapabilityError, InvalidInput
+from vlm.errors import InvalidInput
 from vlm.evaluation.card import Card, file_sha256
 from vlm.evaluation.classification.protocol import ClassificationProtocol, load_classification_protocol
 from vlm.evaluation.classification.runner import ScoringOptions, VideoClasses, evaluate_classifier
@@ -47,11 +47,8 @@ def classify_source(
     if not videos.is_dir():
         raise InvalidInput(f"{videos}: no such folder of videos")
     model = load_model(source, device=device)
-    if not isinstance(model, Classifier):
-        raise CapabilityError(
-            f"model {model.name!r} (kind {model.kind}) cannot classify; "
-            f"it can: {', '.join(sorted(model.capabilities)) or 'nothing'}"
-        )
+    model.require("classify")
+    assert isinstance(model, Classifier), "no other kind can classify"
     names = model.config.class_names if classes is None else read_classes(classes)
     test = read_test_set(protocol, annotations, videos, names or None)
     return evaluate_classifier(model, test, protocol, load_views, source=source, options=options)

@@ -19,7 +19,7 @@ from torch import Tensor
 from vlm.config import to_dict
 from vlm.data.annotations.labels import LabelledSet
 from vlm.data.preprocessing import normalise
-from vlm.errors import CapabilityError, DataError, InvalidInput
+from vlm.errors import DataError, InvalidInput
 from vlm.evaluation.card import FORMAT, Card, as_json, counts_as_json, sections
 from vlm.evaluation.classification.protocol import ClassificationProtocol
 from vlm.metrics import RankCounts
@@ -84,22 +84,18 @@ def evaluate_classifier(
         InvalidInput: Its classes are others than the videos', a video cannot be read and ``allow_missing`` is
             off, or a logit is not finite.
     """
-    if not isinstance(model, Classifier):
-        raise CapabilityError(
-            f"model {model.name!r} (kind {model.kind}) cannot classify; "
-            f"it can: {', '.join(sorted(model.capabilities)) or 'nothing'}"
-        )
+    model.require("classify")
+    assert isinstance(model, Classifier), "no other kind can classify"
     options = options or ScoringOptions()
     labels, names = match_classes(test.data, model)
+    if not options.allow_missing:  # known before hours are spent on the others
+        rows = zip(test.data.names, test.data.reasons, strict=True)
+        _refuse_missing([(name, reason) for name, reason in rows if reason], len(labels))
     began = time.perf_counter()
     scores, middle, kept, missing = _score(model, test.data, protocol, load, options)
     seconds = time.perf_counter() - began
-    if missing and not options.allow_missing:
-        shown = "; ".join(f"{name}: {reason}" for name, reason in missing[:3])
-        raise InvalidInput(
-            f"{len(missing)} of {len(labels)} videos cannot be read ({shown}); nothing was measured; "
-            "--allow-missing leaves them out and lists them"
-        )
+    if not options.allow_missing:
+        _refuse_missing(missing, len(labels))
     if not kept:
         raise InvalidInput("no video can be read, so there is nothing to measure")
     outcome = _Outcome(scores, labels[kept], np.asarray(test.groups, np.int64)[kept], names, protocol)
@@ -123,6 +119,15 @@ def evaluate_classifier(
         "cost": {"total_s": round(seconds, 4), "ms_per_video": round(1000 * seconds / len(kept), 4)},
         "per_query": {"video_to_class": {"mean softmax": outcome.per_video()}},
     }
+
+
+def _refuse_missing(missing: Sequence[tuple[str, str]], num_videos: int) -> None:
+    if missing:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in missing[:3])
+        raise InvalidInput(
+            f"{len(missing)} of {num_videos} videos cannot be read ({shown}); nothing was measured; "
+            "--allow-missing leaves them out and lists them"
+        )
 
 
 def match_classes(data: LabelledSet, model: Classifier) -> tuple[NDArray[np.int64], tuple[str, ...]]:
