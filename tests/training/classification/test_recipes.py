@@ -76,16 +76,14 @@ def test_the_recipe_is_the_published_one(recipe, data, size):
 def test_a_small_model_learns_which_way_things_move(recipe, tmp_path):
     """No single frame tells the direction, and of four guesses one is right."""
     small = (
-        "model.vision.image_size=32", "model.vision.patch_size=8", "model.vision.depth=2",
-        "model.vision.scan_order=temporal", "train.max_steps=150", "optimizer.warmup_steps=20",
-        "evaluation.every=150", "evaluation.clips=400", "checkpoint.every=150", "train.log_every=10",
+        "train.max_steps=250", "evaluation.every=250", "checkpoint.every=250", "train.log_every=10",
     )  # fmt: skip
     train(recipe("digits_direction", *small), tmp_path / "run")
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert lines[0]["classification"] > 1.2  # log(4) = 1.39
-    assert np.mean([line["classification"] for line in lines[-4:]]) < 1.33
-    # four standard deviations of guessing on 400 clips
-    assert lines[-1]["val/top1"] > 0.25 + 4 * (0.25 * 0.75 / 400) ** 0.5
+    assert np.mean([line["classification"] for line in lines[-4:]]) < 1.2
+    # seven standard deviations of guessing on 400 clips
+    assert lines[-1]["val/top1"] > 0.25 + 7 * (0.25 * 0.75 / 400) ** 0.5
 
 
 def test_long_clips_run_through_the_same_recipe(recipe, tmp_path):
