@@ -84,11 +84,11 @@ def _render_classes(card: Card) -> str:
     columns = list(results["classification"])
     blocks = {
         f"{protocol['views']} views": results["classification"],
-        "1 view": results["single_view"],
+        "one view": results["single_view"],
         "guessing": card["chance"],
     }
     if protocol["views"] == 1:
-        del blocks["1 view"]
+        del blocks["1 views"]
     rows = [[title, *(_cell(name, block.get(name)) for name in columns)] for title, block in blocks.items()]
     head = (
         f"protocol {protocol['name']} v{protocol['version']}, classification: {protocol['num_items']} videos "

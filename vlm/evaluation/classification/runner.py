@@ -235,9 +235,7 @@ class _Outcome:
             f"top{k}": as_json(mean(top_hits(self.scores, self.labels, k), self.groups)) for k in self._tops()
         }
         hits = top_hits(self.scores, self.labels, 1)
-        sizes = np.bincount(self.labels, minlength=len(self.names))
-        weights = len(hits) / (np.count_nonzero(sizes) * sizes[self.labels])
-        block["mean_class"] = as_json(mean(hits * weights, self.groups, bounds=False))
+        block["mean_class"] = as_json(self.protocol.bootstrap.class_mean(hits, self.labels, self.groups))
         return block
 
     def chance(self) -> dict[str, Any]:
