@@ -8,6 +8,12 @@ import sys
 
 from vlm.config import to_dict
 from vlm.evaluation import load_protocol, protocol_files
+from vlm.evaluation.classification.protocol import (
+    ClassificationProtocol,
+    classification_protocol_files,
+    load_classification_protocol,
+)
+from vlm.evaluation.protocol import Protocol
 
 
 def main(argv: list[str]) -> int:
@@ -17,11 +23,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print every setting as a JSON object")
     arguments = parser.parse_args(argv)
-    protocols = [load_protocol(name) for name in protocol_files()]
+    protocols: list[Protocol | ClassificationProtocol] = [load_protocol(name) for name in protocol_files()]
+    protocols += [load_classification_protocol(name) for name in classification_protocol_files()]
     if arguments.json:
         settings = [to_dict(protocol) for protocol in protocols]
         for entry in settings:
-            del entry["freeze"]
+            entry.pop("freeze", None)
         print(json.dumps(settings, indent=1))
         return 0
     width = max(len(protocol.name) for protocol in protocols)

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm.data.frame_sampling import middle_frames, random_frames, segment_frames
+from vlm.data.frame_sampling import (
+    dense_frames,
+    dense_view,
+    middle_frames,
+    random_frames,
+    segment_frames,
+    segment_view,
+    shifted_view,
+)
 
 
 @pytest.mark.parametrize(
@@ -86,3 +94,46 @@ def test_empty_segments(start: float, end: float) -> None:
 def test_counts_below_one(available: int, wanted: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         middle_frames(available, wanted)
+
+
+def test_dense_frames_keep_their_distance_and_reach_every_start():
+    starts = set()
+    for seed in range(200):
+        chosen = dense_frames(20, 4, 5, np.random.default_rng(seed))
+        assert np.diff(chosen).tolist() == [5, 5, 5]
+        starts.add(int(chosen[0]))
+    assert starts == {0, 1, 2, 3, 4}  # 16 frames from the first to the last of a stretch, of 20
+    assert dense_frames(6, 4, 5, np.random.default_rng(0)).tolist() == [0, 5, 5, 5]
+
+
+def test_dense_views_lie_evenly_from_the_first_to_the_last_frame():
+    views = [dense_view(31, 4, 5, view, 3).tolist() for view in range(3)]
+    assert views == [[0, 5, 10, 15], [7, 12, 17, 22], [15, 20, 25, 30]]
+    assert dense_view(31, 4, 5, 0, 1).tolist() == [7, 12, 17, 22]
+    assert dense_view(3, 4, 5, 1, 2).tolist() == [0, 2, 2, 2]
+
+
+def test_segment_views_by_hand():
+    # (21 - 1) / 4 = 5 frames a span; the three views take a quarter, a half and three quarters of it
+    views = [segment_view(21, 4, view, 3).tolist() for view in range(3)]
+    assert views == [[1, 6, 11, 16], [2, 7, 12, 17], [3, 8, 13, 18]]
+    assert segment_view(1, 4, 2, 3).tolist() == [0, 0, 0, 0]
+
+
+def test_shifted_views_by_hand():
+    views = [shifted_view(20, 4, view, 2).tolist() for view in range(2)]
+    assert views == [[0, 5, 10, 15], [2, 7, 12, 17]]
+    assert shifted_view(3, 4, 0, 2).tolist() == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("view", [segment_view, shifted_view, lambda n, t, v, k: dense_view(n, t, 2, v, k)])
+def test_views_that_do_not_exist_and_empty_clips_are_refused(view):
+    for num_available in (1, 2, 7, 100, 1001):
+        for number in range(10):
+            chosen = view(num_available, 8, number, 10)
+            assert len(chosen) == 8 and (np.diff(chosen) >= 0).all()
+            assert chosen[0] >= 0 and chosen[-1] < num_available
+    with pytest.raises(ValueError, match="expected a view of 0 to 2, got 3"):
+        view(10, 4, 3, 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        view(0, 4, 0, 3)

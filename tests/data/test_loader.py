@@ -375,3 +375,46 @@ def test_impossible_ranks_and_empty_sets() -> None:
         Loader(Painted(SIZES), SMALL, config(), rank=2, world_size=2)
     with pytest.raises(DataError, match="no sample"):
         Loader(Painted(()), SMALL, config())
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_repeated_samples_lie_side_by_side_with_the_same_frames_and_other_crops(world_size: int) -> None:
+    changes = AugmentationConfig(min_scale=0.1)
+    wanted = config(batch_size=4, repeats=3, augmentation=changes)
+    once = config(batch_size=4, augmentation=changes)
+    single = next(Loader(Painted(SIZES), SMALL, once).batches())
+    parts = [
+        next(Loader(Painted(SIZES), SMALL, wanted, rank=rank, world_size=world_size).batches())
+        for rank in range(world_size)
+    ]
+    clips = [clip for part in parts for clip in part.clips]
+    assert [clip.key for clip in clips] == [key for key in single.keys for _ in range(3)]
+    assert [part.offset for part in parts] == [0, 6][:world_size]
+    assert {part.global_size for part in parts} == {12} and {part.consumed for part in parts} == {4}
+    for number, clip in enumerate(single.clips):
+        copies = clips[3 * number : 3 * number + 3]
+        assert np.array_equal(copies[0].pixels, clip.pixels)  # one copy is what it was before
+        assert {copy.caption for copy in copies} == {clip.caption}
+        values = [sorted(set(np.unique(copy.pixels[:, :, -1]).tolist())) for copy in copies]
+        assert values[0] == values[1] == values[2]  # the frames' numbers
+    distinct = {clip.pixels.tobytes() for clip in clips}
+    assert len(distinct) > 8
+
+
+def test_rejected_samples_are_replaced_with_all_their_repeats() -> None:
+    source = Painted((4,), bad=((0, 1),))
+    batch = next(Loader(source, SMALL, config(batch_size=4, repeats=2, fill=True)).batches())
+    assert len(batch.clips) == 8 and "0/1" not in batch.keys
+    assert max(Counter(batch.keys).values()) == 4
+
+
+def test_a_stride_takes_frames_from_one_stretch() -> None:
+    for random in (True, False):
+        loader = Loader(Painted(SIZES), SMALL, config(stride=3, random_frames=random))
+        starts = set()
+        for batch in loader.batches(num_epochs=3):
+            for clip in batch.clips:
+                first, second = clip.pixels[:, 0, -1, 0].tolist()
+                assert second - first == 3
+                starts.add(first)
+        assert len(starts) > 5 if random else starts == {8}  # the middle one of the starts 0 to 16

@@ -10,7 +10,7 @@ import torch
 
 from vlm.data import preprocess
 from vlm.data.augmentation import AugmentationConfig, augment, sample_rng
-from vlm.data.preprocessing import fit
+from vlm.data.preprocessing import fit, fit_crops
 from vlm.types import Preprocessing
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -202,3 +202,29 @@ def _torchvision_functional():
 
 
 _KEPT: list[object] = []
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_crops_lie_evenly_along_the_long_side(turned):
+    p = Preprocessing(num_frames=1, image_size=8, resize="bilinear")
+    ramp = np.broadcast_to(np.arange(20, dtype=np.uint8)[None, :, None] * 10, (8, 20, 3))
+    frames = (ramp.transpose(1, 0, 2) if turned else ramp)[None].copy()
+
+    def first(crop):  # the value at the start of the long side
+        return int(crop[0, 0, 0, 0]) // 10
+
+    crops = fit_crops(frames, p, 3)
+    assert crops.shape == (3, 1, 3, 8, 8)
+    assert [first(crop) for crop in crops] == [0, 6, 12]
+    assert [first(crop) for crop in fit_crops(frames, p, 4)] == [0, 4, 8, 12]
+    assert torch.equal(fit_crops(frames, p, 1)[0], crops[1])
+
+
+def test_the_middle_crop_is_what_a_model_that_keeps_the_aspect_sees():
+    p = Preprocessing(num_frames=2, image_size=12, resize="bilinear", keep_aspect=True)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 30, 46, 3), dtype=np.uint8)
+    assert torch.equal(fit_crops(frames, p, 3)[1], fit(frames, p))
+    square = frames[:, :, :30]
+    assert torch.equal(fit_crops(square, p, 3), fit(square, p).expand(3, -1, -1, -1, -1))
+    with pytest.raises(ValueError, match="at least 1 crop"):
+        fit_crops(frames, p, 0)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlm.metrics import bootstrap_mean, bootstrap_median, bootstrap_ratio, paired_difference
+from vlm.metrics import (
+    bootstrap_class_mean,
+    bootstrap_mean,
+    bootstrap_median,
+    bootstrap_ratio,
+    paired_difference,
+)
 
 
 def test_value_is_the_plain_mean_and_repeats_are_equal():
@@ -129,3 +135,35 @@ def test_wrong_input_is_refused(values, groups, message):
         bootstrap_mean(values, groups)
     with pytest.raises(ValueError, match="same queries|at least one|one group|values"):
         paired_difference(values, [0.0, 0.0, 0.0], groups)
+
+
+def test_the_mean_over_classes_weighs_them_alike_and_stays_a_probability():
+    hits, classes = [1, 1, 0, 1], [7, 7, 7, 2]
+    found = bootstrap_class_mean(hits, classes, range(4))
+    assert found.value == pytest.approx((2 / 3 + 1) / 2)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    # one class is the plain mean, drawn alike
+    random = np.random.default_rng(2)
+    values, groups = random.random(80), random.integers(0, 30, 80)
+    plain, single = (
+        bootstrap_mean(values, groups, seed=3),
+        bootstrap_class_mean(values, [5] * 80, groups, seed=3),
+    )
+    assert tuple(single) == pytest.approx(tuple(plain))
+
+
+def test_the_interval_over_classes_is_as_wide_as_the_formula_says():
+    random = np.random.default_rng(4)
+    classes = np.repeat([0, 1], [400, 100])
+    hits = (random.random(500) < np.where(classes == 0, 0.9, 0.5)).astype(float)
+    found = bootstrap_class_mean(hits, classes, np.arange(500), resamples=4000)
+    shares = [hits[classes == kind].mean() for kind in (0, 1)]
+    variance = sum(share * (1 - share) / size for share, size in zip(shares, (400, 100), strict=True)) / 4
+    assert found.high - found.low == pytest.approx(2 * 1.96 * variance**0.5, rel=0.08)
+
+
+def test_a_clip_and_its_twin_count_once_for_the_mean_over_classes():
+    hits = np.tile([1.0, 0.0, 1.0, 1.0], 10)
+    alone = bootstrap_class_mean(np.repeat(hits, 2), [0, 1] * 40, np.arange(80))
+    together = bootstrap_class_mean(np.repeat(hits, 2), [0, 1] * 40, np.repeat(np.arange(40), 2))
+    assert together.high - together.low > 1.2 * (alone.high - alone.low)

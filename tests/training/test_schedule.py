@@ -13,6 +13,7 @@ from vlm.training.schedule import (
     is_ever_positive,
     learning_rate,
     make_optimizer,
+    parameter_groups,
     value_at,
 )
 
@@ -75,3 +76,74 @@ def test_weight_decay_moves_a_matrix_without_gradient_and_no_vector():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     assert torch.allclose(module.weight, before[0] * 0.95) and torch.equal(module.bias, before[1])
+
+
+def layered(overrides=(), tiny=None):
+    from vlm.training.setup import make_model, make_tokenizer
+
+    config = tiny("model.vision.depth=3", *overrides)
+    return make_model(config, make_tokenizer(config), torch.device("cpu"))
+
+
+def test_each_layer_learns_at_its_own_part_of_the_rate(tiny):
+    module = nn.ModuleDict({"model": layered(tiny=tiny)})  # as an objective holds it
+    groups = parameter_groups(module, 0.05, layer_decay=0.5)
+    where = {id(p): group for group in groups for p in group["params"]}
+    encoder = "model.vision_encoder."
+    expected = {
+        f"{encoder}patch_embed.proj.weight": 0.5**4,
+        f"{encoder}cls_token": 0.5**4,
+        f"{encoder}pos_embed": 0.5**4,
+        f"{encoder}temporal_pos_embedding": 0.5**4,
+        f"{encoder}layers.0.mixer.A_log": 0.5**3,
+        f"{encoder}layers.0.norm.weight": 0.5**3,
+        f"{encoder}layers.1.mixer.in_proj.weight": 0.5**2,
+        f"{encoder}layers.2.mixer.out_proj.weight": 0.5,
+        f"{encoder}norm.weight": 1.0,
+        f"{encoder}pool_norm.weight": 1.0,
+        "model.vision_proj.weight": 1.0,
+        "model.text_encoder.bert.encoder.layer.0.output.dense.weight": 1.0,  # no block of the video encoder
+    }
+    named = dict(module.named_parameters())
+    assert {name: where[id(named[name])]["rate_factor"] for name in expected} == expected
+    for name, parameter in named.items():
+        assert where[id(parameter)]["weight_decay"] == (0.05 if is_decayed(name, parameter) else 0.0), name
+    # by block depth alone: whatever belongs to block i has the factor of block i
+    for name, parameter in named.items():
+        if ".layers." in name:
+            block = int(name.split(".layers.")[1].split(".")[0])
+            assert where[id(parameter)]["rate_factor"] == 0.5 ** (3 - block), name
+
+
+def test_every_learning_parameter_is_in_exactly_one_group(tiny):
+    model = layered(["train.freeze=[text_encoder]"], tiny)
+    learning = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    for decay in (1.0, 0.8):
+        members = [id(p) for group in parameter_groups(model, 0.05, decay) for p in group["params"]]
+        assert len(members) == len(set(members)) and set(members) == learning
+    assert len(parameter_groups(model, 0.05)) == 2
+
+
+def test_the_engine_moves_each_layer_by_its_part(tiny):
+    from vlm.training.engine import PlainEngine
+
+    model = layered(tiny=tiny)
+    named = dict(model.named_parameters())
+    names = [
+        "patch_embed.proj.bias",
+        "layers.0.mixer.D",
+        "layers.1.mixer.D",
+        "layers.2.mixer.D",
+        "norm.weight",
+    ]
+    watched = [named[f"vision_encoder.{name}"] for name in names]
+    before = [parameter.detach().clone() for parameter in watched]
+    optimizer = make_optimizer(model, OptimizerConfig(layer_decay=0.5))
+    engine = PlainEngine(model, optimizer, clip_norm=0.0)
+    loss = sum((parameter.sum() for parameter in watched), torch.zeros(()))
+    engine.update(loss, 0.01)
+    # AdamW's first step moves everything by the learning rate
+    moved = [float((old - new.detach()).mean()) for old, new in zip(before, watched, strict=True)]
+    assert moved == pytest.approx([0.01 * 0.5**k for k in (4, 3, 2, 1, 0)], rel=1e-4)
+    with pytest.raises(ValueError, match="layer_decay must be in"):
+        OptimizerConfig(layer_decay=0.0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlm.data.preprocessing import channels_first, resize
+from vlm.data.random_operations import LARGEST_MAGNITUDE, apply_operations, erase
 from vlm.types import Preprocessing
 
 _ATTEMPTS = 10
@@ -26,6 +27,10 @@ class AugmentationConfig:
         flip: Chance of mirroring left and right; 0 by default, for captions say "left" and "right".
         brightness: Largest relative change of brightness, in [0, 1); 0 = off.
         contrast: Largest relative change of contrast, in [0, 1); 0 = off.
+        operations: Random operations on colours and shape, see ``vlm.data.random_operations``; 0 = off.
+        magnitude: Their mean strength, 0 to 10.
+        magnitude_std: Spread of their strength.
+        erase: Chance that a random window is replaced by noise.
     """
 
     min_scale: float = 0.5
@@ -33,12 +38,20 @@ class AugmentationConfig:
     flip: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
+    operations: int = 0
+    magnitude: float = 7.0
+    magnitude_std: float = 0.5
+    erase: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.min_scale <= 1 or self.max_aspect < 1:
             raise ValueError("expected 0 < min_scale <= 1 and max_aspect >= 1")
         if not (0 <= self.flip <= 1 and 0 <= self.brightness < 1 and 0 <= self.contrast < 1):
             raise ValueError("expected flip in [0, 1], brightness and contrast in [0, 1)")
+        if self.operations < 0 or not 0 <= self.magnitude <= LARGEST_MAGNITUDE or self.magnitude_std < 0:
+            raise ValueError("expected operations >= 0, magnitude in [0, 10] and magnitude_std >= 0")
+        if not 0 <= self.erase <= 1:
+            raise ValueError(f"expected erase in [0, 1], got {self.erase}")
 
 
 def counter_bits(seed: int, epoch: int, position: int, purpose: int, stream: int = 0) -> np.random.Philox:
@@ -58,7 +71,7 @@ def sample_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
 def augment(
     frames: npt.NDArray[np.uint8], p: Preprocessing, config: AugmentationConfig, rng: np.random.Generator
 ) -> Tensor:
-    """Crop one random window from all frames of a clip, resize it to the input size, and jitter it.
+    """Crop one random window from all frames of a clip, resize it to the input size, and change it.
 
     Args:
         frames: (t, h, w, 3) uint8 RGB.
@@ -78,10 +91,14 @@ def augment(
     top, left, height, width = _window(images.shape[2], images.shape[3], config, rng)
     crop = images[:, :, top : top + height, left : left + width]
     clip = resize(crop, p.image_size, p.image_size, kernel=p.resize, antialias=p.antialias)
+    if config.operations:
+        clip = apply_operations(clip, config.operations, config.magnitude, config.magnitude_std, rng)
     if config.flip and rng.random() < config.flip:
         clip = clip.flip(3)
     if config.brightness or config.contrast:
         clip = _jitter(clip, config, rng)
+    if config.erase and rng.random() < config.erase:
+        clip = erase(clip, p, rng)
     return clip
 
 

@@ -44,8 +44,8 @@ class ClipBatch:
         preprocessing: How they were made; `video` uses its mean and std.
         consumed: Samples of the global sequence up to the end of this batch: pass it as ``start`` to go on.
         epoch: Of the batch's first sample.
-        offset: Place of this part's first sample in the global batch.
-        global_size: Samples of the global batch, rejected ones included.
+        offset: Place of this part's first clip in the global batch.
+        global_size: Clips of the global batch, rejected ones included.
         rejected: (shard, number) of the samples that this process found unusable since the batch before.
     """
 

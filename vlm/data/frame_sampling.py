@@ -49,6 +49,83 @@ def random_frames(num_available: int, num_frames: int, rng: np.random.Generator)
     return _repeat_last(rng.integers(starts, ends), num_frames)
 
 
+def dense_frames(num_available: int, num_frames: int, stride: int, rng: np.random.Generator) -> Indices:
+    """Return every ``stride``-th frame of one random stretch (training).
+
+    Args:
+        num_available: Frames in the clip; at least 1.
+        num_frames: Frames wanted; at least 1.
+        stride: Distance of two chosen frames; at least 1.
+        rng: Source of randomness; one draw.
+
+    Returns:
+        (num_frames,) ascending indices in [0, num_available); a short clip repeats its last frame.
+
+    Raises:
+        ValueError: A count is below 1.
+
+    Source: Feichtenhofer et al. 2019, SlowFast Networks, section 3.
+    """
+    last = _last_start(num_available, num_frames, stride)
+    return _stretch(num_available, num_frames, stride, int(rng.integers(last + 1)))
+
+
+def dense_view(num_available: int, num_frames: int, stride: int, view: int, num_views: int) -> Indices:
+    """Return every ``stride``-th frame of one of several stretches that lie evenly over the clip (testing).
+
+    One stretch lies in the middle; of several the first begins and the last ends with the clip.
+
+    Returns:
+        (num_frames,) ascending indices in [0, num_available); a short clip repeats its last frame.
+
+    Raises:
+        ValueError: A count is below 1, or there is no such view.
+    """
+    _check_view(view, num_views)
+    last = _last_start(num_available, num_frames, stride)
+    start = last // 2 if num_views == 1 else last * view // (num_views - 1)
+    return _stretch(num_available, num_frames, stride, start)
+
+
+def segment_view(num_available: int, num_frames: int, view: int, num_views: int) -> Indices:
+    """Return one frame of each equal span, at (view + 1) / (num_views + 1) of it (testing of sparse models).
+
+    With T frames of n, s = (n - 1) / T: index = round(s i) + int(s / (num_views + 1) (view + 1)).
+
+    Returns:
+        (num_frames,) ascending indices in [0, num_available).
+
+    Raises:
+        ValueError: A count is below 1, or there is no such view.
+
+    Source: VideoMamba (Li et al. 2024), released testing protocol of Kinetics-400, Breakfast and COIN.
+    """
+    _check_view(view, num_views)
+    _check_counts(num_available, num_frames)
+    span = (num_available - 1) / num_frames
+    starts = np.round(span * np.arange(num_frames)).astype(np.int64)
+    return np.minimum(starts + int(span / (num_views + 1) * (view + 1)), num_available - 1)
+
+
+def shifted_view(num_available: int, num_frames: int, view: int, num_views: int) -> Indices:
+    """Return one frame of each equal span, at view / num_views of it (testing on Something-Something).
+
+    With T frames of n, s = n / T: index = int(s (i + view / num_views)).
+
+    Returns:
+        (num_frames,) ascending indices in [0, num_available).
+
+    Raises:
+        ValueError: A count is below 1, or there is no such view.
+
+    Source: VideoMAE (Tong et al. 2022), whose protocol VideoMamba's Something-Something V2 results follow.
+    """
+    _check_view(view, num_views)
+    _check_counts(num_available, num_frames)
+    span = num_available / num_frames
+    return (view * span / num_views + span * np.arange(num_frames)).astype(np.int64)
+
+
 def segment_frames(
     times_s: npt.NDArray[np.float64], start_s: float, end_s: float, num_frames: int
 ) -> Indices:
@@ -80,11 +157,32 @@ def segment_frames(
 
 def _spans(num_available: int, num_frames: int) -> tuple[Indices, Indices]:
     """Split the clip into spans of at least one frame each: [starts, ends)."""
-    if num_available < 1 or num_frames < 1:
-        raise ValueError(f"expected counts of at least 1, got {num_available} available, {num_frames} wanted")
+    _check_counts(num_available, num_frames)
     bounds = np.linspace(0, num_available, min(num_available, num_frames) + 1).astype(np.int64)
     return bounds[:-1], bounds[1:]
 
 
 def _repeat_last(indices: Indices, num_frames: int) -> Indices:
     return np.asarray(np.pad(indices, (0, num_frames - len(indices)), mode="edge"), np.int64)
+
+
+def _stretch(num_available: int, num_frames: int, stride: int, start: int) -> Indices:
+    return np.minimum(start + stride * np.arange(num_frames, dtype=np.int64), num_available - 1)
+
+
+def _last_start(num_available: int, num_frames: int, stride: int) -> int:
+    """Return where the last whole stretch begins, 0 if none fits."""
+    _check_counts(num_available, num_frames)
+    if stride < 1:
+        raise ValueError(f"expected a stride of at least 1, got {stride}")
+    return max(0, num_available - 1 - (num_frames - 1) * stride)
+
+
+def _check_counts(num_available: int, num_frames: int) -> None:
+    if num_available < 1 or num_frames < 1:
+        raise ValueError(f"expected counts of at least 1, got {num_available} available, {num_frames} wanted")
+
+
+def _check_view(view: int, num_views: int) -> None:
+    if not 0 <= view < num_views:
+        raise ValueError(f"expected a view of 0 to {num_views - 1}, got {view}")

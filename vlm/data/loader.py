@@ -14,7 +14,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ import torch
 
 from vlm.data.augmentation import AugmentationConfig, augment, sample_rng
 from vlm.data.collate import Clip, ClipBatch, stack_clips
-from vlm.data.frame_sampling import middle_frames, random_frames
+from vlm.data.frame_sampling import dense_frames, dense_view, middle_frames, random_frames
 from vlm.data.mixture import GlobalOrder
 from vlm.data.preprocessing import fit
 from vlm.data.shards.layout import write_atomically
@@ -42,8 +42,12 @@ class LoaderConfig:
         seed: Every draw follows from it.
         shuffle: Visit the samples in a new order each epoch.
         random_frames: A random frame of each span, instead of the middle one.
+        stride: Frames this far apart from one random (else the middle) stretch, instead of one of each span
+            of the whole clip; 0 = spans.
         random_caption: One caption at random, instead of the first.
         augmentation: Random changes of the pictures; None for none.
+        repeats: Clips that are made of each sample, side by side in its batch: the same frames, each clip
+            with random changes of its own.
         workers: Threads or processes that load; 0 = load in the calling thread.
         worker_kind: ``thread`` (decoding lets other threads run) or ``process`` (spawned).
         prefetch: Batches prepared ahead.
@@ -56,8 +60,10 @@ class LoaderConfig:
     seed: int = 0
     shuffle: bool = True
     random_frames: bool = True
+    stride: int = 0
     random_caption: bool = True
     augmentation: AugmentationConfig | None = None
+    repeats: int = 1
     workers: int = 2
     worker_kind: Literal["thread", "process"] = "thread"
     prefetch: int = 2
@@ -67,6 +73,8 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0 or self.prefetch < 1:
             raise ValueError("expected batch_size >= 1, workers >= 0 and prefetch >= 1")
+        if self.repeats < 1 or self.stride < 0:
+            raise ValueError("expected repeats >= 1 and stride >= 0")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction must be in [0, 1], got {self.max_bad_fraction}")
 
@@ -90,6 +98,9 @@ class _Task(NamedTuple):
 class _Failure(NamedTuple):
     reason: str
     detail: str
+
+
+_Result: TypeAlias = list[Clip] | _Failure
 
 
 class Loader:
@@ -146,7 +157,7 @@ class Loader:
         end = None if num_epochs is None else num_epochs * self.num_samples
         self._recall(start)
         ahead = self._config.prefetch if self._config.workers else 1
-        waiting: deque[tuple[int, int, list[_Task], list[Future[Clip | _Failure]]]] = deque()
+        waiting: deque[tuple[int, int, list[_Task], list[Future[_Result]]]] = deque()
         executor, run = self._start_workers()
         try:
             while True:
@@ -165,7 +176,7 @@ class Loader:
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
-    def _start_workers(self) -> tuple[Executor, Callable[[_Task], Clip | _Failure]]:
+    def _start_workers(self) -> tuple[Executor, Callable[[_Task], _Result]]:
         preparation = _Preparation(self._source, self._preprocessing, self._config)
         if self._config.workers == 0:
             return _Inline(), preparation
@@ -192,21 +203,22 @@ class Loader:
             self._order = (epoch, order)
         return _Task(epoch, position, *self._order[1][position])
 
-    def _batch(self, start: int, stop: int, tasks: list[_Task], results: list[Clip | _Failure]) -> ClipBatch:
+    def _batch(self, start: int, stop: int, tasks: list[_Task], results: list[_Result]) -> ClipBatch:
         if self._world_size > 1:  # those that heard of each other have stopped together before this
             self._check_budget()
-        clips = []
+        clips: list[Clip] = []
         for task, result in zip(tasks, results, strict=True):
             if isinstance(result, _Failure):
                 self._reject(task, result)
             else:
                 self._bad_in_a_row = 0
-                clips.append(result)
-        self.tally.seen += len(clips)
-        if self._config.fill and len(clips) < len(tasks):
-            clips = clips or [self._stand_in(tasks[-1])]
+                clips.extend(result)
+        repeats = self._config.repeats
+        self.tally.seen += len(clips) // repeats
+        if self._config.fill and len(clips) < len(tasks) * repeats:
+            clips = clips or self._stand_in(tasks[-1])
             healthy = len(clips)
-            clips = [clips[number % healthy] for number in range(len(tasks))]
+            clips = [clips[number % healthy] for number in range(len(tasks) * repeats)]
         share = self._share(start, stop)
         rejected = tuple(self._untold)
         self._untold.clear()
@@ -215,18 +227,18 @@ class Loader:
             self._preprocessing,
             consumed=stop,
             epoch=start // self.num_samples,
-            offset=share.start - start,
-            global_size=stop - start,
+            offset=(share.start - start) * repeats,
+            global_size=(stop - start) * repeats,
             rejected=rejected,
         )
 
-    def _stand_in(self, task: _Task) -> Clip:
+    def _stand_in(self, task: _Task) -> list[Clip]:
         """Return the next sample of the epoch that can be read: the same one after any stop."""
         preparation = _Preparation(self._source, self._preprocessing, self._config)
         for step in range(1, min(self.num_samples, _MOST_BAD_IN_A_ROW)):
             position = (task.position + step) % self.num_samples
             found = preparation(self._task(task.epoch * self.num_samples + position))
-            if isinstance(found, Clip):
+            if isinstance(found, list):
                 return found
         raise DataError(f"none of {self.num_samples} samples can be read", "too_many_bad")
 
@@ -293,11 +305,15 @@ class _Preparation:
     def __init__(self, source: SampleSource, preprocessing: Preprocessing, config: LoaderConfig) -> None:
         self._source, self._preprocessing, self._config = source, preprocessing, config
 
-    def __call__(self, task: _Task) -> Clip | _Failure:
+    def __call__(self, task: _Task) -> _Result:
         config, wanted = self._config, self._preprocessing.num_frames
         rng = sample_rng(config.seed, task.epoch, task.position)
 
         def choose(available: int) -> npt.NDArray[np.int64]:
+            if config.stride and config.random_frames:
+                return dense_frames(available, wanted, config.stride, rng)
+            if config.stride:
+                return dense_view(available, wanted, config.stride, 0, 1)
             if config.random_frames:
                 return random_frames(available, wanted, rng)
             return middle_frames(available, wanted)
@@ -307,17 +323,24 @@ class _Preparation:
         except DataError as error:
             return _Failure(error.reason, str(error))
         caption = int(rng.integers(len(sample.captions))) if config.random_caption else 0
-        if config.augmentation is None:
-            pixels = fit(sample.frames, self._preprocessing)
+        return [
+            Clip(
+                key=sample.key,
+                pixels=self._pixels(sample.frames, rng),
+                caption=sample.captions[caption],
+                captions=sample.captions,
+                metadata=dict(sample.metadata),
+            )
+            for _ in range(config.repeats)
+        ]
+
+    def _pixels(self, frames: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        if self._config.augmentation is None:
+            pixels = fit(frames, self._preprocessing)
         else:
-            pixels = augment(sample.frames, self._preprocessing, config.augmentation, rng)
-        return Clip(
-            key=sample.key,
-            pixels=pixels.contiguous().numpy(),
-            caption=sample.captions[caption],
-            captions=sample.captions,
-            metadata=dict(sample.metadata),
-        )
+            pixels = augment(frames, self._preprocessing, self._config.augmentation, rng)
+        result: npt.NDArray[np.uint8] = pixels.contiguous().numpy()
+        return result
 
 
 class _Inline(Executor):
@@ -339,6 +362,6 @@ def _start_process(preparation: _Preparation) -> None:
     _preparation_of_this_process = preparation
 
 
-def _run_in_process(task: _Task) -> Clip | _Failure:
+def _run_in_process(task: _Task) -> _Result:
     assert _preparation_of_this_process is not None
     return _preparation_of_this_process(task)

@@ -52,6 +52,36 @@ def fit(frames: npt.NDArray[np.uint8] | Tensor, p: Preprocessing) -> Tensor:
     return images[:, :, top : top + size, left : left + size]
 
 
+def fit_crops(frames: npt.NDArray[np.uint8] | Tensor, p: Preprocessing, number: int) -> Tensor:
+    """Resize the short side to the input size and cut squares evenly along the long side; one in the middle.
+
+    Args:
+        frames: (t, h, w, 3) uint8.
+        p: Size and kernel; the aspect is kept whatever it says.
+        number: Of the squares; at least 1.
+
+    Returns:
+        (number, t, 3, s, s) uint8, from left to right or from top to bottom.
+
+    Raises:
+        ValueError: ``frames`` has another shape or type, the kernel is unknown, or ``number`` is below 1.
+
+    Source: VideoMamba (Li et al. 2024), released testing protocol.
+    """
+    if number < 1:
+        raise ValueError(f"expected at least 1 crop, got {number}")
+    images = channels_first(frames)
+    height, width = images.shape[2:]
+    size, is_wide = p.image_size, width >= height
+    stretched = int(size * max(height, width) / min(height, width))
+    shape = (size, stretched) if is_wide else (stretched, size)
+    images = resize(images, *shape, kernel=p.resize, antialias=p.antialias)
+    spare = stretched - size
+    starts = [spare // 2] if number == 1 else [int(place * spare / (number - 1)) for place in range(number)]
+    dim = 3 if is_wide else 2
+    return torch.stack([images.narrow(dim, start, size) for start in starts])
+
+
 def channels_first(frames: npt.NDArray[np.uint8] | Tensor) -> Tensor:
     """Return (t, h, w, 3) uint8 as a (t, 3, h, w) tensor on the same memory where possible.
 

@@ -1,7 +1,8 @@
-"""Where samples come from: anything that loads one by number; here, folders of shards."""
+"""Where samples come from: anything that loads one by number; here, shards and labelled video files."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vlm.data.annotations.labels import LabelledSet
 from vlm.data.decoding import DecodeLimits, open_video
 from vlm.data.shards.layout import media_kind
 from vlm.data.shards.reader import RawSample, ShardReader
@@ -101,6 +103,46 @@ class ShardSource:
             return place
         first = entry.members[0]
         return {**place, "key": entry.key, "offset": first.offset, "blake2b": first.blake2b}
+
+
+class LabelledVideos:
+    """Video files with a class each: its name is the caption, its number ``metadata["label"]``."""
+
+    def __init__(self, data: LabelledSet, limits: DecodeLimits | None = None) -> None:
+        self._data = data
+        self._limits = limits or DecodeLimits(max_seconds=60.0)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the names and labels, not of the files."""
+        rows = zip(self._data.names, self._data.labels, strict=True)
+        return hashlib.sha256("".join(f"{label} {name}\n" for name, label in rows).encode()).hexdigest()
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """All videos, as one part."""
+        return (len(self._data.names),)
+
+    def load(self, shard: int, number: int, choose: FrameChooser) -> Sample:
+        """Decode one video.
+
+        Raises:
+            DataError: There is no such file (``missing``, ``unsafe_name``), or decoding failed.
+        """
+        path, label = self._data.paths[number], self._data.labels[number]
+        if path is None:
+            raise DataError(f"{self._data.names[number]}: no such video", self._data.reasons[number])
+        video = open_video(path, self._limits)
+        return Sample(
+            key=self._data.names[number],
+            frames=video.read(choose(video.info.num_frames)),
+            captions=(self._data.classes[label],),
+            metadata={"label": label},
+        )
+
+    def locate(self, shard: int, number: int) -> dict[str, Any]:
+        """Return the name of a video."""
+        return {"video": self._data.names[number]}
 
 
 def parse_facts(raw: RawSample) -> dict[str, Any]:

@@ -14,7 +14,13 @@ from numpy.typing import ArrayLike
 from vlm.assets import asset
 from vlm.config import load_config
 from vlm.errors import InvalidInput
-from vlm.metrics import Interval, bootstrap_mean, bootstrap_median, bootstrap_ratio
+from vlm.metrics import (
+    Interval,
+    bootstrap_class_mean,
+    bootstrap_mean,
+    bootstrap_median,
+    bootstrap_ratio,
+)
 
 _FOLDER = "eval/protocols"
 
@@ -33,6 +39,10 @@ class BootstrapSettings:
     def mean(self, values: ArrayLike, groups: ArrayLike, *, bounds: bool = True) -> Interval:
         """Return ``bootstrap_mean`` with these settings."""
         return bootstrap_mean(values, groups, resamples=self.resamples, seed=self.seed, bounds=bounds)
+
+    def class_mean(self, values: ArrayLike, classes: ArrayLike, groups: ArrayLike) -> Interval:
+        """Return ``bootstrap_class_mean`` with these settings."""
+        return bootstrap_class_mean(values, classes, groups, resamples=self.resamples, seed=self.seed)
 
     def median(self, values: ArrayLike, groups: ArrayLike) -> Interval:
         """Return ``bootstrap_median`` with these settings."""

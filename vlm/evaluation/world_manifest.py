@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlm import world
+from vlm.data.annotations.labels import LabelledSet
 from vlm.errors import InvalidInput
 from vlm.evaluation.card import file_sha256
 from vlm.evaluation.dataset import EvaluationSet
@@ -84,6 +85,39 @@ def read_world_questions(manifest: Path, videos: Path) -> QuestionSet:
         questions=questions,
         annotations_sha256=file_sha256(manifest),
     )
+
+
+def read_world_labels(manifest: Path, videos: Path, choice: str) -> tuple[LabelledSet, tuple[int, ...]]:
+    """Read the clips of a world in which a single thing happens, with their classes.
+
+    Args:
+        manifest: ``manifest.jsonl``, one clip a line.
+        videos: Folder that the clips' file names are relative to.
+        choice: A key of ``vlm.world.ACTIONS``.
+
+    Returns:
+        The clips that have a class, and one label for each clip and its twin.
+
+    Raises:
+        InvalidInput: The manifest is missing or empty, a line is no clip of this world, or none has a class.
+    """
+    rows = list(read_manifest(manifest))
+    groups = _groups(_twins([row["id"] for row in rows], [row["twin_id"] for row in rows], manifest))
+    named = [
+        (row, group, world.action(row["scene"], choice)) for row, group in zip(rows, groups, strict=True)
+    ]
+    kept = [(row, int(group), name) for row, group, name in named if name is not None]
+    if not kept:
+        raise InvalidInput(f"{manifest}: in no clip a single thing happens that has a {choice}")
+    paths = [videos / row["file"] for row, _, _ in kept]
+    data = LabelledSet(
+        names=tuple(row["id"] for row, _, _ in kept),
+        paths=tuple(path if path.is_file() else None for path in paths),
+        reasons=tuple("" if path.is_file() else "missing" for path in paths),
+        labels=tuple(world.ACTIONS[choice].index(name) for _, _, name in kept),
+        classes=world.ACTIONS[choice],
+    )
+    return data, tuple(group for _, group, _ in kept)
 
 
 def read_manifest(manifest: Path) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from vlm.metrics.answering import choice_accuracy, choice_chance
 from vlm.metrics.bootstrap import (
     Interval,
+    bootstrap_class_mean,
     bootstrap_mean,
     bootstrap_median,
     bootstrap_ratio,
@@ -24,6 +25,7 @@ __all__ = [
     "Positives",
     "RankCounts",
     "TwinScores",
+    "bootstrap_class_mean",
     "bootstrap_mean",
     "bootstrap_median",
     "bootstrap_ratio",

@@ -69,6 +69,39 @@ def bootstrap_ratio(
     return Interval(value, *_percentiles(samples))
 
 
+def bootstrap_class_mean(
+    values: ArrayLike, classes: ArrayLike, groups: ArrayLike, *, resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """Return the mean over classes of the mean of each one's ``values``, with its interval over groups.
+
+    A class that a sample does not hold is left out of that sample's mean.
+
+    Args:
+        values: One outcome a video; (videos,).
+        classes: Which class each is of, any integer labels; (videos,).
+        groups: What is resampled together, any integer labels; (videos,).
+        resamples: Number of bootstrap samples.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: As ``bootstrap_mean``.
+    """
+    outcomes, owners = _checked(values, groups)
+    _, kinds = _checked(values, classes)
+    shape = int(owners.max()) + 1, int(kinds.max()) + 1
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (owners, kinds), outcomes)
+    np.add.at(counts, (owners, kinds), 1.0)
+    means = []
+    for weights in _weights(shape[0], resamples, seed):
+        below = weights @ counts
+        held = below > 0
+        ratios = np.divide(weights @ sums, below, out=np.zeros_like(below), where=held)
+        means.append(ratios.sum(axis=1) / held.sum(axis=1))
+    value = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())
+    return Interval(value, *_percentiles(np.concatenate(means)))
+
+
 def bootstrap_median(
     values: ArrayLike, groups: ArrayLike, *, resamples: int = 1000, seed: int = 0
 ) -> Interval:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -32,15 +32,21 @@ class ClassifierConfig:
         vision: Sizes of the encoder.
         num_classes: Rows of the head.
         dropout: Rate in front of the head.
+        class_names: What each row stands for; empty if nobody said.
     """
 
     vision: VideoMambaConfig = field(default_factory=_without_pool_norm)
     num_classes: int = 400
     dropout: float = 0.0
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        if self.class_names and len(set(self.class_names)) != self.num_classes:
+            raise ValueError(
+                f"expected {self.num_classes} different class_names, got {len(set(self.class_names))}"
+            )
 
 
 class EncoderModel(VideoModel):
@@ -95,8 +101,9 @@ class Classifier(EncoderModel):
         domain: str = "open",
         capabilities: Collection[str] | None = None,
     ) -> None:
+        usual = replace(preprocessing_of(config.vision), resize="bilinear", keep_aspect=True)
         super().__init__(
-            config, preprocessing=preprocessing, name=name, domain=domain, capabilities=capabilities
+            config, preprocessing=preprocessing or usual, name=name, domain=domain, capabilities=capabilities
         )
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.vision.width, config.num_classes)

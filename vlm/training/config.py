@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from vlm.data.augmentation import AugmentationConfig
 from vlm.models.video_text_model import VideoTextConfig
+from vlm.training.classification.config import ClassificationConfig
 from vlm.training.objective import LossesConfig
 from vlm.training.reports.boards import BoardName
 from vlm.training.schedule import Curve, OptimizerConfig, check_curve
@@ -136,9 +137,11 @@ class RunConfig:
 class ValidationConfig:
     """Evaluation in the course of training, on held-out clips of the world and their reversed twins.
 
+    A classifier is evaluated on labelled clips of the world, or on all of ``classification.files.val``.
+
     Attributes:
         every: Updates between two evaluations; 0 = never.
-        clips: Scenes; each comes with its reversed twin.
+        clips: Scenes; each comes with its reversed twin, unless it has a label.
         seed: Which scenes; the same in every run that is to be compared.
         best: The metric whose best evaluation is kept as ``RUN/best``; the last model is ``RUN/model``.
     """
@@ -146,7 +149,7 @@ class ValidationConfig:
     every: int = 250
     clips: int = 64
     seed: int = 0
-    best: Literal["r1", "r5", "pair_r1", "direction"] = "r1"
+    best: Literal["r1", "r5", "pair_r1", "direction", "top1", "top5", "mean_class"] = "r1"
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.clips < 2:
@@ -197,6 +200,7 @@ class TrainingConfig:
         model: Sizes of the model.
         data: Where clips come from.
         losses: What is learned from them.
+        classification: Labels and their loss, if a classifier is trained instead of a video-text model.
         optimizer: AdamW and its schedule.
         train: The loop's own numbers.
         evaluation: Evaluation in the course of training.
@@ -211,6 +215,7 @@ class TrainingConfig:
     model: VideoTextConfig = field(default_factory=VideoTextConfig)
     data: DataConfig = field(default_factory=DataConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
+    classification: ClassificationConfig | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: RunConfig = field(default_factory=RunConfig)
     evaluation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -218,6 +223,15 @@ class TrainingConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
+        is_metric = self.evaluation.best in ("top1", "top5", "mean_class")
+        if self.evaluation.every and is_metric != (self.classification is not None):
+            raise ValueError(
+                "evaluation.best must be top1, top5 or mean_class for a classifier, and r1, r5, pair_r1 or "
+                f"direction for other models, got {self.evaluation.best}"
+            )
+        if self.classification is not None:
+            self._check_classification(self.classification)
+            return
         if not (self.losses.use_text or self.losses.use_video):
             raise ValueError("losses: at least one weight must be above 0")
         if self.evaluation.every and not self.losses.use_text:
@@ -225,13 +239,24 @@ class TrainingConfig:
                 "evaluation.every must be 0 where no loss reads text: there is nothing to search"
             )
         if self.train.init_from is None and (self.data.source == "world" or self.evaluation.every):
-            try:
-                sample_frames(self.model.vision.num_frames)
-            except ValueError as error:
-                raise ValueError(
-                    f"model.vision.num_frames: clips of the digit world do not fit: {error}; change it, or "
-                    "set data.source: shards and evaluation.every: 0"
-                ) from error
+            self._check_world("data.source: shards and evaluation.every: 0")
+
+    def _check_classification(self, classification: ClassificationConfig) -> None:
+        if self.evaluation.every and not classification.can_evaluate:
+            raise ValueError("evaluation.every must be 0 where classification.files.val names no videos")
+        if self.train.text_from is not None:
+            raise ValueError("train.text_from: a classifier reads no text")
+        if classification.source == "world":
+            self._check_world("classification.source: files")
+
+    def _check_world(self, otherwise: str) -> None:
+        try:
+            sample_frames(self.model.vision.num_frames)
+        except ValueError as error:
+            raise ValueError(
+                f"model.vision.num_frames: clips of the digit world do not fit: {error}; change it, or "
+                f"set {otherwise}"
+            ) from error
 
 
 # what may differ between a run and its continuation: nothing that changes what is learned

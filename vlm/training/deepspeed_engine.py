@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vlm import distributed
 from vlm.errors import ConfigError, MissingExtra
+from vlm.training.schedule import set_learning_rate
 
 # what TrainingConfig decides; a DeepSpeed file that says it too would win or lose in silence
 _OURS = (
@@ -79,8 +80,7 @@ class DeepSpeedEngine:
 
     def update(self, loss: Tensor, learning_rate: float) -> float:
         """Differentiate, average over processes, clip and step; return the gradient norm before clipping."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._optimizer, learning_rate)
         self._engine.backward(loss)
         norm: Any = None
         if not self._zero:  # stage 0 neither reports the norm nor clips by one that can be read

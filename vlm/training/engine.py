@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vlm import distributed
 from vlm.training.checkpoint import load_tensors, save_tensors
+from vlm.training.schedule import set_learning_rate
 
 _STATE = "engine.pt"
 
@@ -59,8 +60,7 @@ class PlainEngine:
 
     def update(self, loss: Tensor, learning_rate: float) -> float:
         """Differentiate, average over processes, clip and step; return the gradient norm before clipping."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._average_gradients()

@@ -41,7 +41,7 @@ from vlm.training.setup import (
     prepare_process,
 )
 from vlm.training.sources import open_source
-from vlm.training.validation import Validation
+from vlm.training.validation import make_validation
 
 _AVERAGE = "average.pt"
 _ENVIRONMENT = "environment.json"
@@ -67,10 +67,7 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
     state = build(config, run, device)
     done = state.restore() if resume else 0
     last, evaluation = config.train.max_steps, config.evaluation
-    validation = None
-    if evaluation.every and done < last:
-        assert isinstance(state.model, VideoTextModel), "a config without text has no evaluation"
-        validation = Validation(config, state.model)
+    validation = make_validation(config, state.model) if evaluation.every and done < last else None
     clock = _Clock(config.train.batch_size)
     best = best_value(run / "metrics.jsonl", f"val/{evaluation.best}", done)
     with (
@@ -239,7 +236,7 @@ def _mean_over_processes(losses: dict[str, Tensor], signal_number: int) -> dict[
 def _report(
     tracker: Tracker | None, bar: Any, clock: _Clock, done: int, values: dict[str, float], every: int
 ) -> None:
-    evaluated = "val/r1" in values
+    evaluated = any(name.startswith("val/") for name in values)
     if tracker is None:
         return
     if done % every == 0 or evaluated:

@@ -14,11 +14,14 @@ from torch import nn
 from vlm import distributed
 from vlm.errors import ConfigError
 from vlm.losses.masked_language import MaskingRule
-from vlm.models.classifier import EncoderConfig, EncoderModel
+from vlm.models.classifier import Classifier, EncoderConfig, EncoderModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.models.weights import load_model
 from vlm.models.weights.bert import load_bert
 from vlm.text import Tokenizer, build_tokenizer
+from vlm.training.classification import setup as classification
+from vlm.training.classification.config import ClassificationConfig
+from vlm.training.classification.objective import ClassificationObjective
 from vlm.training.config import TrainingConfig
 from vlm.training.engine import Engine, PlainEngine
 from vlm.training.objective import MaskedLanguageConfig, Objective, step_seed
@@ -58,7 +61,7 @@ def make_tokenizer(config: TrainingConfig) -> Tokenizer | None:
 
     None for a run whose losses read no text.
     """
-    if not config.losses.use_text:
+    if config.classification is not None or not config.losses.use_text:
         return None
     if config.tokenizer == "world":
         from vlm.world import vocabulary
@@ -84,6 +87,8 @@ def make_model(
     Raises:
         ConfigError: ``train.init_from`` has no video encoder, or one of other sizes.
     """
+    if config.classification is not None:
+        return _make_classifier(config, config.classification).to(device).train()
     start = None if config.train.init_from is None else load_model(config.train.init_from, device="cpu")
     wanted = VideoTextModel if config.losses.use_text else EncoderModel
     if type(start) is wanted:
@@ -108,6 +113,25 @@ def make_model(
         load_bert(model.text_encoder, config.train.text_from)
     freeze(model, config.train.freeze)
     return model.to(device).train()
+
+
+def _make_classifier(config: TrainingConfig, settings: ClassificationConfig) -> Classifier:
+    """Return a classifier; a model to start from is resized to its frames and size, an image's inflated."""
+    vision, source, start = config.model.vision, config.train.init_from, None
+    if source is not None:
+        start = load_model(source, device="cpu", num_frames=vision.num_frames, image_size=vision.image_size)
+    model = classification.make_classifier(
+        settings, vision, start, seed=config.seed, name=config.name, domain=config.domain
+    )
+    if isinstance(start, VideoTextModel | EncoderModel):
+        take_encoder(model, start, str(source))
+    elif start is not None:
+        raise ConfigError(
+            f"train.init_from: expected a model with a video encoder, got {type(start).__name__} "
+            f"from {source}"
+        )
+    freeze(model, config.train.freeze)
+    return model
 
 
 def _new_model(config: TrainingConfig, tokenizer: Tokenizer | None) -> VideoTextModel | EncoderModel:
@@ -153,13 +177,24 @@ def abilities(config: TrainingConfig) -> frozenset[str]:
     return frozenset(able)
 
 
-def make_objective(config: TrainingConfig, model: VideoTextModel | EncoderModel) -> Objective:
+def make_objective(
+    config: TrainingConfig, model: VideoTextModel | EncoderModel
+) -> Objective | ClassificationObjective:
     """Wrap the model with its losses and their teachers.
 
     Raises:
         ConfigError: A loss needs a part that the model or its teacher does not have.
         InvalidInput: A teacher does not exist, or does not fit.
     """
+    if isinstance(model, Classifier):
+        assert config.classification is not None
+        return classification.make_objective(
+            config.classification,
+            model,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            autocast=config.train.precision == "bf16",
+        )
     masking = None
     if is_ever_positive(config.losses.masked_language.weight):
         if not config.model.text.has_language_head:
@@ -204,7 +239,7 @@ def masking_rule(config: MaskedLanguageConfig, tokenizer: Tokenizer) -> MaskingR
     )
 
 
-def make_engine(config: TrainingConfig, objective: Objective, device: torch.device) -> Engine:
+def make_engine(config: TrainingConfig, objective: nn.Module, device: torch.device) -> Engine:
     """Return the engine that updates the objective's weights."""
     optimizer = make_optimizer(objective, config.optimizer)
     if config.engine.name == "plain":

@@ -1,6 +1,8 @@
-"""Retrieval in the course of training: held-out clips of the digit world and their reversed twins."""
+"""Evaluation in the course of training: retrieval of held-out clips of the digit world, or accuracy."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,12 +11,30 @@ from torch import Tensor
 from vlm import distributed
 from vlm.metrics.retrieval import Positives, rank_scores
 from vlm.metrics.twins import pair_positives, twin_scores
+from vlm.models.classifier import Classifier
+from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
+from vlm.training.classification.validation import ClassificationValidation
 from vlm.training.config import TrainingConfig
 from vlm.training.sources.world import render_clip, to_input
 from vlm.world import caption, gallery, truth_matrix
 
 _ROWS_AT_ONCE = 32
+
+
+class Evaluates(Protocol):
+    """What the loop needs of an evaluation."""
+
+    def run(self) -> dict[str, float]:
+        """Return the model's metrics, the same in every process."""
+
+
+def make_validation(config: TrainingConfig, model: VideoModel) -> Evaluates:
+    """Return the evaluation for the kind of model that a config trains."""
+    if isinstance(model, Classifier):
+        return ClassificationValidation(config, model)
+    assert isinstance(model, VideoTextModel), "a config without text has no evaluation"
+    return Validation(config, model)
 
 
 class Validation:

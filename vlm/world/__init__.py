@@ -6,7 +6,7 @@ coin, so that a clip and its reversed twin are equally likely. NumPy only, excep
 """
 
 from vlm.world.captions import Template, caption, templates
-from vlm.world.facts import Facts, facts, is_true, truth_matrix
+from vlm.world.facts import ACTIONS, Facts, action, facts, is_true, truth_matrix
 from vlm.world.questions import Question, questions, vocabulary
 from vlm.world.render import render, sample_frames
 from vlm.world.sampling import gallery, sample_scene
@@ -15,6 +15,7 @@ from vlm.world.splits import SPLITS
 from vlm.world.twins import has_twin, recast, twin, variants
 
 __all__ = [
+    "ACTIONS",
     "FPS",
     "NUM_FRAMES",
     "SPLITS",
@@ -22,6 +23,7 @@ __all__ = [
     "Question",
     "Scene",
     "Template",
+    "action",
     "caption",
     "facts",
     "gallery",

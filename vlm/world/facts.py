@@ -221,3 +221,33 @@ def _bloom(items: Facts) -> int:
         if item[0] in ("has", "do"):
             bits |= 1 << (zlib.crc32(repr(item).encode()) & 63)
     return bits
+
+
+# what a clip with a single event can be sorted by: name of the choice -> its classes, in their order
+ACTIONS: dict[str, tuple[str, ...]] = {
+    "direction": ("left", "right", "up", "down"),
+    "action": (
+        "move left", "move right", "move up", "move down", "zigzag left", "zigzag right", "circle clockwise",
+        "circle counterclockwise", "spin clockwise", "spin counterclockwise", "bounce", "blink", "swap",
+    ),
+}  # fmt: skip
+
+
+def action(scene: Scene, choice: str) -> str | None:
+    """Return the class of what happens in a scene; None if other than one thing happens, or it has no class.
+
+    Args:
+        scene: A clip, forwards or backwards.
+        choice: ``direction`` sorts movements by where they go, ``action`` single events by what happens.
+
+    Raises:
+        ValueError: There is no such choice.
+    """
+    if choice not in ACTIONS:
+        raise ValueError(f"choice must be one of {', '.join(ACTIONS)}, got {choice!r}")
+    if len(scene.events) != 1:
+        return None
+    (event,) = scene.timeline
+    if choice == "direction":
+        return event.direction if event.kind in KINDS_WITH_WAY else None
+    return event.kind if event.direction is None else f"{event.kind} {event.direction}"

@@ -7,7 +7,11 @@ from typing import Any
 
 from vlm.evaluation.card import DIRECTIONS, Card
 
-_TITLES = {"query_to_item": "text to video", "item_to_query": "video to text"}
+_TITLES = {
+    "query_to_item": "text to video",
+    "item_to_query": "video to text",
+    "video_to_class": "video to class",
+}
 
 
 def render_card(card: Card) -> str:
@@ -15,6 +19,8 @@ def render_card(card: Card) -> str:
     protocol, model = card["protocol"], card["model"]
     if "multiple_choice" in card["results"]:
         return _render_choices(card)
+    if "classification" in card["results"]:
+        return _render_classes(card)
     lines = [
         f"protocol {protocol['name']} v{protocol['version']}: {protocol['num_queries']} queries, "
         f"{protocol['num_items']} items; model {model.get('name', 'scores')}",
@@ -71,6 +77,29 @@ def _render_choices(card: Card) -> str:
         f"questions, {protocol['num_items']} clips; model {model['name']}"
     )
     return "\n".join([head, "", *_aligned(rows), *_notes(card)])
+
+
+def _render_classes(card: Card) -> str:
+    protocol, model, results = card["protocol"], card["model"], card["results"]
+    columns = list(results["classification"])
+    blocks = {
+        f"{protocol['views']} views": results["classification"],
+        "one view": results["single_view"],
+        "guessing": card["chance"],
+    }
+    if protocol["views"] == 1:
+        del blocks["1 views"]
+    rows = [[title, *(_cell(name, block.get(name)) for name in columns)] for title, block in blocks.items()]
+    head = (
+        f"protocol {protocol['name']} v{protocol['version']}, classification: {protocol['num_items']} videos "
+        f"of {protocol['num_classes']} classes, {protocol['frames']} frames, {protocol['clips']} clips x "
+        f"{protocol['crops']} crops; model {model['name']}"
+    )
+    mistakes = [
+        f"taken for another: {row['class']} for {row['taken_for']}, {row['num_videos']} videos"
+        for row in card["confusions"][:3]
+    ]
+    return "\n".join([head, "", *_aligned([["", *columns], *rows]), "", *mistakes, *_notes(card)]).rstrip()
 
 
 def _rows(card: Card) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -11,14 +11,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vlm.models.video_model import VideoModel
+from vlm.training.classification.objective import LabelledBatch
 from vlm.training.config import TrainingConfig
 from vlm.types import Batch
 
 
 def open_source(
     config: TrainingConfig, model: VideoModel, done: int, run: Path | None = None
-) -> AbstractContextManager[Iterator[Batch]]:
-    """Open the source that ``config.data`` names.
+) -> AbstractContextManager[Iterator[Batch] | Iterator[LabelledBatch]]:
+    """Open the source that ``config.data`` names, or that of ``config.classification``.
 
     Args:
         config: The run's config.
@@ -30,6 +31,10 @@ def open_source(
         A context that yields an iterator over this process's part of the batches ``done``, ``done + 1``, ...,
         on the model's device; leaving it stops the workers.
     """
+    if config.classification is not None:
+        from vlm.training.classification.sources import open_labelled
+
+        return open_labelled(config, model, done, run)
     if config.data.source == "world":
         from vlm.training.sources.world import open_world
 

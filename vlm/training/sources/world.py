@@ -74,7 +74,7 @@ def open_world(config: TrainingConfig, model: VideoModel, done: int) -> Iterator
         if workers
         else None,  # a forked process must not run a model's threads
         prefetch_factor=config.data.prefetch if workers else None,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
     )
     iterator = iter(loader)
     try:
@@ -229,7 +229,7 @@ def _tokenizer(text: str) -> Tokenizer:
     return Tokenizer.from_json(text)
 
 
-def _ignore_signals(_worker: int) -> None:
+def ignore_signals(_worker: int) -> None:
     """Leave Ctrl-C and termination to the training process, which saves and then stops its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,64 @@
+"""Measure a classifier on labelled videos, several views of each averaged; write a card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from vlm.evaluation import render_card, write_card
+
+_EXAMPLE = (
+    "vlm eval classification --protocol k400 --annotations val.csv --videos DIR --model runs/k400/model "
+    "--out card.json"
+)
+
+
+def main(argv: list[str]) -> int:
+    """Test the classifier, print accuracies, write the card."""
+    parser = argparse.ArgumentParser(
+        prog="vlm eval classification", description=__doc__, epilog=f"example: {_EXAMPLE}"
+    )
+    add = parser.add_argument
+    add("--protocol", required=True, metavar="NAME", help="a name of `vlm eval list`")
+    add("--annotations", required=True, type=Path, metavar="FILE", help="labels of the videos")
+    add("--videos", required=True, type=Path, metavar="DIR", help="folder of the videos")
+    add("--classes", type=Path, metavar="FILE", help="names of the classes, if the model does not say them")
+    add("--model", required=True, metavar="SOURCE", help="a model folder, file or name")
+    add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
+    add("--batch-size", type=int, default=16, metavar="N", help="views scored at once")
+    add("--workers", type=int, default=2, metavar="N", help="threads that decode ahead")
+    add("--bf16", action="store_true", help="matrix products in bf16")
+    add("--set", action="append", default=[], metavar="KEY=VALUE",
+        help="change the protocol (the card says so), as in --set clips=1")  # fmt: skip
+    add("--allow-missing", action="store_true", help="leave unreadable videos out and list them in the card")
+    add("--out", type=Path, metavar="CARD.json", help="where to write the card")
+    add("--json", action="store_true", help="print the card instead of a table")
+    arguments = parser.parse_args(argv)
+    from vlm.evaluation.classification.launch import classify_source  # needs torch, which --help does not
+    from vlm.evaluation.classification.runner import ScoringOptions
+
+    card = classify_source(
+        arguments.model,
+        arguments.protocol,
+        arguments.annotations,
+        arguments.videos,
+        classes=arguments.classes,
+        overrides=tuple(arguments.set),
+        device=arguments.device,
+        options=ScoringOptions(
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            allow_missing=arguments.allow_missing,
+            autocast=arguments.bf16,
+        ),
+    )
+    if arguments.out:
+        write_card(card, arguments.out)
+    print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

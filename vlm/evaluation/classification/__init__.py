@@ -1,0 +1,1 @@
+"""Testing of classifiers: several views of each video, averaged; one card."""

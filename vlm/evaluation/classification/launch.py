@@ -1,0 +1,70 @@
+"""From what a user names (model, protocol, labels, videos) to a card of a classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlm.data.annotations.labels import read_classes, read_labelled
+from vlm.errors import InvalidInput
+from vlm.evaluation.card import Card, file_sha256
+from vlm.evaluation.classification.protocol import ClassificationProtocol, load_classification_protocol
+from vlm.evaluation.classification.runner import ScoringOptions, VideoClasses, evaluate_classifier
+from vlm.evaluation.classification.views import load_views
+from vlm.evaluation.world_manifest import read_world_labels
+from vlm.models import load_model
+from vlm.models.classifier import Classifier
+
+
+def classify_source(
+    source: str,
+    protocol_name: str,
+    annotations: Path,
+    videos: Path,
+    *,
+    classes: Path | None = None,
+    overrides: tuple[str, ...] = (),
+    device: str = "auto",
+    options: ScoringOptions | None = None,
+) -> Card:
+    """Test a classifier that is named rather than given.
+
+    Args:
+        source: What ``load_model`` takes.
+        protocol_name: A name of ``vlm eval list``.
+        annotations: The labels, in the protocol's layout.
+        videos: Folder of the videos.
+        classes: File with the names of the classes; None takes those that the model knows.
+        overrides: ``key=value`` changes to the protocol; the card says what was measured.
+        device: Where the model runs.
+        options: How to run.
+
+    Raises:
+        CapabilityError: The model is no classifier.
+        InvalidInput: Protocol, labels, videos or model cannot be used.
+        UsageError: An override is not written as it should be.
+    """
+    protocol = load_classification_protocol(protocol_name, overrides)
+    if not videos.is_dir():
+        raise InvalidInput(f"{videos}: no such folder of videos")
+    model = load_model(source, device=device)
+    model.require("classify")
+    assert isinstance(model, Classifier), "no other kind can classify"
+    names = model.config.class_names if classes is None else read_classes(classes)
+    test = read_test_set(protocol, annotations, videos, names or None)
+    return evaluate_classifier(model, test, protocol, load_views, source=source, options=options)
+
+
+def read_test_set(
+    protocol: ClassificationProtocol, annotations: Path, videos: Path, classes: tuple[str, ...] | None
+) -> VideoClasses:
+    """Read labels in the layout that a protocol names.
+
+    Raises:
+        InvalidInput: They are missing, or not in that layout.
+    """
+    if protocol.layout == "world":
+        data, groups = read_world_labels(annotations, videos, protocol.label)
+        return VideoClasses(data=data, groups=groups, annotations_sha256=file_sha256(annotations))
+    data = read_labelled(annotations, videos, layout=protocol.layout, part=protocol.part, classes=classes)
+    digest = "" if annotations.is_dir() else file_sha256(annotations)
+    return VideoClasses(data=data, groups=tuple(range(len(data.names))), annotations_sha256=digest)

@@ -1,0 +1,84 @@
+"""How a classifier is tested, pinned in a file: which views of which videos, and which measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vlm.assets import asset
+from vlm.config import load_config
+from vlm.data.annotations.labels import LabelLayout
+from vlm.errors import InvalidInput
+from vlm.evaluation.protocol import BootstrapSettings
+
+_FOLDER = "eval/protocols/classification"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassificationProtocol:
+    """One way of testing; two cards may be compared only if theirs are equal, field by field.
+
+    Attributes:
+        name: What ``--protocol`` says; equals the file's name.
+        version: Raised with every change of meaning.
+        summary: One line for ``vlm eval list``.
+        layout: How the labels are written, see ``vlm.data.annotations.labels``; ``world`` is the manifest of
+            ``vlm data world``.
+        part: Part of the labels that is meant, where a file holds several.
+        label: What is a class in the world: ``direction`` or ``action``.
+        clips: Views of a video in time.
+        crops: Views in space: squares that lie evenly along the long side, the short side being resized to
+            the model's input; one lies in the middle.
+        sampling: Frames of a view: ``segments``: one of each equal span, at (view + 1) / (clips + 1) of it;
+            ``shifted``: the same at view / clips; ``middle``: as in training, for one clip; ``dense``: every
+            ``stride``-th of one stretch.
+        stride: Frames between two, if ``dense``.
+        top: The k of top-k accuracy; those that exceed the number of classes are left out.
+        bootstrap: How intervals are drawn.
+    """
+
+    name: str
+    version: int
+    summary: str
+    layout: LabelLayout | Literal["world"] = "auto"
+    part: str | None = None
+    label: Literal["direction", "action"] = "direction"
+    clips: int = 1
+    crops: int = 1
+    sampling: Literal["segments", "shifted", "middle", "dense"] = "segments"
+    stride: int = 4
+    top: tuple[int, ...] = (1, 5)
+    bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
+
+    def __post_init__(self) -> None:
+        if min(self.clips, self.crops, self.stride, *self.top) < 1 or 1 not in self.top:
+            raise ValueError("clips, crops, stride and top must be at least 1, and 1 among top")
+        if self.sampling == "middle" and self.clips > 1:
+            raise ValueError(f"sampling 'middle' gives one clip, got clips {self.clips}; use 'segments'")
+
+
+def load_classification_protocol(name: str, overrides: tuple[str, ...] = ()) -> ClassificationProtocol:
+    """Read a protocol by the name that ``vlm eval list`` shows.
+
+    Raises:
+        InvalidInput: There is no such protocol, or its file is not valid.
+        UsageError: An override is not valid.
+    """
+    known = classification_protocol_files()
+    if name not in known:
+        raise InvalidInput(
+            f"no protocol {name!r} for classification; expected one of {', '.join(known)} "
+            "(see: vlm eval list)"
+        )
+    protocol = load_config(ClassificationProtocol, known[name], overrides)
+    if protocol.name != name:
+        raise InvalidInput(
+            f"{known[name]}: name is {protocol.name!r}, expected {name!r} as the file is called"
+        )
+    return protocol
+
+
+def classification_protocol_files() -> dict[str, Path]:
+    """Return name → file of every shipped protocol, sorted by name."""
+    return {path.stem: path for path in sorted(asset(_FOLDER).glob("*.yaml"))}

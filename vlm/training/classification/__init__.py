@@ -1,0 +1,1 @@
+"""Training of video classifiers: labels instead of captions, in the same loop."""

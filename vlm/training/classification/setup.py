@@ -1,0 +1,140 @@
+"""From a config to a classifier: its classes, and where its weights come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import torch
+
+from vlm import distributed
+from vlm.data.annotations.labels import LabelledSet, read_labelled
+from vlm.errors import ConfigError
+from vlm.models.classifier import Classifier, ClassifierConfig
+from vlm.models.video_mamba import VideoMambaConfig
+from vlm.models.video_model import VideoModel
+from vlm.training.classification.config import ClassificationConfig
+from vlm.training.classification.objective import ClassificationObjective
+from vlm.training.objective import step_seed
+from vlm.types import Preprocessing
+from vlm.world import ACTIONS
+
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+def read_set(config: ClassificationConfig, which: str) -> LabelledSet:
+    """Read the videos to learn from (``train``) or to evaluate with (``val``), by the same classes.
+
+    Raises:
+        DataError: The labels cannot be read, or a class to evaluate is none of those that are learned.
+    """
+    files = config.files
+    train = read_labelled(
+        files.train, files.videos, layout=files.layout, part=files.train_part, classes=files.classes
+    )
+    if which == "train":
+        return train
+    assert files.val is not None
+    return read_labelled(
+        files.val, files.videos, layout=files.layout, part=files.val_part, classes=train.classes
+    )
+
+
+def read_classes(config: ClassificationConfig) -> tuple[str, ...]:
+    """Return the names of the classes to learn.
+
+    Raises:
+        ConfigError: Clips would be mirrored although a class names a side.
+        DataError: The labels cannot be read.
+    """
+    if config.source == "world":
+        return ACTIONS[config.world.label]
+    classes = read_set(config, "train").classes
+    augmentation = config.files.augmentation
+    sided = next((name for name in classes if _SIDE.search(name)), None)
+    if sided is not None and augmentation is not None and augmentation.flip > 0:
+        raise ConfigError(
+            f"classification.files.augmentation.flip is {augmentation.flip}, but mirrored clips of the class "
+            f"{sided!r} would be labelled wrongly; set it to 0"
+        )
+    return classes
+
+
+def make_classifier(
+    config: ClassificationConfig,
+    vision: VideoMambaConfig,
+    start: VideoModel | None,
+    *,
+    seed: int,
+    name: str,
+    domain: str,
+) -> Classifier:
+    """Return a classifier on the CPU, with random weights but for a head that is kept.
+
+    Args:
+        config: Its classes and head.
+        vision: Sizes of its encoder.
+        start: The model that its encoder's weights will come from; its statistics of colours are taken over.
+        seed: Of the random weights.
+        name: The model's short name.
+        domain: What it knows.
+
+    Raises:
+        ConfigError: The head is to be kept and ``start`` has none for these classes.
+    """
+    classes = read_classes(config)
+    torch.manual_seed(step_seed(seed, 0, 0))
+    model = Classifier(
+        ClassifierConfig(
+            vision=dataclasses.replace(vision, pool_norm=False, alignment_width=0),
+            num_classes=len(classes),
+            dropout=config.dropout,
+            class_names=() if classes == tuple(map(str, range(len(classes)))) else classes,
+        ),
+        preprocessing=dataclasses.replace(
+            Preprocessing() if start is None else start.preprocessing,
+            num_frames=vision.num_frames,
+            image_size=vision.image_size,
+            resize="bilinear",
+            keep_aspect=True,
+        ),
+        name=name,
+        domain=domain,
+    )
+    if config.head == "keep":
+        _keep_head(model, start)
+    return model
+
+
+def _keep_head(model: Classifier, start: VideoModel | None) -> None:
+    names, size = model.config.class_names, model.config.num_classes
+    if not isinstance(start, Classifier) or start.config.num_classes != size:
+        got = f"one of {start.config.num_classes}" if isinstance(start, Classifier) else "none"
+        raise ConfigError(
+            f"classification.head is 'keep': expected train.init_from to be a classifier of {size} "
+            f"classes, got {got}; set it to 'new'"
+        )
+    if start.config.class_names and names and start.config.class_names != names:
+        raise ConfigError(
+            "classification.head is 'keep', but train.init_from has other classes, or in another order"
+        )
+    model.head.load_state_dict(start.head.state_dict())
+
+
+def make_objective(
+    config: ClassificationConfig, model: Classifier, *, batch_size: int, seed: int, autocast: bool
+) -> ClassificationObjective:
+    """Wrap a classifier with its loss.
+
+    Raises:
+        ConfigError: Repeats or pairs do not fit into a process's part of the batch.
+    """
+    own = batch_size // distributed.world_size()
+    unit = config.repeats * (2 if config.mixing.is_on else 1)
+    if own % unit:
+        raise ConfigError(
+            f"train.batch_size gives each process {own} clips, expected a multiple of {unit}: "
+            f"{config.repeats} repeats of a video"
+            + (", videos mixed in pairs" if config.mixing.is_on else "")
+        )
+    return ClassificationObjective(model, config, seed=seed, autocast=autocast)
