@@ -243,6 +243,16 @@ def test_folders_that_do_not_fit(sets, folders, media, message):
         open_corpora(corpora(sets, other=wanted))
 
 
+def test_a_batch_is_shared_evenly_by_all_processes(sets, monkeypatch):
+    from vlm import distributed
+    from vlm.training.sources.shards import open_corpora
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    open_corpora(corpora(sets, other={"folders": (str(sets / "few"),), "batch_size": 8}))
+    with pytest.raises(ConfigError, match="corpora.other.batch_size 6 is not a multiple of the 4 processes"):
+        open_corpora(corpora(sets, other={"folders": (str(sets / "few"),), "batch_size": 6}))
+
+
 def test_an_empty_corpus_is_named(sets, mixed, tmp_path):
     from dataclasses import replace
 
