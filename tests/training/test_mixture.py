@@ -144,6 +144,22 @@ def test_equal_ids_of_two_folders_are_two_videos(sets, mixed):
     assert batch.corpus == ""
 
 
+def test_templates_are_read_and_leave_the_truth_as_it_is(mixed):
+    plain, model = take(mixed(), 8)
+    worded, _ = take(mixed("data.shards.corpora.pictures.templates=['the {} here']"), 8)
+    longer = 0
+    for one, other in zip(plain, worded, strict=True):
+        assert torch.equal(one.positives, other.positives) and torch.equal(one.video, other.video)
+        assert (one.corpus == "pictures") != torch.equal(one.text.input_ids, other.text.input_ids)
+        longer += other.text.input_ids.shape[1] == one.text.input_ids.shape[1] + 2
+    assert longer == 2
+    the, here = model.tokenize(["the"]).input_ids[0, 1], model.tokenize(["here"]).input_ids[0, 1]
+    (first, *_) = [batch.text for batch in worded if batch.corpus == "pictures"]
+    assert (first.input_ids[:, 1] == the).all()
+    ends = first.attention_mask.sum(dim=1) - 2
+    assert (first.input_ids.gather(1, ends[:, None]) == here).all()
+
+
 def test_pictures_know_nothing_of_time(mixed):
     """No picture reads the table of times, every video does; a video that stands still is no picture."""
     batches, model = take(mixed(), 8)
