@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from gpu.problems import Load, loads, normal
+from gpu.problems import Load, loads, normal, single_clips
 from gpu.session import Figures, Session
 from torch import Tensor
 
@@ -20,8 +20,9 @@ def built(session: Session, load: Load, depth: int | None = None) -> VideoMamba:
     side = 32 if session.is_small else 224
     depth = 1 if session.is_small else depth
     settings = {"num_frames": load.frames, "image_size": side} | ({"depth": depth} if depth else {})
+    # drawn there, which is quicker; what does not ask where it is made is moved
     with torch.device(session.device.place):
-        return VideoMamba(sized(load.size.model, **settings))
+        return VideoMamba(sized(load.size.model, **settings)).to(session.device.place)
 
 
 def block(session: Session) -> Figures:
@@ -129,10 +130,10 @@ def _inferred(encode: VideoMamba | GraphedEncoder, clips: Tensor) -> Tensor:
 def graphs(session: Session) -> Figures:
     """Replay recorded encoders of one clip beside the encoder as it is."""
     rows: Figures = {}
-    for load in session.shared_out([each for each in loads(session) if each.batch == 1]):
+    for load in session.shared_out(single_clips(session)):
         model = built(session, load).eval()
         video = _video(session, load)
-        graphed = GraphedEncoder(model)
+        graphed = GraphedEncoder(model, largest_stream=1 << 40)  # to see where it stops to pay
 
         with session.serving(session.ours):
             _inferred(graphed, video + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,15 @@ def loads(session: Session) -> list[Load]:
             key = f"{name} B{batch} T{frames}"
             found.append(Load(key, size, 1 if session.is_small else batch, frames, length))
     return found
+
+
+def single_clips(session: Session) -> list[Load]:
+    """Return every size with one clip of every number of frames."""
+    found: dict[str, Load] = {}
+    for load in loads(session):
+        key = f"{load.key.split()[0]} B1 T{load.frames}"
+        found[key] = replace(load, key=key, batch=1)
+    return list(found.values())
 
 
 def normal(session: Session, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

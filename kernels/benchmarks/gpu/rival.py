@@ -14,8 +14,9 @@ from gpu.session import Figures, Session
 
 from vlm.models.mamba_block import MambaBlock
 
-# it rounds delta to bf16, which ours does not
-LIMIT = 2e-2
+# It rounds delta to bf16, which ours does not, and sums of gradients magnify that. Whoever is nearer to the
+# truth, this only asks whether both compute the same.
+OUTPUT_LIMIT, GRADIENT_LIMIT = 2e-2, 1e-1
 
 
 def admit(session: Session) -> Figures:
@@ -52,6 +53,8 @@ def _reason_against(session: Session, folder: Path) -> str:
             found.append([out.detach(), *gradients])
     except (ImportError, RuntimeError) as error:
         return f"built, but not to be used: {type(error).__name__}: {error}"
-    difference = relative_error(found[1], [x.double() for x in found[0]])
-    print(f"official: differs from ours by {difference:.1e} in a block", flush=True)
-    return "" if difference < LIMIT else f"built, but its numbers differ from ours by {difference:.1e}"
+    ours = [x.double() for x in found[0]]
+    output, gradient = (relative_error(found[1][part], ours[part]) for part in (slice(1), slice(1, None)))
+    text = f"numbers differ from ours by {output:.1e}, gradients by {gradient:.1e}"
+    print(f"official: its {text}", flush=True)
+    return "" if output < OUTPUT_LIMIT and gradient < GRADIENT_LIMIT else f"built, but its {text}"

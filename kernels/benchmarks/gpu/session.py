@@ -28,6 +28,7 @@ class Session:
         seconds: Least time spent on one measurement.
         is_small: Tiny sizes, to see that the program runs.
         is_right: Whether every number so far was right; ratios are worth nothing otherwise.
+        is_broken: Whether something of ours could not be measured that should have been.
         build: What makes the published extensions, if their sources are at hand.
         copy_bytes_per_s: What the device copies, reading and writing together; 0 if it was not measured.
     """
@@ -50,6 +51,7 @@ class Session:
         self.seconds = seconds
         self.is_small = is_small
         self.is_right = True
+        self.is_broken = False
         self.build = build
         self.copy_bytes_per_s = 0.0
         self._last = self._end = time.perf_counter() + budget_s
@@ -92,11 +94,11 @@ class Session:
                 figures: Figures = dict(self.device.time_ms(run, self.seconds))
                 return figures
         except torch.OutOfMemoryError:
+            self.is_broken |= name == self.ours
             self.device.release()
             return {"error": "out of memory"}
         except (KernelError, RuntimeError) as error:
-            if name == self.ours:
-                raise
+            self.is_broken |= name == self.ours
             return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
     def compared(self, title: str, runs: dict[str, Callable[[], object]]) -> Figures:
