@@ -119,6 +119,7 @@ def emulated(run, part, gpu, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # most of it compiles
 def test_emulated_kernels_are_proved(emulated, gpu):
     found, _ = emulated("correctness")
     assert set(found["bf16"]) == {"bi_scan", "conv2", "add_rms_norm"}
