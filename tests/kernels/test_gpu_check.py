@@ -451,6 +451,17 @@ def test_launches_are_what_a_profile_says_of_the_gpu(part, monkeypatch):
     assert device.launches(lambda: None) == ["vlm_scan_forward"] * 2
 
 
+def test_a_gpu_that_must_not_be_profiled_still_gives_the_hosts_time(part, session, monkeypatch):
+    def refused(*_, **__):
+        raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
+
+    monkeypatch.setattr(part("device"), "profile", refused)
+    made = session("chunked")
+    found = part("launches").launches(made)
+    assert made.is_broken and found["host_us"]["conv2"] > 0
+    assert found["block_forward"] == {"error": "CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"}
+
+
 def test_the_gpus_own_paths_of_sections(part, session, monkeypatch):
     """What only a GPU reaches: compiling beforehand, and the bare launch."""
     made = session("cuda")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PLACES = 196
 # clips, frames of 224 x 224
 LOADS = ((64, 8), (8, 64), (1, 64))
+# numbers that the host draws quickly
+_FEW = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +78,14 @@ def single_clips(session: Session) -> list[Load]:
 
 
 def normal(session: Session, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return numbers drawn in fp32 and rounded."""
-    return torch.randn(shape, device=session.device.place).to(dtype)
+    """Return numbers drawn in fp32 and rounded; few are the same on every device."""
+    place = torch.device("cpu") if math.prod(shape) <= _FEW else session.device.place
+    return torch.randn(shape, device=place).to(dtype).to(session.device.place)
 
 
 def segments(session: Session, batch: int, length: int) -> Tensor:
     """Return numbers (b, l) of segments, some ten steps each."""
-    return (torch.rand(batch, length, device=session.device.place) < 0.1).cumsum(1, dtype=torch.int32)
+    return (torch.rand(batch, length) < 0.1).cumsum(1, dtype=torch.int32).to(session.device.place)
 
 
 def scan_arguments(
