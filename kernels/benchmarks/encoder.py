@@ -64,13 +64,13 @@ def main(argv: list[str] | None = None) -> int:
         results["features_relative_difference"] = error
         for threads in arguments.threads:
             torch.set_num_threads(threads)
-            row = by_turns(model, video, arguments.turns)
-            row["shares"] = shares(model, video)
-            results["threads"][str(threads)] = row
-            parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in row["shares"].items())
+            row, own = by_turns(model, video, arguments.turns), shares(model, video)
+            results["threads"][str(threads)] = {**row, "shares": own}
+            parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in own.items())
             print(
                 f"{threads} threads: C++ {row['cpu_ms']:.0f} ms of processor time, chunked "
-                f"{row['chunked_ms']:.0f} ms, {row['ratio']:.1f} x (wall {row['wall_ratio']:.1f} x); {parts}"
+                f"{row['chunked_ms']:.0f} ms, {row['ratio']:.1f} x (wall {row['wall_ratio']:.1f} x); {parts}",
+                flush=True,
             )
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")
