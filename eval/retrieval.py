@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="change the protocol (the card says so)",
     )
-    add("--allow-missing", action="store_true", help="leave unreadable clips out and list them in the card")
+    add("--allow-missing", nargs="?", type=int, const=True, default=False, metavar="N",
+        help="leave unreadable clips out and list them in the card; with N: at most so many")  # fmt: skip
     add("--out", type=Path, metavar="CARD.json", help="where to write the card")
     add("--json", action="store_true", help="print the card instead of a table")
     return parser

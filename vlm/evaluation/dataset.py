@@ -30,7 +30,8 @@ class EvaluationSet:
         twin_of: Column of each clip's reversed twin, -1 without one; (items,) int64.
         tiers: Name of the kind of each query, for the table by tier; (queries,) or empty.
         oracles: Name → scores (queries, items) of whoever knows only a part of the truth.
-        annotations_sha256: Of the annotation file.
+        annotations_sha256: Of the annotation file, or of its content where several layouts hold the same.
+        annotation_files: Name → sha256 of each file that was read, where there are several layouts.
         missing: Clips that were left out, each with its reason.
     """
 
@@ -44,6 +45,7 @@ class EvaluationSet:
     tiers: tuple[str, ...] = ()
     oracles: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     annotations_sha256: str = ""
+    annotation_files: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[tuple[str, str], ...] = field(default=())
 
     def without(self, rejected: Sequence[tuple[int, str]]) -> EvaluationSet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlm.errors import DataError, InvalidInput
+from vlm.models import VideoTextModel
 from vlm.progress import progress_bar
-from vlm.types import Preprocessing, VideoTextEncoder
+from vlm.text.tokenizer import TruncationWarning
+from vlm.types import Preprocessing, TokenBatch, VideoTextEncoder
 
 Floats = NDArray[np.float32]
 Loader = Callable[[Path, Preprocessing], Tensor]
 Variant = Callable[[Tensor, int], Tensor]
 _IN_MEMORY_BYTES = 2**30
+_ENDLESS = 10**6
 
 
 @dataclass(slots=True)
@@ -36,12 +40,16 @@ class VideoSet:
 
 @dataclass(slots=True)
 class TextSet:
-    """Encoded captions: ``embeddings`` (texts, e); ``tokens`` (l, d) of each, without trailing padding."""
+    """Encoded captions: ``embeddings`` (texts, e); ``tokens`` (l, d) of each, without trailing padding.
+
+    ``num_truncated`` counts those that were cut; None where the model does not say how it cuts.
+    """
 
     embeddings: Floats
     tokens: list[Floats]
     masks: list[NDArray[np.int64]]
     seconds: float
+    num_truncated: int | None = None
 
 
 def encode_videos(
@@ -85,24 +93,49 @@ def encode_videos(
     return result
 
 
-def encode_texts(model: VideoTextEncoder, texts: Sequence[str], *, batch_size: int = 64) -> TextSet:
+def encode_texts(
+    model: VideoTextEncoder, texts: Sequence[str], *, batch_size: int = 64, max_tokens: int | None = None
+) -> TextSet:
     """Encode captions.
+
+    Args:
+        model: Anything with the interface of ``VideoTextEncoder``.
+        texts: At least one.
+        batch_size: Captions encoded at once.
+        max_tokens: Where a model with BERT's tokenizer cuts them; its own limit by default.
 
     Raises:
         InvalidInput: The model's output is not finite.
     """
     embeddings, tokens, masks = [], [], []
+    num_truncated: int | None = None
     began = time.perf_counter()
     with progress_bar(len(texts), "captions", "caption") as bar, torch.inference_mode():
         for start in range(0, len(texts), batch_size):
-            features = model.encode_text(list(texts[start : start + batch_size]))
+            batch, num_cut = _cut(model, list(texts[start : start + batch_size]), max_tokens)
+            num_truncated = num_cut if num_truncated is None or num_cut is None else num_truncated + num_cut
+            features = model.encode_text(batch)
             embeddings.append(_array(features.embedding, "caption", range(start, len(texts))))
             for row, mask in zip(_array(features.tokens), features.mask.cpu().numpy(), strict=True):
                 length = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 1
                 tokens.append(row[:length].copy())
                 masks.append(mask[:length].astype(np.int64))
             bar.update(len(embeddings[-1]))
-    return TextSet(np.concatenate(embeddings), tokens, masks, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return TextSet(np.concatenate(embeddings), tokens, masks, seconds, num_truncated)
+
+
+def _cut(
+    model: VideoTextEncoder, texts: list[str], max_tokens: int | None
+) -> tuple[list[str] | TokenBatch, int | None]:
+    """Return texts as tokens where the model has a tokenizer, and how many of them were cut."""
+    if not isinstance(model, VideoTextModel):
+        return texts, None
+    limit = min(max_tokens or model.config.text.max_positions, model.config.text.max_positions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # counted instead, and in the card
+        lengths = model.tokenizer(texts, max_tokens=_ENDLESS).attention_mask.sum(dim=1)
+        return model.tokenize(texts, limit), int((lengths > limit).sum())
 
 
 def similarity(texts: Floats, videos: Floats) -> Floats:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vlm.errors import CapabilityError, InvalidInput
+from vlm.evaluation.benchmarks.description import describe_published
 from vlm.evaluation.card import FORMAT, Card, sections
 from vlm.evaluation.compare import differing_fields
 from vlm.evaluation.dataset import EvaluationSet
@@ -42,13 +43,13 @@ class RunOptions:
     Attributes:
         batch_size: Clips encoded at once.
         pair_batch_size: Pairs that the matching head scores at once.
-        allow_missing: Leave unreadable clips out (and list them) instead of failing.
+        allow_missing: Leave unreadable clips out (and list them) instead of failing; a number allows so many.
         test_time_controls: Also encode every clip with shuffled frames and with its first frame only.
     """
 
     batch_size: int = 16
     pair_batch_size: int = 64
-    allow_missing: bool = False
+    allow_missing: bool | int = False
     test_time_controls: bool = True
 
 
@@ -109,7 +110,9 @@ def evaluate_model(
         "ceilings": sections.ceilings(run.data, recall_at, bootstrap),
         "controls": _test_time_controls(run, protocol),
         "invariance": _invariance(run),
-        "data": sections.data_section(len(data.paths), run.data, model),
+        "data": sections.data_section(len(data.paths), run.data, model, run.texts.num_truncated),
+        "deviations": [] if protocol.input is None else protocol.input.deviations(model.preprocessing),
+        "published": [describe_published(entry, protocol.num_trials) for entry in protocol.published],
         "environment": sections.environment(str(model.device), torch.get_num_threads()),
         "per_query": run.outcomes.per_query(),
     }
@@ -140,7 +143,7 @@ def _run(
     load_seconds = time.perf_counter() - began - videos.seconds
     if videos.rejected:
         data, videos = _leave_out(data, videos, options)
-    texts = encode_texts(model, data.queries)
+    texts = encode_texts(model, data.queries, max_tokens=protocol.text_tokens)
     scores = similarity(texts.embeddings, videos.embeddings[""])
     outcomes = embedding_outcomes(scores, data, protocol.bootstrap)
     if rerank and videos.tokens is not None:
@@ -154,9 +157,14 @@ def _run(
     return _Run(data, videos, texts, outcomes, scores, load_seconds, controls)
 
 
+def is_allowed(num_missing: int, allowed: bool | int) -> bool:
+    """Whether so many clips may be missing: none, all, or at most a number."""
+    return allowed is True or num_missing <= int(allowed)
+
+
 def _leave_out(data: EvaluationSet, videos: VideoSet, options: RunOptions) -> tuple[EvaluationSet, VideoSet]:
     rejected = videos.rejected
-    if not options.allow_missing:
+    if not is_allowed(len(rejected), options.allow_missing):
         shown = "; ".join(f"{data.paths[clip]}: {reason}" for clip, reason in rejected[:3])
         more = f" and {len(rejected) - 3} more" if len(rejected) > 3 else ""
         raise InvalidInput(

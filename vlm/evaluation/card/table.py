@@ -135,6 +135,9 @@ def _notes(card: Card) -> list[str]:
         for name, control in card.get("controls", {}).items()
         if control.get("verdict")
     ]
+    notes += [f"published: {line}" for line in card.get("published", [])]
+    if card.get("deviations"):
+        notes.append(f"input unlike that of the published numbers: {'; '.join(card['deviations'])}")
     missing = card.get("data", {}).get("missing", [])
     if missing:
         notes.append(f"{len(missing)} clips missing or unreadable, left out; they are listed in the card")
