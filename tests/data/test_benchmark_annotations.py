@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,7 +93,7 @@ def test_the_advice_for_a_pickle_works(tmp_path, monkeypatch):
     with pytest.raises(DataError) as caught:
         read_captions(AnnotationFiles(tmp_path), ["raw-captions.json"])
     code = str(caught.value).partition('python -c "')[2].partition('"')[0]
-    exec(code)
+    subprocess.run([sys.executable, "-c", code], check=True)
     assert captions(tmp_path / "raw-captions.json") == {("-a_1_2",): ("a cat", "cats")}
 
 
@@ -155,8 +157,9 @@ def test_a_list_with_unknown_or_repeated_videos(folder, tmp_path):
 
 @pytest.mark.parametrize(
     "value",
-    [{}, [], [1], 3, [{"video": "a"}], {"a": 3}, {"a": {"text": []}}, {"a": [[1]]}, [{"video": "a", "caption": ""}],
-     {"videos": [], "sentences": [{}]}, {"annotations": [{"image_id": 3}]}, {"format": "vlm-annotations/1"}],
+    [{}, [], [1], 3, [{"video": "a"}], {"a": 3}, {"a": {"text": []}}, {"a": [[1]]},
+     [{"video": "a", "caption": ""}], {"videos": [], "sentences": [{}]},
+     {"annotations": [{"image_id": 3}]}, {"format": "vlm-annotations/1"}],
 )  # fmt: skip
 def test_what_is_of_no_layout(tmp_path, value):
     (tmp_path / "x.json").write_text(json.dumps(value))

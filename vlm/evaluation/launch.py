@@ -150,8 +150,8 @@ def _check_present(data: EvaluationSet, allow_missing: bool | int) -> None:
         more = ", ..." if len(absent) > 3 else ""
         raise InvalidInput(
             f"{len(absent)} of {len(data.paths)} clips cannot be read: they are missing "
-            f"({', '.join(absent[:3])}{more}); a smaller gallery gives higher scores, so nothing was measured; "
-            "--allow-missing N leaves at most N out and lists them"
+            f"({', '.join(absent[:3])}{more}); a smaller gallery gives higher scores, so nothing was "
+            "measured; --allow-missing N leaves at most N out and lists them"
         )
 
 
