@@ -145,10 +145,15 @@ class Protocol:
 
     @property
     def num_trials(self) -> int | None:
-        """How many queries or questions the published shares are of; None if the protocol does not say."""
+        """How many trials a published share is of; None if the protocol does not say.
+
+        Of several queries of one video only one counts, since they succeed and fail together.
+        """
         if self.expected is None:
             return None
-        return self.expected.queries or self.expected.questions or self.expected.moments
+        expected = self.expected
+        counts = (expected.queries or expected.questions or expected.moments, expected.videos)
+        return min((count for count in counts if count), default=None)
 
 
 def load_protocol(name: str, overrides: tuple[str, ...] = ()) -> Protocol:
