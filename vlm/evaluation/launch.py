@@ -15,19 +15,20 @@ from vlm.errors import InvalidInput, UsageError
 from vlm.evaluation.benchmarks.reading import read_choice_set, read_retrieval_set
 from vlm.evaluation.card import Card, read_card
 from vlm.evaluation.dataset import EvaluationSet
+from vlm.evaluation.encoders.shards import ShardTask, run_in_processes
+from vlm.evaluation.encoders.sources import is_features, open_encoder
 from vlm.evaluation.protocol import Protocol, load_protocol, require_task
 from vlm.evaluation.questions import evaluate_choices
 from vlm.evaluation.runner import RunOptions, evaluate_model, is_allowed
 from vlm.evaluation.world_manifest import read_world, read_world_questions
-from vlm.models import load_model
 from vlm.types import Preprocessing, VideoTextEncoder
 
 
 def evaluate_source(
-    source: str,
+    source: str | VideoTextEncoder,
     protocol_name: str,
     annotations: Path,
-    videos: Path,
+    videos: Path | None,
     *,
     controls: Sequence[str] = (),
     overrides: tuple[str, ...] = (),
@@ -35,20 +36,24 @@ def evaluate_source(
     batch_size: int = 16,
     allow_missing: bool | int = False,
     test_time_controls: bool = True,
+    cache: Path | None = None,
+    processes: int = 1,
 ) -> Card:
-    """Evaluate a model that is named rather than given.
+    """Evaluate a model, by its name or given, on files that are named.
 
     Args:
-        source: What ``load_model`` takes.
+        source: What ``load_model`` takes, a file of features, or a model, see ``open_encoder``.
         protocol_name: A name of ``vlm eval list``.
-        annotations: The protocol's annotation file.
-        videos: Folder of the clips.
+        annotations: The protocol's annotation file, or the folder of all.
+        videos: Folder of the clips; None with a file of features.
         controls: ``NAME=SOURCE`` or ``NAME=card.json`` of models trained with the same budget.
         overrides: ``key=value`` changes to the protocol; the card says what was measured.
         device: Where the models run.
         batch_size: Clips encoded at once.
         allow_missing: Leave unreadable clips out, and list them; a number allows so many.
         test_time_controls: Also measure shuffled frames and the first frame only.
+        cache: Folder in which the features of videos are kept from run to run.
+        processes: How many encode videos at once, into the cache.
 
     Raises:
         InvalidInput: Protocol, annotations, videos or model cannot be used.
@@ -58,19 +63,37 @@ def evaluate_source(
     require_task(protocol, "retrieval")
     named = [_named_control(control) for control in controls]
     data = read_annotations(protocol, annotations, videos)
-    _check_present(data, allow_missing)
+    if not is_features(source):
+        _check_present(data, allow_missing)
+    options = RunOptions(
+        batch_size=batch_size, allow_missing=allow_missing, test_time_controls=test_time_controls, cache=cache
+    )
+    if processes > 1:
+        if cache is None or videos is None or not isinstance(source, str):
+            raise UsageError("several processes encode into a cache, a model that is named: --cache DIR")
+        run_in_processes(
+            ShardTask(
+                source=source,
+                protocol=protocol_name,
+                annotations=annotations,
+                videos=videos,
+                overrides=overrides,
+                device=device,
+                options=options,
+            ),
+            processes,
+        )
     loaded: dict[str, VideoTextEncoder | Card] = {}
     for name, place in named:
-        loaded[name] = read_card(Path(place)) if place.endswith(".json") else _load(place, protocol, device)
+        is_card = place.endswith(".json")
+        loaded[name] = read_card(Path(place)) if is_card else open_encoder(place, protocol.frames, device)
     return evaluate_model(
-        _load(source, protocol, device),
+        open_encoder(source, protocol.frames, device),
         data,
         protocol,
         partial(load_clip, trim_s=protocol.trim_s),
-        source=source,
-        options=RunOptions(
-            batch_size=batch_size, allow_missing=allow_missing, test_time_controls=test_time_controls
-        ),
+        source=source if isinstance(source, str) else "",
+        options=options,
         controls=loaded,
     )
 
@@ -97,20 +120,21 @@ def ask_source(
         data = read_world_questions(annotations, videos)
     else:
         data = read_choice_set(protocol, annotations, videos)
-    model = _load(source, protocol, device)
+    model = open_encoder(source, protocol.frames, device)
     load = partial(load_clip, trim_s=protocol.trim_s)
     return evaluate_choices(model, data, protocol, load, source=source, allow_missing=allow_missing)
 
 
-def read_annotations(protocol: Protocol, annotations: Path, videos: Path) -> EvaluationSet:
-    """Read the annotations in the layout that the protocol names.
+def read_annotations(protocol: Protocol, annotations: Path, videos: Path | None) -> EvaluationSet:
+    """Read the annotations in the layout that the protocol names; ``videos`` None if none will be opened.
 
     Raises:
         InvalidInput: A file or folder is missing, or the annotations are not in that layout.
     """
-    _check_folder(videos)
+    if videos is not None:
+        _check_folder(videos)
     if protocol.layout == "world":
-        return read_world(annotations, videos, protocol)
+        return read_world(annotations, videos or Path(), protocol)
     return read_retrieval_set(protocol, annotations, videos)
 
 
@@ -132,11 +156,6 @@ def load_clip(path: Path, preprocessing: Preprocessing, trim_s: float | None = N
             seen = max(1, min(seen, int(trim_s * video.info.fps)))
         frames = video.read(middle_frames(seen, preprocessing.num_frames))
     return preprocess(frames, preprocessing)
-
-
-def _load(source: str, protocol: Protocol, device: str) -> VideoTextEncoder:
-    """Return a model that takes as many frames as the protocol says, where it says so."""
-    return load_model(source, device=device, num_frames=protocol.frames)
 
 
 def _check_present(data: EvaluationSet, allow_missing: bool | int) -> None:

@@ -55,7 +55,7 @@ def measuring_command(
 
 
 def describe_classes(protocol: ClassificationProtocol) -> list[str]:
-    """Return lines on where a classification protocol's files come from, their terms, and published numbers."""
+    """Return lines on the files of a classification protocol, their terms, and on published numbers."""
     lines = [f"{protocol.name} v{protocol.version}: {protocol.summary}"]
     if protocol.origin is not None:
         lines += describe_origin(protocol.origin)

@@ -63,7 +63,10 @@ def model_section(model: VideoTextEncoder, source: str) -> dict[str, Any]:
         "domain": model.domain,
         "capabilities": sorted(model.capabilities),
         "fingerprint": model.fingerprint,
-        "preprocessing": to_dict(model.preprocessing),
+        # of stored features only the number of frames is known
+        "preprocessing": {"num_frames": model.preprocessing.num_frames}
+        if model.kind == "features"
+        else to_dict(model.preprocessing),
     }
 
 
