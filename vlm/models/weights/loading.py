@@ -36,10 +36,10 @@ def load_model(
 
     Args:
         source: A model folder, a training checkpoint that contains one as ``model/``, a name that
-            ``vlm models list`` shows, a published VideoMamba file, ``hf:owner/repo[/file][@revision]`` (one of
-            these, or CLIP or SigLIP as transformers saves them) or ``open_clip:<arch>/<pretrained>``. A name
-            goes before an equally spelt path (write ``./demo``). Nothing is downloaded: what is not on this
-            machine is an error with the command that fetches it.
+            ``vlm models list`` shows, a published VideoMamba file, ``hf:owner/repo[/file][@revision]`` (one
+            of these, or CLIP or SigLIP as transformers saves them) or ``open_clip:<arch>/<pretrained>``. A
+            name goes before an equally spelt path (write ``./demo``). Nothing is downloaded: what is not on
+            this machine is an error with the command that fetches it.
         device: ``auto`` takes a GPU if there is one.
         dtype: Type of matrix products and activations; None = fp32, also for files in bf16. Decay rates, skip
             weights, step biases, norms and the residual stream stay fp32.
