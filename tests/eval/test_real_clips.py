@@ -68,7 +68,7 @@ def test_a_random_model_is_at_chance_on_real_clips(clips, untrained, tmp_path):
 
 
 def test_a_paragraph_benchmark_on_its_real_clips(clips, untrained, tmp_path, capsys):
-    """Two clips of ActivityNet under its own protocol, 4 frames instead of 8; and its refusal without --set."""
+    """Two clips of ActivityNet under its own protocol, with 4 frames; and its refusal without --set."""
     annotations = clips.parent / "annotations" / "mini" / "anet_captions_mini.json"
     if not annotations.is_file():
         pytest.skip(f"no {annotations}")
