@@ -84,6 +84,7 @@ class Protocol:
             is true.
         recall_at: The k of R@k.
         rerank_k: How many candidates the matching head scores for each query; 0 = none.
+        minimal_pairs: Also ask, of each clip of a world, about captions that differ in one thing.
         sampling: How frames are chosen from a clip; ``middle`` of equal spans.
         frames: How many; None leaves it to the model.
         trim_s: Only this many seconds from the start are seen; None = all.
@@ -112,6 +113,7 @@ class Protocol:
     positives: Literal["all-true", "strict", "same-text"] = "strict"
     recall_at: tuple[int, ...] = (1, 5, 10, 50)
     rerank_k: int = 0
+    minimal_pairs: bool = False
     sampling: Literal["middle"] = "middle"
     frames: int | None = None
     trim_s: float | None = None
@@ -135,6 +137,8 @@ class Protocol:
             )
         if (self.frames is not None and self.frames < 1) or (self.trim_s is not None and self.trim_s <= 0):
             raise ValueError(f"frames and trim_s must be positive, got {self.frames} and {self.trim_s}")
+        if self.minimal_pairs and self.layout != "world":
+            raise ValueError("minimal pairs are made of scenes, so only a world has them")
         if self.text_tokens is not None and self.text_tokens < 3:
             raise ValueError(f"text_tokens must be at least 3, got {self.text_tokens}")
         if (self.positives == "all-true") != (self.layout == "world") and self.positives != "strict":

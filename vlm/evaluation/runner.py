@@ -31,6 +31,7 @@ from vlm.evaluation.features import (
     similarity,
 )
 from vlm.evaluation.outcomes import Outcomes, embedding_outcomes, twin_chance
+from vlm.evaluation.pairs.minimal import measure_pairs
 from vlm.evaluation.protocol import Protocol
 from vlm.evaluation.rerank import add_matching
 from vlm.metrics import Positives, rank_scores
@@ -109,6 +110,7 @@ def evaluate_model(
         "model": sections.model_section(model, source),
         "results": run.outcomes.results(recall_at, bootstrap),
         "twins": run.outcomes.twins,
+        "minimal_pairs": _minimal_pairs(model, run, protocol, options),
         "tiers": sections.tiers(run.data, run.outcomes, bootstrap),
         "ties": run.outcomes.ties(),
         "candidates_cut_in_ties": run.outcomes.cut_ties,
@@ -211,6 +213,15 @@ def _leave_out(data: EvaluationSet, videos: VideoSet, options: RunOptions) -> tu
             videos.tokens[place] = videos.tokens[clip]
         videos.tokens = videos.tokens[: len(keep)]
     return data.without(rejected), videos
+
+
+def _minimal_pairs(
+    model: VideoTextEncoder, run: _Run, protocol: Protocol, options: RunOptions
+) -> dict[str, Any]:
+    if isinstance(model, StoredFeatures):  # has no features of texts that nobody asked for
+        return {}
+    sizes = {"pair_batch_size": options.pair_batch_size, "memory_bytes": options.memory_bytes}
+    return measure_pairs(model, run.data, run.videos, run.texts, protocol, **sizes)
 
 
 def _deviations(model: VideoTextEncoder, protocol: Protocol) -> list[str]:

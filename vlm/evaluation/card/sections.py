@@ -33,6 +33,7 @@ _DESCRIPTIVE = (
     "origin",
     "published",
     "input",
+    "minimal_pairs",
     "freeze",
 )
 
