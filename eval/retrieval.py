@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--protocol", metavar="NAME", help="a name of `vlm eval list`")
     add("--annotations", type=Path, metavar="FILE", help="the protocol's annotation file")
     add("--videos", type=Path, metavar="DIR", help="folder of the clips")
-    add("--model", metavar="SOURCE", help="a model folder, file or name (see: vlm models list)")
+    add("--model", metavar="SOURCE", 
+        help="a model folder, file or name (see: vlm models list), hf:OWNER/REPO, open_clip:ARCH/WEIGHTS, or "
+        "features:FILE.npz, whose layout vlm/evaluation/encoders/stored.py describes")  # fmt: skip
     add("--control", action="append", default=[], metavar="NAME=SOURCE|CARD.json",
         help="a model trained with the same budget, or its card, to print beside; repeatable")  # fmt: skip
     add("--no-test-time-controls", action="store_true", help="skip shuffled frames and first frame only")

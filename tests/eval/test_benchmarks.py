@@ -110,3 +110,18 @@ def test_other_tasks_are_refused(fixtures, tmp_path, capsys):
 def test_counts_that_are_not_expected_are_not_compared():
     assert Counts(videos=2).differences(Counts(videos=2, queries=7)) == []
     assert Counts(queries=3).differences(Counts(videos=2)) == ["queries: expected 3, found None"]
+
+
+def test_multiple_choice_from_files_to_card(world_folder, model_folder, tmp_path, capsys):
+    """Clips of the digit world in the layout of MSRVTT-MC: asked, counted, and at chance for random weights."""
+    rows = [json.loads(line) for line in (world_folder / "manifest.jsonl").read_text().splitlines()][:6]
+    texts = [row["caption"] for row in rows]
+    asked = [
+        {"video": row["file"], "caption": texts[place:] + texts[:place], "answer": 0}
+        for place, row in enumerate(rows)
+    ]
+    (tmp_path / "mc.json").write_text(json.dumps(asked))
+    arguments = ["eval", "qa", "--protocol", "msrvtt-mc", "--annotations", str(tmp_path / "mc.json")]
+    arguments += ["--videos", str(world_folder), "--model", str(model_folder)]
+    assert main(arguments) == 4
+    assert "questions: expected 2990, found 6" in capsys.readouterr().err

@@ -69,20 +69,8 @@ def evaluate_source(
         batch_size=batch_size, allow_missing=allow_missing, test_time_controls=test_time_controls, cache=cache
     )
     if processes > 1:
-        if cache is None or videos is None or not isinstance(source, str):
-            raise UsageError("several processes encode into a cache, a model that is named: --cache DIR")
-        run_in_processes(
-            ShardTask(
-                source=source,
-                protocol=protocol_name,
-                annotations=annotations,
-                videos=videos,
-                overrides=overrides,
-                device=device,
-                options=options,
-            ),
-            processes,
-        )
+        task = _shard_task(source, protocol_name, annotations, videos, overrides, device, options)
+        run_in_processes(task, processes)
     loaded: dict[str, VideoTextEncoder | Card] = {}
     for name, place in named:
         is_card = place.endswith(".json")
@@ -156,6 +144,28 @@ def load_clip(path: Path, preprocessing: Preprocessing, trim_s: float | None = N
             seen = max(1, min(seen, int(trim_s * video.info.fps)))
         frames = video.read(middle_frames(seen, preprocessing.num_frames))
     return preprocess(frames, preprocessing)
+
+
+def _shard_task(
+    source: str | VideoTextEncoder,
+    protocol: str,
+    annotations: Path,
+    videos: Path | None,
+    overrides: tuple[str, ...],
+    device: str,
+    options: RunOptions,
+) -> ShardTask:
+    if options.cache is None or videos is None or not isinstance(source, str):
+        raise UsageError("several processes encode into a cache, a model that is named: --cache DIR")
+    return ShardTask(
+        source=source,
+        protocol=protocol,
+        annotations=annotations,
+        videos=videos,
+        overrides=overrides,
+        device=device,
+        options=options,
+    )
 
 
 def _check_present(data: EvaluationSet, allow_missing: bool | int) -> None:
