@@ -113,15 +113,27 @@ def test_counts_that_are_not_expected_are_not_compared():
 
 
 def test_multiple_choice_from_files_to_card(world_folder, model_folder, tmp_path, capsys):
-    """Clips of the digit world in the layout of MSRVTT-MC: asked, counted, and at chance for random weights."""
+    """Clips of the digit world in the layout of MSRVTT-MC are counted, then asked about one by one."""
+    from vlm.evaluation.benchmarks.reading import read_choice_set
+    from vlm.evaluation.launch import load_clip
+    from vlm.evaluation.questions import evaluate_choices
+    from vlm.models import load_model
+
     rows = [json.loads(line) for line in (world_folder / "manifest.jsonl").read_text().splitlines()][:6]
     texts = [row["caption"] for row in rows]
     asked = [
         {"video": row["file"], "caption": texts[place:] + texts[:place], "answer": 0}
         for place, row in enumerate(rows)
     ]
-    (tmp_path / "mc.json").write_text(json.dumps(asked))
-    arguments = ["eval", "qa", "--protocol", "msrvtt-mc", "--annotations", str(tmp_path / "mc.json")]
-    arguments += ["--videos", str(world_folder), "--model", str(model_folder)]
-    assert main(arguments) == 4
+    path = tmp_path / "mc.json"
+    path.write_text(json.dumps(asked))
+    arguments = ["eval", "qa", "--protocol", "msrvtt-mc", "--annotations", str(path)]
+    assert main([*arguments, "--videos", str(world_folder), "--model", str(model_folder)]) == 4
     assert "questions: expected 2990, found 6" in capsys.readouterr().err
+    protocol = load_protocol("msrvtt-mc", ("expected=null",))
+    data = read_choice_set(protocol, path, world_folder)
+    card = evaluate_choices(load_model(model_folder, device="cpu"), data, protocol, load_clip)
+    table = card["results"]["multiple_choice"]["all"]
+    assert table["num_questions"] == 6
+    assert table["chance"]["value"] == pytest.approx(1 / 6)
+    assert table["accuracy"]["low"] <= 1 / 6 <= table["accuracy"]["high"]
