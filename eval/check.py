@@ -40,13 +40,13 @@ def main(argv: list[str]) -> int:
         print("\n".join(describe_classes(load_classification_protocol(arguments.protocol))))
         return 0
     protocol = load_protocol(arguments.protocol, tuple(arguments.set))
+    if arguments.annotations is None and arguments.videos is None:
+        print("\n".join(describe_protocol(protocol)))
+        return 0
     if protocol.layout != "benchmark":
         raise InvalidInput(
             f"{protocol.name} is made on this machine, there is nothing to check: vlm data world"
         )
-    if arguments.annotations is None and arguments.videos is None:
-        print("\n".join(describe_protocol(protocol)))
-        return 0
     report = check_benchmark(protocol, arguments.annotations, arguments.videos, decode=arguments.decode)
     print(json.dumps(dataclasses.asdict(report), indent=1) if arguments.json else "\n".join(_lines(report)))
     if report.problems:

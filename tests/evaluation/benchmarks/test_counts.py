@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vlm.data.annotations.benchmarks import AnnotationFiles, answer_coverage, read_answer_list, read_moments
+from vlm.data.annotations.benchmarks.files import load_ids
 from vlm.evaluation import load_protocol, protocol_files
 from vlm.evaluation.benchmarks.reading import read_records, read_retrieval_set
 from vlm.text.cleaning import clean
@@ -119,6 +120,12 @@ def test_traps_of_the_real_files(files):
     rows = json.loads((files / "didemo/test_data.json").read_text())
     stems = Counter(name.rpartition(".")[0] for name in {row["video"] for row in rows})
     assert (len(stems), sum(stems.values()), sum(count > 1 for count in stems.values())) == (1004, 1037, 33)
+
+
+def test_the_list_of_vatex(files):
+    """Its captions were not at hand; its 1,500 names were."""
+    names = load_ids(files / "vatex/test1k5_sec_list.txt")
+    assert (len(names), sum(name.startswith(("-", "_")) for name in names)) == (1500, 67)
 
 
 def test_coverage_of_the_answers_of_train(files):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vlm import world
+from vlm.data import preprocess
 from vlm.errors import InvalidInput
 from vlm.evaluation.encoders.sources import open_encoder
 from vlm.evaluation.encoders.stored import StoredFeatures
@@ -166,3 +168,21 @@ def test_the_embedding_of_frames_is_the_mean_of_their_directions(toy):
     wrapped = wrap_encoder(Two(), preprocessing=model.preprocessing)
     assert wrapped.encode_video(torch.zeros(1)).embedding.tolist() == [[0.5, 0.5]]
     assert wrapped.encode_text(["x"]).embedding.tolist() == [[0.0, 1.0]]
+
+
+def test_an_open_clip_tower_sees_a_bag_of_frames(official_clip, scenes, data, protocol):
+    """From its name to a card: twins tie exactly, so that nothing beyond a coin decides between them."""
+    frames = [world.render(scene, world.sample_frames(8)) for scene in scenes]
+    model = open_encoder(official_clip, 8, "cpu")
+    assert model.kind == "frames"
+
+    def load(path, preprocessing):
+        assert preprocessing.num_frames == 8
+        return preprocess(frames[int(path.name)], preprocessing)
+
+    card = evaluate_model(model, data, protocol, load, options=RunOptions(test_time_controls=False))
+    twins = card["twins"]["itc"]
+    assert twins["recall@1"]["value"] <= 0.5
+    assert twins["direction"]["value"] == pytest.approx(0.5, abs=0.3)
+    assert set(card["results"]["query_to_item"]) == {"itc"}
+    assert card["data"]["queries_truncated"] is None
