@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from vlm.world.chapters import sample_long, write_long
 from vlm.world.clips import write_clips
 from vlm.world.sampling import gallery
 from vlm.world.splits import SPLITS
@@ -25,6 +26,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--size", type=int, choices=(64, 128, 256), default=64, help="side in pixels")
     parser.add_argument("--out", type=Path, required=True, help="a new folder, or the one to go on with")
     asked = parser.parse_args(argv)
+    if asked.split == "long":
+        if asked.twins:
+            parser.error("--twins: a long video has no twin")
+        videos = [sample_long(asked.seed, index) for index in range(asked.count)]
+        print(write_long(videos, asked.out, size=asked.size))
+        return 0
     scenes = list(gallery(asked.split, asked.seed, asked.count, twins=asked.twins))
     print(write_clips(scenes, asked.out, size=asked.size))
     return 0

@@ -33,7 +33,9 @@ def main(argv: list[str]) -> int:
         return 0
     width = max(len(protocol.name) for protocol in protocols)
     for protocol in protocols:
-        print(f"{protocol.name:<{width}}  v{protocol.version}  {protocol.summary}")
+        task = protocol.task if isinstance(protocol, Protocol) else "classification"
+        print(f"{protocol.name:<{width}}  v{protocol.version}  {task:<15}  {protocol.summary}")
+    print("\nwhere the files of one come from, their terms, counts and hashes: vlm eval check NAME")
     return 0
 
 

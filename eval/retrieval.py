@@ -19,6 +19,8 @@ _EXAMPLE = (
 def main(argv: list[str]) -> int:
     """Evaluate, print the table, write the card."""
     arguments = _parser().parse_args(argv)
+    if arguments.shard:
+        return _encode_part(arguments)
     card = _from_scores(arguments) if arguments.scores else _from_model(arguments)
     if arguments.out:
         write_card(card, arguments.out)
@@ -34,13 +36,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--protocol", metavar="NAME", help="a name of `vlm eval list`")
     add("--annotations", type=Path, metavar="FILE", help="the protocol's annotation file")
     add("--videos", type=Path, metavar="DIR", help="folder of the clips")
-    add("--model", metavar="SOURCE", help="a model folder, file or name (see: vlm models list)")
+    add("--model", metavar="SOURCE", 
+        help="a model folder, file or name (see: vlm models list), hf:OWNER/REPO, open_clip:ARCH/WEIGHTS, or "
+        "features:FILE.npz, whose layout vlm/evaluation/encoders/stored.py describes")  # fmt: skip
     add("--control", action="append", default=[], metavar="NAME=SOURCE|CARD.json",
         help="a model trained with the same budget, or its card, to print beside; repeatable")  # fmt: skip
     add("--no-test-time-controls", action="store_true", help="skip shuffled frames and first frame only")
     add("--scores", type=Path, metavar="FILE.npy", help="instead of a model: (queries, items) scores")
     add("--positives", type=Path, metavar="FILE.json", help="for each query a list of item columns")
     add("--kind", default="itc", metavar="KIND", help="what --scores are: itc, dsl, bank or itm@K")
+    add("--cache", type=Path, metavar="DIR",
+        help="keep the features of videos here; a run that was killed goes on, and models, frames and videos "
+        "are told apart by their hashes")  # fmt: skip
+    add("--processes", type=int, default=1, metavar="N", help="encode videos in N processes, into --cache")
+    add("--shard", metavar="I/N", help="only encode part I of N into --cache, and stop")
     add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
     add("--batch-size", type=int, default=16, metavar="N", help="clips encoded at once")
     add(
@@ -50,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="change the protocol (the card says so)",
     )
-    add("--allow-missing", action="store_true", help="leave unreadable clips out and list them in the card")
+    add("--allow-missing", nargs="?", type=int, const=True, default=False, metavar="N",
+        help="leave unreadable clips out and list them in the card; with N: at most so many")  # fmt: skip
     add("--out", type=Path, metavar="CARD.json", help="where to write the card")
     add("--json", action="store_true", help="print the card instead of a table")
     return parser
@@ -63,7 +73,10 @@ def _from_scores(arguments: argparse.Namespace) -> Card:
 
 
 def _from_model(arguments: argparse.Namespace) -> Card:
-    needed = ("protocol", "annotations", "videos", "model")
+    features = (arguments.model or "").startswith("features:") or (arguments.model or "").endswith(".npz")
+    needed = (
+        ("protocol", "annotations", "model") if features else ("protocol", "annotations", "videos", "model")
+    )
     missing = [f"--{name}" for name in needed if not getattr(arguments, name)]
     if missing:
         raise UsageError(f"missing {', '.join(missing)} (or --scores with --positives)")
@@ -82,7 +95,38 @@ def _from_model(arguments: argparse.Namespace) -> Card:
         batch_size=arguments.batch_size,
         allow_missing=arguments.allow_missing,
         test_time_controls=not arguments.no_test_time_controls,
+        cache=arguments.cache,
+        processes=arguments.processes,
     )
+
+
+def _encode_part(arguments: argparse.Namespace) -> int:
+    from vlm.evaluation.encoders.shards import Shard, ShardTask, encode_source
+    from vlm.evaluation.runner import RunOptions
+
+    needed = ("protocol", "annotations", "videos", "model", "cache")
+    missing = [f"--{name}" for name in needed if not getattr(arguments, name)]
+    if missing:
+        raise UsageError(f"--shard needs {', '.join(missing)} too")
+    shard = Shard.parse(arguments.shard)
+    task = ShardTask(
+        source=arguments.model,
+        protocol=arguments.protocol,
+        annotations=arguments.annotations,
+        videos=arguments.videos,
+        overrides=tuple(arguments.set),
+        device=arguments.device,
+        options=RunOptions(
+            batch_size=arguments.batch_size,
+            allow_missing=arguments.allow_missing,
+            test_time_controls=not arguments.no_test_time_controls,
+            cache=arguments.cache,
+        ),
+    )
+    print(
+        f"part {arguments.shard}: {encode_source(task, shard)} videos encoded; the others were in the cache"
+    )
+    return 0
 
 
 if __name__ == "__main__":

@@ -77,20 +77,18 @@ def test_an_interrupted_run_goes_on_and_damage_is_repaired(tmp_path, monkeypatch
 
     real, written = clips.encode, []
 
-    def failing(frames, target):
+    def failing(frames, target, codec):
         if len(written) == 2:
             raise OSError(28, "No space left on device")
         written.append(target.name)
-        real(frames, target)
+        real(frames, target, codec)
 
     monkeypatch.setattr(clips, "encode", failing)
     with pytest.raises(OSError, match="No space"):
         write_clips(scenes, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.jsonl").exists()
     written.clear()
-    monkeypatch.setattr(
-        clips, "encode", lambda frames, target: (written.append(target.name), real(frames, target))
-    )
+    monkeypatch.setattr(clips, "encode", lambda *given: (written.append(given[1].name), real(*given)))
     manifest = write_clips(scenes, tmp_path / "out").read_text()
     assert written == [f"{scene.clip_id}.mp4" for scene in scenes[2:]]
     (tmp_path / "out" / written[0]).write_bytes(b"torn")

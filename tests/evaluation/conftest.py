@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -108,6 +109,16 @@ def data(scenes):
         tiers=tuple("one thing" if len(scene.things) == 1 else "several" for scene in scenes),
         annotations_sha256="0" * 64,
     )
+
+
+@pytest.fixture
+def on_disk(data, tmp_path):
+    """The gallery with files whose names tell the clip and whose bytes differ."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for path in data.paths:
+        (folder / path.name).write_text(f"clip {path.name}")
+    return dataclasses.replace(data, paths=tuple(folder / path.name for path in data.paths))
 
 
 @pytest.fixture

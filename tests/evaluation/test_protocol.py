@@ -32,8 +32,10 @@ def test_overrides_and_refusals(tmp_path, monkeypatch):
         load_protocol("world", ("bootstrap.resamples=3",))
     with pytest.raises(UsageError, match="recall_at"):
         load_protocol("world", ("recall_at=[0]",))
-    with pytest.raises(InvalidInput, match="no protocol 'msrvtt'; expected one of .*world"):
-        load_protocol("msrvtt")
+    with pytest.raises(InvalidInput, match="no protocol 'kinetics'; expected one of .*world"):
+        load_protocol("kinetics")
+    with pytest.raises(InvalidInput, match="no protocol 'msrvtt-1k'; did you mean 'msrvtt-1ka'"):
+        load_protocol("msrvtt-1k")
     (tmp_path / "mine.yaml").write_text("name: other\nversion: 1\nsummary: x\nlayout: world\n")
     monkeypatch.setattr(module, "asset", lambda _: tmp_path)
     with pytest.raises(InvalidInput, match="name is 'other', expected 'mine'"):

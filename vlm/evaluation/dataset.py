@@ -17,6 +17,15 @@ from vlm.metrics.retrieval import Ints
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Foil:
+    """A text that differs in one thing, of the named kind, from a query, and is false of the query's clip."""
+
+    query: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationSet:
     """Queries against a gallery.
 
@@ -30,7 +39,9 @@ class EvaluationSet:
         twin_of: Column of each clip's reversed twin, -1 without one; (items,) int64.
         tiers: Name of the kind of each query, for the table by tier; (queries,) or empty.
         oracles: Name → scores (queries, items) of whoever knows only a part of the truth.
-        annotations_sha256: Of the annotation file.
+        annotations_sha256: Of the annotation file, or of its content where several layouts hold the same.
+        annotation_files: Name → sha256 of each file that was read, where there are several layouts.
+        foils: Texts that differ from a query in one thing.
         missing: Clips that were left out, each with its reason.
     """
 
@@ -44,6 +55,8 @@ class EvaluationSet:
     tiers: tuple[str, ...] = ()
     oracles: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     annotations_sha256: str = ""
+    annotation_files: Mapping[str, str] = field(default_factory=dict)
+    foils: tuple[Foil, ...] = ()
     missing: tuple[tuple[str, str], ...] = field(default=())
 
     def without(self, rejected: Sequence[tuple[int, str]]) -> EvaluationSet:
@@ -67,6 +80,7 @@ class EvaluationSet:
             [int(column[item]) for item in self.positives[query] if keep[item]]
             for query in kept_queries.tolist()
         ]
+        place = {int(query): number for number, query in enumerate(kept_queries)}
         twins = np.where(self.twin_of >= 0, column[self.twin_of], -1)[keep]
         return replace(
             self,
@@ -79,6 +93,7 @@ class EvaluationSet:
             twin_of=twins,
             oracles={name: scores[kept_queries][:, keep] for name, scores in self.oracles.items()},
             tiers=tuple(self.tiers[query] for query in kept_queries) if self.tiers else (),
+            foils=tuple(replace(foil, query=place[foil.query]) for foil in self.foils if foil.query in place),
             missing=(*self.missing, *((self.clip_ids[clip], reason) for clip, reason in rejected)),
         )
 

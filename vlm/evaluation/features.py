@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,33 +16,45 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlm.errors import DataError, InvalidInput
+from vlm.evaluation.encoders.cache import TOKENS, CachedTokens, FeatureCache
+from vlm.models import VideoTextModel
 from vlm.progress import progress_bar
-from vlm.types import Preprocessing, VideoTextEncoder
+from vlm.text.tokenizer import TruncationWarning
+from vlm.types import Preprocessing, TokenBatch, VideoTextEncoder
 
 Floats = NDArray[np.float32]
 Loader = Callable[[Path, Preprocessing], Tensor]
 Variant = Callable[[Tensor, int], Tensor]
 _IN_MEMORY_BYTES = 2**30
+_ENDLESS = 10**6
 
 
 @dataclass(slots=True)
 class VideoSet:
-    """Encoded clips: ``embeddings`` (clips, e) by variant; ``tokens`` (clips, n, d) of the unaltered one."""
+    """Encoded clips: ``embeddings`` (clips, e) by variant; ``tokens`` (clips, n, d) of the unaltered one.
+
+    ``num_encoded`` counts the clips that were encoded now, the others came from a cache.
+    """
 
     embeddings: dict[str, Floats]
-    tokens: Floats | None
+    tokens: Floats | CachedTokens | None
     seconds: float
     rejected: list[tuple[int, str]] = field(default_factory=list)
+    num_encoded: int = 0
 
 
 @dataclass(slots=True)
 class TextSet:
-    """Encoded captions: ``embeddings`` (texts, e); ``tokens`` (l, d) of each, without trailing padding."""
+    """Encoded captions: ``embeddings`` (texts, e); ``tokens`` (l, d) of each, without trailing padding.
+
+    ``num_truncated`` counts those that were cut; None where the model does not say how it cuts.
+    """
 
     embeddings: Floats
     tokens: list[Floats]
     masks: list[NDArray[np.int64]]
     seconds: float
+    num_truncated: int | None = None
 
 
 def encode_videos(
@@ -52,6 +65,8 @@ def encode_videos(
     batch_size: int = 16,
     variants: Mapping[str, Variant] | None = None,
     keep_tokens: bool = False,
+    cache: FeatureCache | None = None,
+    only: Sequence[int] | None = None,
 ) -> VideoSet:
     """Encode every clip, and altered versions of it in the same pass over the files.
 
@@ -63,46 +78,74 @@ def encode_videos(
         load: File and preprocessing → (t, 3, s, s) float32; raises DataError.
         batch_size: Clips encoded at once.
         variants: Name → function of (clip, clip's number); the clip as it is comes first, named ``""``.
-        keep_tokens: Keep the token features too, for the matching head: in memory up to 1 GiB, else in a
-            temporary file that vanishes with the process.
+        keep_tokens: Keep the token features too, for the matching head: in the cache if there is one, else in
+            memory up to 1 GiB, else in a temporary file that vanishes with the process.
+        cache: Where features are looked for and kept, video by video.
+        only: Numbers of the clips to encode; None means all. The rows of the others stay zero.
 
     Raises:
         InvalidInput: The model's output is not finite.
+        NoSpaceError: There is no room for the cache; what it holds stays.
     """
     every = {"": _unchanged, **(variants or {})}
-    result = VideoSet({}, None, 0.0)
-    with progress_bar(len(paths), "videos", "video") as bar:
-        for start in range(0, len(paths), batch_size):
-            clips: list[tuple[int, Tensor]] = []
-            for number in range(start, min(start + batch_size, len(paths))):
-                try:
-                    clips.append((number, load(paths[number], model.preprocessing)))
-                except DataError as error:
-                    result.rejected.append((number, f"{error.reason}: {error}"))
-                bar.update()
-            if clips:
-                _encode_batch(model, clips, every, result, len(paths), keep_tokens)
-    return result
+    work = _Encoding(model, every, len(paths), keep_tokens, cache)
+    numbers = range(len(paths)) if only is None else only
+    with progress_bar(len(numbers), "videos", "video") as bar:
+        for number in numbers:
+            try:
+                work.add(number, paths[number], load)
+            except DataError as error:
+                work.result.rejected.append((number, f"{error.reason}: {error}"))
+            if len(work.waiting) == batch_size:
+                work.encode()
+            bar.update()
+        work.encode()
+    return work.finish()
 
 
-def encode_texts(model: VideoTextEncoder, texts: Sequence[str], *, batch_size: int = 64) -> TextSet:
+def encode_texts(
+    model: VideoTextEncoder, texts: Sequence[str], *, batch_size: int = 64, max_tokens: int | None = None
+) -> TextSet:
     """Encode captions.
+
+    Args:
+        model: Anything with the interface of ``VideoTextEncoder``.
+        texts: At least one.
+        batch_size: Captions encoded at once.
+        max_tokens: Where a model with BERT's tokenizer cuts them; its own limit by default.
 
     Raises:
         InvalidInput: The model's output is not finite.
     """
     embeddings, tokens, masks = [], [], []
+    num_truncated: int | None = None
     began = time.perf_counter()
     with progress_bar(len(texts), "captions", "caption") as bar, torch.inference_mode():
         for start in range(0, len(texts), batch_size):
-            features = model.encode_text(list(texts[start : start + batch_size]))
+            batch, num_cut = _cut(model, list(texts[start : start + batch_size]), max_tokens)
+            num_truncated = num_cut if num_truncated is None or num_cut is None else num_truncated + num_cut
+            features = model.encode_text(batch)
             embeddings.append(_array(features.embedding, "caption", range(start, len(texts))))
             for row, mask in zip(_array(features.tokens), features.mask.cpu().numpy(), strict=True):
                 length = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 1
                 tokens.append(row[:length].copy())
                 masks.append(mask[:length].astype(np.int64))
             bar.update(len(embeddings[-1]))
-    return TextSet(np.concatenate(embeddings), tokens, masks, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return TextSet(np.concatenate(embeddings), tokens, masks, seconds, num_truncated)
+
+
+def _cut(
+    model: VideoTextEncoder, texts: list[str], max_tokens: int | None
+) -> tuple[list[str] | TokenBatch, int | None]:
+    """Return texts as tokens where the model has a tokenizer, and how many of them were cut."""
+    if not isinstance(model, VideoTextModel):
+        return texts, None
+    limit = min(max_tokens or model.config.text.max_positions, model.config.text.max_positions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # counted instead, and in the card
+        lengths = model.tokenizer(texts, max_tokens=_ENDLESS).attention_mask.sum(dim=1)
+        return model.tokenize(texts, limit), int((lengths > limit).sum())
 
 
 def similarity(texts: Floats, videos: Floats) -> Floats:
@@ -133,31 +176,93 @@ def _unchanged(clip: Tensor, _number: int) -> Tensor:
     return clip
 
 
-def _encode_batch(
-    model: VideoTextEncoder,
-    clips: list[tuple[int, Tensor]],
-    variants: Mapping[str, Variant],
-    result: VideoSet,
-    num_clips: int,
-    keep_tokens: bool,
-) -> None:
-    numbers = [number for number, _ in clips]
-    for name, alter in variants.items():
-        video = torch.stack([alter(clip, number) for number, clip in clips])
-        began = time.perf_counter()
-        with torch.inference_mode():
-            features = model.encode_video(video.to(model.device))
-            embedding = _array(features.embedding, "clip", numbers)
-        if name not in result.embeddings:
-            result.embeddings[name] = np.zeros((num_clips, embedding.shape[1]), np.float32)
-        result.embeddings[name][numbers] = embedding
-        if name == "":
-            result.seconds += time.perf_counter() - began
-            if keep_tokens:
-                tokens = _array(features.tokens)
-                if result.tokens is None:
-                    result.tokens = _token_store((num_clips, *tokens.shape[1:]))
-                result.tokens[numbers] = tokens
+class _Encoding:
+    """Clips that wait for their batch, and where the features go."""
+
+    def __init__(
+        self,
+        model: VideoTextEncoder,
+        variants: Mapping[str, Variant],
+        num_clips: int,
+        keep_tokens: bool,
+        cache: FeatureCache | None,
+    ) -> None:
+        self._model, self._variants, self._num_clips = model, variants, num_clips
+        self._keep_tokens, self._cache = keep_tokens, cache
+        self._digests: dict[int, str] = {}
+        self.waiting: list[tuple[int, Tensor]] = []
+        self.result = VideoSet({}, None, 0.0)
+
+    def add(self, number: int, path: Path, load: Loader) -> None:
+        """Take a clip's features from the cache, or let it wait to be encoded."""
+        if self._cache is not None:
+            if not path.is_file():
+                raise DataError(f"{path}: no such file", "missing")
+            digest = self._cache.digest(path)
+            if digest in (self._digests[other] for other, _ in self.waiting):
+                self.encode()  # the same video under another name: its features come from the cache then
+            self._digests[number] = digest
+            names = {name: _cached_name(name, number) for name in self._variants}
+            found = self._cache.read(digest, [*names.values(), *([TOKENS] if self._keep_tokens else [])])
+            if found is not None:
+                for name, key in names.items():
+                    self._store(name, [number], found[key][None])
+                return
+        self.waiting.append((number, load(path, self._model.preprocessing)))
+
+    def encode(self) -> None:
+        """Encode the clips that wait, in every variant, and write them to the cache."""
+        numbers = [number for number, _ in self.waiting]
+        kept: list[dict[str, Floats]] = [{} for _ in numbers]
+        for name, alter in self._variants.items() if numbers else ():
+            video = torch.stack([alter(clip, number) for number, clip in self.waiting])
+            began = time.perf_counter()
+            with torch.inference_mode():
+                features = self._model.encode_video(video.to(self._model.device))
+                embedding = _array(features.embedding, "clip", numbers)
+            self._store(name, numbers, embedding)
+            for entry, number, row in zip(kept, numbers, embedding, strict=True):
+                entry[_cached_name(name, number)] = row
+            if name == "":
+                self.result.seconds += time.perf_counter() - began
+                if self._keep_tokens:
+                    self._keep(numbers, _array(features.tokens), kept)
+        if self._cache is not None:
+            for number, entry in zip(numbers, kept, strict=True):
+                self._cache.write(self._digests[number], entry)
+        self.result.num_encoded += len(numbers)
+        self.waiting = []
+
+    def finish(self) -> VideoSet:
+        """Return what was encoded and what was found."""
+        if self._cache is not None and self._keep_tokens:
+            for number, _ in self.result.rejected:
+                self._digests.pop(number, None)
+            if self._digests:
+                digests = [self._digests.get(number) for number in range(self._num_clips)]
+                self.result.tokens = CachedTokens(self._cache, digests)
+        return self.result
+
+    def _store(self, name: str, numbers: list[int], embedding: Floats) -> None:
+        rows = self.result.embeddings
+        if name not in rows:
+            rows[name] = np.zeros((self._num_clips, embedding.shape[1]), np.float32)
+        rows[name][numbers] = embedding
+
+    def _keep(self, numbers: list[int], tokens: Floats, kept: list[dict[str, Floats]]) -> None:
+        if self._cache is not None:
+            for entry, row in zip(kept, tokens, strict=True):
+                entry[TOKENS] = row
+            return
+        if self.result.tokens is None:
+            self.result.tokens = _token_store((self._num_clips, *tokens.shape[1:]))
+        assert isinstance(self.result.tokens, np.ndarray)
+        self.result.tokens[numbers] = tokens
+
+
+def _cached_name(variant: str, number: int) -> str:
+    """Return a variant's name in the cache; an altered clip may depend on its number."""
+    return f"{variant}@{number}" if variant else "embedding"
 
 
 def _token_store(shape: tuple[int, ...]) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -11,62 +12,76 @@ from vlm.data.decoding import open_video
 from vlm.data.frame_sampling import middle_frames
 from vlm.data.preprocessing import preprocess
 from vlm.errors import InvalidInput, UsageError
+from vlm.evaluation.benchmarks.reading import read_choice_set, read_retrieval_set
 from vlm.evaluation.card import Card, read_card
 from vlm.evaluation.dataset import EvaluationSet
-from vlm.evaluation.protocol import Protocol, load_protocol
+from vlm.evaluation.encoders.shards import ShardTask, run_in_processes
+from vlm.evaluation.encoders.sources import is_features, open_encoder
+from vlm.evaluation.protocol import Protocol, load_protocol, require_task
 from vlm.evaluation.questions import evaluate_choices
-from vlm.evaluation.runner import RunOptions, evaluate_model
+from vlm.evaluation.runner import RunOptions, evaluate_model, is_allowed
 from vlm.evaluation.world_manifest import read_world, read_world_questions
-from vlm.models import load_model
 from vlm.types import Preprocessing, VideoTextEncoder
 
 
 def evaluate_source(
-    source: str,
+    source: str | VideoTextEncoder,
     protocol_name: str,
     annotations: Path,
-    videos: Path,
+    videos: Path | None,
     *,
     controls: Sequence[str] = (),
     overrides: tuple[str, ...] = (),
     device: str = "auto",
     batch_size: int = 16,
-    allow_missing: bool = False,
+    allow_missing: bool | int = False,
     test_time_controls: bool = True,
+    cache: Path | None = None,
+    processes: int = 1,
 ) -> Card:
-    """Evaluate a model that is named rather than given.
+    """Evaluate a model, by its name or given, on files that are named.
 
     Args:
-        source: What ``load_model`` takes.
+        source: What ``load_model`` takes, a file of features, or a model, see ``open_encoder``.
         protocol_name: A name of ``vlm eval list``.
-        annotations: The protocol's annotation file.
-        videos: Folder of the clips.
+        annotations: The protocol's annotation file, or the folder of all.
+        videos: Folder of the clips; None with a file of features.
         controls: ``NAME=SOURCE`` or ``NAME=card.json`` of models trained with the same budget.
         overrides: ``key=value`` changes to the protocol; the card says what was measured.
         device: Where the models run.
         batch_size: Clips encoded at once.
-        allow_missing: Leave unreadable clips out, and list them.
+        allow_missing: Leave unreadable clips out, and list them; a number allows so many.
         test_time_controls: Also measure shuffled frames and the first frame only.
+        cache: Folder in which the features of videos are kept from run to run.
+        processes: How many encode videos at once, into the cache.
 
     Raises:
         InvalidInput: Protocol, annotations, videos or model cannot be used.
         UsageError: A control or an override is not written as it should be.
     """
     protocol = load_protocol(protocol_name, overrides)
+    require_task(protocol, "retrieval")
     named = [_named_control(control) for control in controls]
     data = read_annotations(protocol, annotations, videos)
+    if not is_features(source):
+        _check_present(data, allow_missing)
+    options = RunOptions(
+        batch_size=batch_size, allow_missing=allow_missing, test_time_controls=test_time_controls, cache=cache
+    )
+    if processes > 1:
+        task = _shard_task(source, protocol_name, annotations, videos, overrides, device, options)
+        run_in_processes(task, processes)
     loaded: dict[str, VideoTextEncoder | Card] = {}
     for name, place in named:
-        loaded[name] = read_card(Path(place)) if place.endswith(".json") else load_model(place, device=device)
+        is_card = place.endswith(".json")
+        loaded[name] = read_card(Path(place)) if is_card else open_encoder(place, protocol.frames, device)
     return evaluate_model(
-        load_model(source, device=device),
+        open_encoder(source, protocol.frames, device),
         data,
         protocol,
-        load_clip,
-        source=source,
-        options=RunOptions(
-            batch_size=batch_size, allow_missing=allow_missing, test_time_controls=test_time_controls
-        ),
+        partial(load_clip, trim_s=protocol.trim_s),
+        source=source if isinstance(source, str) else "",
+        options=options,
         controls=loaded,
     )
 
@@ -86,31 +101,87 @@ def ask_source(
         InvalidInput: Protocol, annotations, videos or model cannot be used.
     """
     protocol = load_protocol(protocol_name)
+    if protocol.layout == "benchmark":
+        require_task(protocol, "multiple-choice")
     _check_folder(videos)
-    data = read_world_questions(annotations, videos)
-    model = load_model(source, device=device)
-    return evaluate_choices(model, data, protocol, load_clip, source=source, allow_missing=allow_missing)
+    if protocol.layout == "world":
+        data = read_world_questions(annotations, videos)
+    else:
+        data = read_choice_set(protocol, annotations, videos)
+    model = open_encoder(source, protocol.frames, device)
+    load = partial(load_clip, trim_s=protocol.trim_s)
+    return evaluate_choices(model, data, protocol, load, source=source, allow_missing=allow_missing)
 
 
-def read_annotations(protocol: Protocol, annotations: Path, videos: Path) -> EvaluationSet:
-    """Read the annotations in the layout that the protocol names.
+def read_annotations(protocol: Protocol, annotations: Path, videos: Path | None) -> EvaluationSet:
+    """Read the annotations in the layout that the protocol names; ``videos`` None if none will be opened.
 
     Raises:
         InvalidInput: A file or folder is missing, or the annotations are not in that layout.
     """
-    _check_folder(videos)
-    return read_world(annotations, videos, protocol)
+    if videos is not None:
+        _check_folder(videos)
+    if protocol.layout == "world":
+        return read_world(annotations, videos or Path(), protocol)
+    return read_retrieval_set(protocol, annotations, videos)
 
 
-def load_clip(path: Path, preprocessing: Preprocessing) -> Tensor:
+def load_clip(path: Path, preprocessing: Preprocessing, trim_s: float | None = None) -> Tensor:
     """Return a clip as the encoder takes it: the middle frames of equal spans, (t, 3, s, s) float32.
+
+    Args:
+        path: The video's file.
+        preprocessing: The model's.
+        trim_s: Only this many seconds from the start are seen: ``int(trim_s * fps)`` frames, as the reference
+            counts them.
 
     Raises:
         DataError: The file is missing or cannot be decoded.
     """
     with open_video(path) as video:
-        frames = video.read(middle_frames(video.info.num_frames, preprocessing.num_frames))
+        seen = video.info.num_frames
+        if trim_s is not None and video.info.duration_s > trim_s:
+            seen = max(1, min(seen, int(trim_s * video.info.fps)))
+        frames = video.read(middle_frames(seen, preprocessing.num_frames))
     return preprocess(frames, preprocessing)
+
+
+def _shard_task(
+    source: str | VideoTextEncoder,
+    protocol: str,
+    annotations: Path,
+    videos: Path | None,
+    overrides: tuple[str, ...],
+    device: str,
+    options: RunOptions,
+) -> ShardTask:
+    if options.cache is None or videos is None or not isinstance(source, str):
+        raise UsageError("several processes encode into a cache, a model that is named: --cache DIR")
+    return ShardTask(
+        source=source,
+        protocol=protocol,
+        annotations=annotations,
+        videos=videos,
+        overrides=overrides,
+        device=device,
+        options=options,
+    )
+
+
+def _check_present(data: EvaluationSet, allow_missing: bool | int) -> None:
+    """Raise before hours are spent on the others if more videos are missing than are allowed.
+
+    Raises:
+        InvalidInput: They are.
+    """
+    absent = [clip for clip, path in zip(data.clip_ids, data.paths, strict=True) if not path.is_file()]
+    if not is_allowed(len(absent), allow_missing):
+        more = ", ..." if len(absent) > 3 else ""
+        raise InvalidInput(
+            f"{len(absent)} of {len(data.paths)} clips cannot be read: they are missing "
+            f"({', '.join(absent[:3])}{more}); a smaller gallery gives higher scores, so nothing was "
+            "measured; --allow-missing N leaves at most N out and lists them"
+        )
 
 
 def _check_folder(videos: Path) -> None:

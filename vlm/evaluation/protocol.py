@@ -5,15 +5,24 @@ Two numbers may be compared only if their protocols are equal, field by field.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from numpy.typing import ArrayLike
 
 from vlm.assets import asset
 from vlm.config import load_config
 from vlm.errors import InvalidInput
+from vlm.evaluation.benchmarks.description import (
+    Counts,
+    FileNames,
+    KnownFile,
+    Origin,
+    Published,
+    ReferenceInput,
+)
 from vlm.metrics import (
     Interval,
     bootstrap_class_mean,
@@ -23,6 +32,8 @@ from vlm.metrics import (
 )
 
 _FOLDER = "eval/protocols"
+_SUBFOLDERS = (".", "retrieval", "questions", "moments")
+Task: TypeAlias = Literal["retrieval", "multiple-choice", "open-ended", "moments"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,26 +72,61 @@ class Protocol:
         name: What ``--protocol`` says; equals the file's name.
         version: Raised with every change of meaning; cards of unequal versions are not compared.
         summary: One line for ``vlm eval list``.
-        layout: How the annotations are written; ``world`` is the manifest of ``vlm data world``.
-        captions: Queries of a clip; a world's clip has one caption, its ``first``.
-        positives: ``all-true``: every clip of which the caption is true; ``strict``: its own clip only.
+        task: What is asked of a model.
+        layout: How the annotations are written: ``world`` is the manifest of ``vlm data world``,
+            ``benchmark`` any layout of ``vlm.data.annotations.benchmarks``, told by the content.
+        split: Which part of the data set, in words.
+        part: Name of that part inside a file that holds several.
+        captions: Queries of a clip: its ``first`` caption, ``all`` of them each by itself, or ``joined`` into
+            one paragraph with spaces between.
+        positives: Right clips of a query. ``strict``: those it was written for; ``same-text``: also those for
+            which the same words were written, after cleaning; ``all-true``: every clip of a world of which it
+            is true.
         recall_at: The k of R@k.
         rerank_k: How many candidates the matching head scores for each query; 0 = none.
+        minimal_pairs: Also ask, of each clip of a world, about captions that differ in one thing.
         sampling: How frames are chosen from a clip; ``middle`` of equal spans.
+        frames: How many; None leaves it to the model.
+        trim_s: Only this many seconds from the start are seen; None = all.
+        text_tokens: Where texts are cut, special tokens included, for models with BERT's tokenizer; None =
+            where the model ends.
+        input: How the models of the published numbers saw a frame.
         bootstrap: How intervals are drawn.
+        expected: What the annotations must hold.
+        files: What they are called.
+        prefixes: What the name of a video's file may begin with beyond what the annotations say.
+        numbered: How a video is called of which the annotations say only a number.
+        known: Files in circulation whose content was read.
+        origin: Where annotations and videos come from.
+        published: What others reached.
         freeze: What a generated world must be; read by its own tests, not a setting.
     """
 
     name: str
     version: int
     summary: str
-    layout: Literal["world"]
-    captions: Literal["first"] = "first"
-    positives: Literal["all-true", "strict"] = "all-true"
+    task: Task = "retrieval"
+    layout: Literal["world", "benchmark"] = "benchmark"
+    split: str = ""
+    part: str | None = None
+    captions: Literal["first", "all", "joined"] = "first"
+    positives: Literal["all-true", "strict", "same-text"] = "strict"
     recall_at: tuple[int, ...] = (1, 5, 10, 50)
     rerank_k: int = 0
+    minimal_pairs: bool = False
     sampling: Literal["middle"] = "middle"
+    frames: int | None = None
+    trim_s: float | None = None
+    text_tokens: int | None = None
+    input: ReferenceInput | None = None
     bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
+    expected: Counts | None = None
+    files: FileNames = field(default_factory=FileNames)
+    prefixes: tuple[str, ...] = ()
+    numbered: str = "video{}"
+    known: tuple[KnownFile, ...] = ()
+    origin: Origin | None = None
+    published: tuple[Published, ...] = ()
     freeze: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -89,6 +135,29 @@ class Protocol:
                 f"recall_at must be positive numbers and rerank_k at least 0, "
                 f"got {self.recall_at} and {self.rerank_k}"
             )
+        if (self.frames is not None and self.frames < 1) or (self.trim_s is not None and self.trim_s <= 0):
+            raise ValueError(f"frames and trim_s must be positive, got {self.frames} and {self.trim_s}")
+        if self.minimal_pairs and self.layout != "world":
+            raise ValueError("minimal pairs are made of scenes, so only a world has them")
+        if self.text_tokens is not None and self.text_tokens < 3:
+            raise ValueError(f"text_tokens must be at least 3, got {self.text_tokens}")
+        if (self.positives == "all-true") != (self.layout == "world") and self.positives != "strict":
+            raise ValueError(
+                f"positives {self.positives!r} does not go with the layout {self.layout!r}: a world knows "
+                "'all-true', a benchmark 'same-text', and both 'strict'"
+            )
+
+    @property
+    def num_trials(self) -> int | None:
+        """How many trials a published share is of; None if the protocol does not say.
+
+        Of several queries of one video only one counts, since they succeed and fail together.
+        """
+        if self.expected is None:
+            return None
+        expected = self.expected
+        counts = (expected.queries or expected.questions or expected.moments, expected.videos)
+        return min((count for count in counts if count), default=None)
 
 
 def load_protocol(name: str, overrides: tuple[str, ...] = ()) -> Protocol:
@@ -100,7 +169,9 @@ def load_protocol(name: str, overrides: tuple[str, ...] = ()) -> Protocol:
     """
     known = protocol_files()
     if name not in known:
-        raise InvalidInput(f"no protocol {name!r}; expected one of {', '.join(known)} (see: vlm eval list)")
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+        raise InvalidInput(f"no protocol {name!r}; {hint} (see: vlm eval list)")
     protocol = load_config(Protocol, known[name], overrides)
     if protocol.name != name:
         raise InvalidInput(
@@ -111,4 +182,19 @@ def load_protocol(name: str, overrides: tuple[str, ...] = ()) -> Protocol:
 
 def protocol_files() -> dict[str, Path]:
     """Return name → file of every shipped protocol, sorted by name."""
-    return {path.stem: path for path in sorted(asset(_FOLDER).glob("*.yaml"))}
+    root = asset(_FOLDER)
+    found = {path.stem: path for folder in _SUBFOLDERS for path in root.joinpath(folder).glob("*.yaml")}
+    return dict(sorted(found.items()))
+
+
+def require_task(protocol: Protocol, *tasks: Task) -> None:
+    """Raise unless a protocol is for one of these tasks.
+
+    Raises:
+        InvalidInput: It is for another.
+    """
+    if protocol.task not in tasks:
+        raise InvalidInput(
+            f"protocol {protocol.name!r} measures {protocol.task}, which this program does not "
+            f"({' and '.join(tasks)} are what it does)"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from vlm.errors import InvalidInput
 from vlm.evaluation.dataset import EvaluationSet
+from vlm.evaluation.encoders.cache import CachedTokens
 from vlm.evaluation.features import Floats, TextSet
 from vlm.evaluation.outcomes import Outcomes, twin_block, twin_grid
 from vlm.evaluation.protocol import Protocol
@@ -45,22 +47,25 @@ class PairScores:
 def score_pairs(
     model: VideoTextEncoder,
     texts: TextSet,
-    video_tokens: Floats,
+    video_tokens: Floats | CachedTokens,
     pairs: tuple[Ints, Ints],
     *,
     batch_size: int = 64,
+    memory_bytes: int = 2**31,
 ) -> PairScores:
     """Score (text, video) pairs by the raw logit of "match"; pairs named twice are scored once.
 
-    Sorted by text length and then by video, so that a batch pads little and reads few clips; the memory
-    beyond the features is one batch's.
+    Videos are taken block by block, so that each one's tokens are read once however little memory there is;
+    inside a block pairs are sorted by text length, so that a batch pads little. Beyond the texts' features
+    the memory is one block and one batch.
 
     Args:
         model: A model that can ``match``.
         texts: Encoded captions.
-        video_tokens: (videos, n, d).
+        video_tokens: (videos, n, d), in memory or read by slices.
         pairs: Text numbers and video numbers of the same length.
         batch_size: Pairs scored at once.
+        memory_bytes: What a block of video tokens may take; one video is read at least.
 
     Raises:
         InvalidInput: A logit is not finite.
@@ -69,22 +74,25 @@ def score_pairs(
     keys = np.unique(pairs[0] * num_videos + pairs[1])
     text_of, video_of = np.divmod(keys, num_videos)
     lengths = np.asarray([len(tokens) for tokens in texts.tokens])
-    order = np.lexsort((text_of, video_of, lengths[text_of]))
+    block = videos_in_block(video_tokens.shape, memory_bytes)
+    order = np.lexsort((text_of, video_of, lengths[text_of], video_of // block))
+    bounds = np.searchsorted(video_of[order] // block, np.arange(-(-num_videos // block) + 1))
     logits = np.empty(len(keys), np.float32)
     began = time.perf_counter()
     with progress_bar(len(keys), "matching", "pair") as bar, torch.inference_mode():
-        for start in range(0, len(keys), batch_size):
-            chosen = order[start : start + batch_size]
-            text_tokens, mask = _padded(texts, text_of[chosen])
-            video = torch.from_numpy(np.ascontiguousarray(video_tokens[video_of[chosen]]))
-            device = model.device
-            output = model.match(
-                video.to(device),
-                text_tokens.to(device),
-                mask.to(device),
-            )
-            logits[chosen] = output[:, 1].float().cpu().numpy()
-            bar.update(len(chosen))
+        for number, (first, last) in enumerate(pairwise(bounds.tolist())):
+            if first == last:
+                continue
+            held = np.array(video_tokens[number * block : (number + 1) * block])
+            for start in range(first, last, batch_size):
+                chosen = order[start : min(start + batch_size, last)]
+                text_tokens, mask = _padded(texts, text_of[chosen])
+                video = torch.from_numpy(held[video_of[chosen] - number * block])
+                output = model.match(
+                    video.to(model.device), text_tokens.to(model.device), mask.to(model.device)
+                )
+                logits[chosen] = output[:, 1].float().cpu().numpy()
+                bar.update(len(chosen))
     if not np.isfinite(logits).all():
         first = int(np.flatnonzero(~np.isfinite(logits))[0])
         raise InvalidInput(
@@ -94,15 +102,21 @@ def score_pairs(
     return PairScores(keys, logits, num_videos, time.perf_counter() - began)
 
 
+def videos_in_block(shape: tuple[int, ...], memory_bytes: int) -> int:
+    """Return how many videos' tokens, (videos, n, d) float32, fit into the memory; at least one."""
+    return max(1, memory_bytes // (4 * int(np.prod(shape[1:]))))
+
+
 def add_matching(
     outcomes: Outcomes,
     model: VideoTextEncoder,
     data: EvaluationSet,
     scores: Floats,
     texts: TextSet,
-    video_tokens: Floats,
+    video_tokens: Floats | CachedTokens,
     protocol: Protocol,
     batch_size: int,
+    memory_bytes: int,
 ) -> None:
     """Score each query's first candidates again with the matching head, both directions, and rank them."""
     kind = f"itm@{protocol.rerank_k}"
@@ -119,7 +133,9 @@ def add_matching(
             [videos_of.ravel(), np.broadcast_to(kept[:, None], texts_of.shape).ravel(), twin_videos.ravel()]
         ),
     )
-    pair_scores = score_pairs(model, texts, video_tokens, asked, batch_size=batch_size)
+    pair_scores = score_pairs(
+        model, texts, video_tokens, asked, batch_size=batch_size, memory_bytes=memory_bytes
+    )
     forward = pair_scores.look_up(rows, videos_of)
     counts = rank_candidates(videos_of, forward, data.positives)
     outcomes.add("query_to_item", kind, counts, data.groups[data.query_clip])

@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from vlm.errors import CapabilityError, InvalidInput
+from vlm.evaluation.benchmarks.description import describe_published
 from vlm.evaluation.card import FORMAT, Card, sections
 from vlm.evaluation.compare import differing_fields
 from vlm.evaluation.dataset import EvaluationSet
+from vlm.evaluation.encoders.cache import CachedTokens, FeatureCache
+from vlm.evaluation.encoders.stored import StoredFeatures
 from vlm.evaluation.features import (
     Floats,
     Loader,
@@ -27,6 +31,7 @@ from vlm.evaluation.features import (
     similarity,
 )
 from vlm.evaluation.outcomes import Outcomes, embedding_outcomes, twin_chance
+from vlm.evaluation.pairs.minimal import measure_pairs
 from vlm.evaluation.protocol import Protocol
 from vlm.evaluation.rerank import add_matching
 from vlm.metrics import Positives, rank_scores
@@ -42,13 +47,17 @@ class RunOptions:
     Attributes:
         batch_size: Clips encoded at once.
         pair_batch_size: Pairs that the matching head scores at once.
-        allow_missing: Leave unreadable clips out (and list them) instead of failing.
+        allow_missing: Leave unreadable clips out (and list them) instead of failing; a number allows so many.
+        memory_bytes: What the matching head may hold of the videos' tokens at once.
+        cache: Folder in which the features of videos are kept from run to run.
         test_time_controls: Also encode every clip with shuffled frames and with its first frame only.
     """
 
     batch_size: int = 16
     pair_batch_size: int = 64
-    allow_missing: bool = False
+    memory_bytes: int = 2**31
+    cache: Path | None = None
+    allow_missing: bool | int = False
     test_time_controls: bool = True
 
 
@@ -101,6 +110,7 @@ def evaluate_model(
         "model": sections.model_section(model, source),
         "results": run.outcomes.results(recall_at, bootstrap),
         "twins": run.outcomes.twins,
+        "minimal_pairs": _minimal_pairs(model, run, protocol, options),
         "tiers": sections.tiers(run.data, run.outcomes, bootstrap),
         "ties": run.outcomes.ties(),
         "candidates_cut_in_ties": run.outcomes.cut_ties,
@@ -109,7 +119,9 @@ def evaluate_model(
         "ceilings": sections.ceilings(run.data, recall_at, bootstrap),
         "controls": _test_time_controls(run, protocol),
         "invariance": _invariance(run),
-        "data": sections.data_section(len(data.paths), run.data, model),
+        "data": sections.data_section(len(data.paths), run.data, model, run.texts.num_truncated),
+        "deviations": _deviations(model, protocol),
+        "published": [describe_published(entry, protocol.num_trials) for entry in protocol.published],
         "environment": sections.environment(str(model.device), torch.get_num_threads()),
         "per_query": run.outcomes.per_query(),
     }
@@ -134,17 +146,30 @@ def _run(
         )
     rerank = protocol.rerank_k > 0 and "rerank" in model.capabilities
     began = time.perf_counter()
-    videos = encode_videos(
-        model, data.paths, load, batch_size=options.batch_size, variants=variants, keep_tokens=rerank
-    )
+    if isinstance(model, StoredFeatures):
+        variants, videos = {}, model.video_set(data.clip_ids)
+    else:
+        videos = encode_videos(
+            model,
+            data.paths,
+            load,
+            batch_size=options.batch_size,
+            variants=variants,
+            keep_tokens=rerank,
+            cache=open_cache(model, protocol, options.cache),
+        )
     load_seconds = time.perf_counter() - began - videos.seconds
     if videos.rejected:
         data, videos = _leave_out(data, videos, options)
-    texts = encode_texts(model, data.queries)
+    if isinstance(model, StoredFeatures):
+        texts = model.text_set(data.queries)
+    else:
+        texts = encode_texts(model, data.queries, max_tokens=protocol.text_tokens)
     scores = similarity(texts.embeddings, videos.embeddings[""])
     outcomes = embedding_outcomes(scores, data, protocol.bootstrap)
     if rerank and videos.tokens is not None:
-        add_matching(outcomes, model, data, scores, texts, videos.tokens, protocol, options.pair_batch_size)
+        sizes = (options.pair_batch_size, options.memory_bytes)
+        add_matching(outcomes, model, data, scores, texts, videos.tokens, protocol, *sizes)
     controls = {
         name: embedding_outcomes(
             similarity(texts.embeddings, videos.embeddings[name]), data, protocol.bootstrap
@@ -154,9 +179,25 @@ def _run(
     return _Run(data, videos, texts, outcomes, scores, load_seconds, controls)
 
 
+def open_cache(model: VideoTextEncoder, protocol: Protocol, folder: Path | None) -> FeatureCache | None:
+    """Return the cache of a model's features under a protocol's choice of frames, None without a folder.
+
+    Raises:
+        InvalidInput: The model has no fingerprint.
+    """
+    if folder is None:
+        return None
+    return FeatureCache(folder, model, {"sampling": protocol.sampling, "trim_s": protocol.trim_s})
+
+
+def is_allowed(num_missing: int, allowed: bool | int) -> bool:
+    """Whether so many clips may be missing: none, all, or at most a number."""
+    return allowed is True or num_missing <= int(allowed)
+
+
 def _leave_out(data: EvaluationSet, videos: VideoSet, options: RunOptions) -> tuple[EvaluationSet, VideoSet]:
     rejected = videos.rejected
-    if not options.allow_missing:
+    if not is_allowed(len(rejected), options.allow_missing):
         shown = "; ".join(f"{data.paths[clip]}: {reason}" for clip, reason in rejected[:3])
         more = f" and {len(rejected) - 3} more" if len(rejected) > 3 else ""
         raise InvalidInput(
@@ -165,11 +206,28 @@ def _leave_out(data: EvaluationSet, videos: VideoSet, options: RunOptions) -> tu
         )
     keep = np.setdiff1d(np.arange(len(data.paths)), [clip for clip, _ in rejected])
     videos.embeddings = {name: rows[keep] for name, rows in videos.embeddings.items()}
-    if videos.tokens is not None:
+    if isinstance(videos.tokens, CachedTokens):
+        videos.tokens = videos.tokens.keep(keep.tolist())
+    elif videos.tokens is not None:
         for place, clip in enumerate(keep):  # in place: the tokens may be a file larger than memory
             videos.tokens[place] = videos.tokens[clip]
         videos.tokens = videos.tokens[: len(keep)]
     return data.without(rejected), videos
+
+
+def _minimal_pairs(
+    model: VideoTextEncoder, run: _Run, protocol: Protocol, options: RunOptions
+) -> dict[str, Any]:
+    if isinstance(model, StoredFeatures):  # has no features of texts that nobody asked for
+        return {}
+    sizes = {"pair_batch_size": options.pair_batch_size, "memory_bytes": options.memory_bytes}
+    return measure_pairs(model, run.data, run.videos, run.texts, protocol, **sizes)
+
+
+def _deviations(model: VideoTextEncoder, protocol: Protocol) -> list[str]:
+    if protocol.input is None or isinstance(model, StoredFeatures):
+        return []
+    return protocol.input.deviations(model.preprocessing)
 
 
 def _test_time_controls(run: _Run, protocol: Protocol) -> dict[str, Any]:
@@ -225,6 +283,7 @@ def _cost(run: _Run, total_seconds: float) -> dict[str, Any]:
     cost = {
         "total_s": total_seconds,
         "read_videos_s": run.load_seconds,
+        "videos_encoded": run.videos.num_encoded,
         "encode_videos_s": run.videos.seconds,
         "encode_texts_s": run.texts.seconds,
         "encode_ms_per_video": 1000 * run.videos.seconds / num_videos,

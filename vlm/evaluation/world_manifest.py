@@ -14,6 +14,7 @@ from vlm.data.annotations.labels import LabelledSet
 from vlm.errors import InvalidInput
 from vlm.evaluation.card import file_sha256
 from vlm.evaluation.dataset import EvaluationSet
+from vlm.evaluation.pairs.minimal import world_foils
 from vlm.evaluation.protocol import Protocol
 from vlm.evaluation.questions import ChoiceQuestion, QuestionSet
 from vlm.metrics import Positives
@@ -51,6 +52,7 @@ def read_world(manifest: Path, videos: Path, protocol: Protocol) -> EvaluationSe
         tiers=tuple(_tier(scene) for scene in scenes),
         oracles={name: oracle_scores(name, scenes).astype(np.int8) for name in (*ORACLES, "frame set")},
         annotations_sha256=file_sha256(manifest),
+        foils=world_foils(scenes) if protocol.minimal_pairs else (),
     )
 
 

@@ -53,7 +53,10 @@ MAX_WORDS = 30
 
 
 class Template(NamedTuple):
-    """One way to say a thing: indices into the tables above, and whether the adverb precedes the verb."""
+    """One way to say a thing: indices into the tables above, and whether the adverb precedes the verb.
+
+    An index beyond ``ARTICLES`` or ``VERBS`` takes the wordings in turn, thing by thing.
+    """
 
     article: int
     verbs: int
@@ -71,8 +74,12 @@ class Template(NamedTuple):
 def templates(split: str) -> tuple[Template, ...]:
     """Return the templates of a split: disjoint between train, val and test, every word known from train.
 
-    A Latin-square rule sets one in six aside for the test splits and one in six for validation.
+    A Latin-square rule sets one in six aside for the test splits and one in six for validation. Those of
+    ``ood`` mix articles and verbs within one caption, as no other split does.
     """
+    if split == "ood":
+        mixed = product(range(3), range(2), range(2))
+        return tuple(Template(len(ARTICLES), len(VERBS), *choice) for choice in mixed)
     every = [Template(*choice) for choice in product(range(3), range(2), range(3), range(2), range(2))]
     wanted = {"train": (0, 1, 2, 3), "val": (4,)}.get(split, (5,))
     rule = {t: (t.article + 2 * t.then + 3 * (t.verbs ^ t.meanwhile ^ t.adverb_first)) % 6 for t in every}
@@ -133,7 +140,7 @@ def _is_same(previous: Event | None, event: Event) -> bool:
 def thing_words(scene: Scene, index: int, template: Template) -> str:
     """Return a thing's name, such as ``the red 3``."""
     thing = scene.things[index]
-    article = ARTICLES[template.article]
+    article = ARTICLES[template.article if template.article < len(ARTICLES) else index % len(ARTICLES)]
     if article == "a" and thing.colour[0] in "aeiou":
         article = "an"
     return f"{article} {thing.colour} {thing.digit}".strip()
@@ -141,7 +148,7 @@ def thing_words(scene: Scene, index: int, template: Template) -> str:
 
 def event_words(scene: Scene, event: Event, template: Template, it: bool = False) -> str:
     """Return one event as a clause, such as ``the red 3 quickly moves left and stops``."""
-    verbs = VERBS[template.verbs]
+    verbs = _verbs(template, event.subject)
     who = "it" if it else thing_words(scene, event.subject, template)
     if event.kind == "swap" and event.partner is not None:
         return f"{who} {verbs['swap']} {thing_words(scene, event.partner, template)}"
@@ -161,15 +168,19 @@ def event_words(scene: Scene, event: Event, template: Template, it: bool = False
 
 def still_words(scene: Scene, index: int, template: Template) -> str:
     """Return the clause for a thing to which nothing happens."""
-    return f"{thing_words(scene, index, template)} {VERBS[template.verbs]['still']}"
+    return f"{thing_words(scene, index, template)} {_verbs(template, index)['still']}"
 
 
 def left_words(scene: Scene, first: int, second: int, template: Template) -> str:
     """Return the clause that ``first`` is left of ``second``."""
     return (
-        f"{thing_words(scene, first, template)} {VERBS[template.verbs]['left']} "
+        f"{thing_words(scene, first, template)} {_verbs(template, first)['left']} "
         f"{thing_words(scene, second, template)}"
     )
+
+
+def _verbs(template: Template, index: int) -> dict[str, str]:
+    return VERBS[template.verbs if template.verbs < len(VERBS) else index % len(VERBS)]
 
 
 def longest_caption(scene: Scene) -> int:

@@ -23,15 +23,33 @@ from vlm.world.digits import BLOCKS
 from vlm.world.oracles import ceilings
 from vlm.world.questions import questions, vocabulary
 from vlm.world.render import render, sample_frames
-from vlm.world.sampling import PLANS, gallery
+from vlm.world.sampling import NUM_OOD_TEXTURES, OOD_SIZES, PLANS, gallery
 from vlm.world.scene import COLOURS, FPS, KINDS, NUM_FRAMES, SIDE, VERSION, Event, Scene
-from vlm.world.splits import SPLITS, held_combinations, scene_key
+from vlm.world.splits import held_combinations, scene_key
 from vlm.world.twins import has_twin
 
 MANIFEST = "manifest.jsonl"
 CHECKSUMS = "SHA256SUMS"
 HEADER = "world.json"
 QUANTISER = 16  # of 0 to 51; the coding error then stays below the pixel noise
+FIRST_SPLITS = ("train", "val", "test", "combo")  # which world.yaml froze
+# each with settings that code every frame by itself, at a constant quantiser and full colour; VP9 without
+# loss, since its rate control looks at earlier frames even so
+CODECS: dict[str, tuple[str, dict[str, str]]] = {
+    "libx264": (
+        "yuv444p",
+        {
+            "qp": str(QUANTISER),
+            "x264-params": "keyint=1:bframes=0:scenecut=0:rc-lookahead=0:mbtree=0:log-level=error",
+        },
+    ),
+    "mjpeg": ("yuvj444p", {"qmin": "2", "qmax": "2"}),
+    "libvpx-vp9": (
+        "yuv444p",
+        {"lossless": "1", "g": "1", "lag-in-frames": "0", "auto-alt-ref": "0", "cpu-used": "5"},
+    ),
+}
+_OOD_CODECS = ("mjpeg", "libvpx-vp9")
 
 
 def describe(scene: Scene, frames: npt.NDArray[np.uint8] | None = None) -> dict[str, Any]:
@@ -149,7 +167,7 @@ def write_clips(scenes: Sequence[Scene], out: Path, *, size: int = SIDE) -> Path
             record = describe(scene, frames)
             target = out / record["file"]
             if known.get(target.name) is None or known[target.name] != _hash_of(target):
-                encode(frames, target)
+                encode(frames, target, codec_of(scene))
                 checksums.write(f"{_hash_of(target)}  {target.name}\n")
                 checksums.flush()
             lines.append(_line(record))
@@ -159,7 +177,12 @@ def write_clips(scenes: Sequence[Scene], out: Path, *, size: int = SIDE) -> Path
     return out / MANIFEST
 
 
-def encode(frames: npt.NDArray[np.uint8], target: Path) -> None:
+def codec_of(scene: Scene) -> str:
+    """Return how a clip is coded: as training clips are, but in ``ood`` as none of them is."""
+    return _OOD_CODECS[scene.index % len(_OOD_CODECS)] if scene.split == "ood" else "libx264"
+
+
+def encode(frames: npt.NDArray[np.uint8], target: Path, codec: str = "libx264") -> None:
     """Write frames (t, h, w, 3) as an all-intra mp4 file; ``target`` appears complete or not at all.
 
     Colour is kept at full resolution (4:4:4): at half of it a digit's path is no longer smooth.
@@ -170,14 +193,12 @@ def encode(frames: npt.NDArray[np.uint8], target: Path) -> None:
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             container.metadata["comment"] = f"digit-{VERSION}"  # tells an index what the file is
-            stream = container.add_stream("libx264", rate=FPS)
+            pixels, options = CODECS[codec]
+            stream = container.add_stream(codec, rate=FPS)
             stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv444p"
+            stream.pix_fmt = pixels
             stream.thread_count = 1
-            stream.options = {
-                "qp": str(QUANTISER),
-                "x264-params": "keyint=1:bframes=0:scenecut=0:rc-lookahead=0:mbtree=0:log-level=error",
-            }
+            stream.options = dict(options)
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
@@ -252,12 +273,25 @@ def freeze() -> dict[str, Any]:
             "colours": len(COLOURS),
             "kinds": len(KINDS),
         },
-        "manifests": {split: manifest_hash(gallery(split, 0, 200)) for split in SPLITS},
-        "frames": {split: _frames_hash(split) for split in SPLITS},
+        "manifests": {split: manifest_hash(gallery(split, 0, 200)) for split in FIRST_SPLITS},
+        "frames": {split: _frames_hash(split) for split in FIRST_SPLITS},
         "ceilings": {
             name: {metric: round(value, 4) for metric, value in row.items()}
             for name, row in ceilings(list(gallery("test", 0, 500, twins=True))).items()
         },
+    }
+
+
+def freeze_ood() -> dict[str, Any]:
+    """Return what pins the split ``ood``; ``eval/protocols/world-ood.yaml`` holds it under ``freeze``."""
+    return {
+        "version": VERSION,
+        "templates": len(templates("ood")),
+        "textures": NUM_OOD_TEXTURES,
+        "sizes": list(OOD_SIZES),
+        "codecs": list(_OOD_CODECS),
+        "manifest": manifest_hash(gallery("ood", 0, 200)),
+        "frames": _frames_hash("ood"),
     }
 
 

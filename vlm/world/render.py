@@ -97,7 +97,7 @@ def texture(index: int, scale: int) -> Floats:
     side = SIDE * scale
     grid = np.arange(side) / side * 2 * np.pi
     y, x = grid[:, None], grid[None, :]
-    family = index % 5
+    family = index % 5 if index < _NUM_TEXTURES else 5 + index % 3
     if family == 0:  # stripes
         kx, ky = rng.integers(1, 5), rng.integers(-4, 5)
         picture = 0.5 + 0.5 * np.tanh(2 * np.sin(kx * x + ky * y + rng.random()))
@@ -109,8 +109,18 @@ def texture(index: int, scale: int) -> Floats:
         picture = np.clip(np.cos(k * x) + np.cos(m * y + x * rng.integers(0, 2)) - 0.4, 0, None) / 1.6
     elif family == 3:  # clouds
         picture = _clouds(rng, x, y, 4)
-    else:  # a slope that closes on itself
+    elif family == 4:  # a slope that closes on itself
         picture = _clouds(rng, x, y, 1)
+    elif family == 5:  # bent bands
+        k, m = rng.integers(2, 5), rng.integers(1, 4)
+        picture = 0.5 + 0.5 * np.sin(k * y + 1.5 * np.sin(m * x + 6 * rng.random()))
+    elif family == 6:  # a lattice of thin lines
+        k, m = rng.integers(2, 5), rng.integers(2, 5)
+        picture = np.maximum(np.cos(k * x) ** 16 + 0 * y, np.cos(m * y) ** 16)
+    else:  # bricks, every other row shifted by half
+        rows = int(rng.integers(2, 5))
+        row = np.floor(y / (2 * np.pi) * 2 * rows)
+        picture = 0.5 + 0.5 * np.tanh(6 * np.cos(rows * x + np.pi * (row % 2))) + 0 * y
     levels = np.rint(np.clip(picture, 0, 1) * 255) / 255
     return np.tile(levels, (2, 2)).astype(np.float32)
 
@@ -131,7 +141,7 @@ def _clouds(
 def _background(scene: Scene, stored: Frames, scale: int) -> Floats:
     ground = scene.background
     side = SIDE * scale
-    tile = texture(ground.texture % _NUM_TEXTURES, scale)
+    tile = texture(ground.texture, scale)
     tile = ground.base + ground.contrast * tile
     coloured = np.empty((*tile.shape, 3), dtype=np.float32)
     for channel in range(3):

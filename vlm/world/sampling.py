@@ -32,6 +32,8 @@ from vlm.world.twins import has_twin
 _KEY = 20261122  # of every random stream of this version of the world
 _ALL_FRAMES = np.arange(NUM_FRAMES)
 NUM_TEXTURES = 60
+NUM_OOD_TEXTURES = 30  # of other families, which follow the 60 in the bank
+OOD_SIZES = (14.0, 14.5, 15.0, 15.5, 16.0, 23.5, 24.5, 25.5, 26.5)  # elsewhere 18 to 22
 
 
 class Plan(NamedTuple):
@@ -130,7 +132,8 @@ def _draft(rng: np.random.Generator, split: str, seed: int, index: int) -> Scene
         digit = int(rng.integers(10))
         choices = images_of(BLOCK_OF[split], digit)
         image = choices[int(rng.integers(len(choices)))]
-        size = 18.0 + float(rng.integers(9)) / 2
+        draw = int(rng.integers(9))
+        size = OOD_SIZES[draw] if split == "ood" else 18.0 + draw / 2
         colour_name = list(COLOURS)[colour]
         things.append(Thing(image=image, digit=digit, colour=colour_name, size=size, x=0.0, y=0.0))
     slots = [_draw_slot(rng, plan.things, parallel) for parallel in plan.slots]
@@ -254,7 +257,7 @@ def _placed(rng: np.random.Generator, scene: Scene) -> Scene | None:
         )
         tried = _with_swap(replace(scene, things=things))
         if tried is not None and has_room(tried, together):
-            return replace(tried, **_looks(rng))
+            return replace(tried, **_looks(rng, scene.split))
     return None
 
 
@@ -321,10 +324,12 @@ def has_room(scene: Scene, together: npt.NDArray[np.bool_]) -> bool:
     return True
 
 
-def _looks(rng: np.random.Generator) -> dict[str, Any]:
+def _looks(rng: np.random.Generator, split: str) -> dict[str, Any]:
     """Draw background, distractors, brightness and noise; none of them knows what happens."""
     background = Background(
-        texture=int(rng.integers(NUM_TEXTURES)),
+        texture=NUM_TEXTURES + int(rng.integers(NUM_OOD_TEXTURES))
+        if split == "ood"
+        else int(rng.integers(NUM_TEXTURES)),
         base=round(12 + 28 * float(rng.random()), 1),
         contrast=round(14 + 42 * float(rng.random()), 1),
         tint=(_around(rng, 1.0, 0.15), _around(rng, 1.0, 0.15), _around(rng, 1.0, 0.15)),

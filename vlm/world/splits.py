@@ -9,10 +9,12 @@ from vlm.world.captions import MAX_WORDS, longest_caption
 from vlm.world.facts import KINDS_WITH_WAY, Facts, content, is_then, still_things
 from vlm.world.scene import COLOURS, LAST, OPPOSITE, SPIN_DIGITS, Event, Scene
 
-SPLITS = ("train", "val", "test", "combo")
-BLOCK_OF = {"train": "train", "val": "val", "test": "test", "combo": "test"}
+# the place in this list is a part of every stream's key: new ones go to the end
+SPLITS = ("train", "val", "test", "combo", "ood", "long")
+BLOCK_OF = {"train": "train", "val": "val", "test": "test", "combo": "test", "ood": "test", "long": "test"}
 HELD_MOTIONS = frozenset({("zigzag", "up"), ("zigzag", "down")})
-_BUCKETS = {"train": range(0, 70), "val": range(70, 80), "test": range(80, 100)}
+_TEST = range(80, 100)
+_BUCKETS = {"train": range(0, 70), "val": range(70, 80), "test": _TEST, "ood": _TEST, "long": _TEST}
 
 
 def digest(text: str, modulus: int) -> int:

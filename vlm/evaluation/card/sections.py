@@ -20,12 +20,29 @@ from vlm.metrics import Positives, chance_counts, rank_scores
 from vlm.types import VideoTextEncoder
 
 _STRONG_WITHIN = 0.05
+# what a protocol says about the world outside; it does not change what a number means
+_DESCRIPTIVE = (
+    "summary",
+    "task",
+    "part",
+    "expected",
+    "files",
+    "prefixes",
+    "numbered",
+    "known",
+    "origin",
+    "published",
+    "input",
+    "minimal_pairs",
+    "freeze",
+)
 
 
 def protocol_section(protocol: Protocol, data: EvaluationSet, model: VideoTextEncoder) -> dict[str, Any]:
     """Return everything that two cards must share to be compared."""
-    pinned = to_dict(protocol)
-    del pinned["freeze"], pinned["summary"]
+    pinned = {name: value for name, value in to_dict(protocol).items() if value not in (None, "")}
+    for name in (*_DESCRIPTIVE, "frames"):
+        pinned.pop(name, None)
     gallery = "\n".join(sorted(data.clip_ids)).encode()
     return {
         **pinned,
@@ -47,12 +64,17 @@ def model_section(model: VideoTextEncoder, source: str) -> dict[str, Any]:
         "domain": model.domain,
         "capabilities": sorted(model.capabilities),
         "fingerprint": model.fingerprint,
-        "preprocessing": to_dict(model.preprocessing),
+        # of stored features only the number of frames is known
+        "preprocessing": {"num_frames": model.preprocessing.num_frames}
+        if model.kind == "features"
+        else to_dict(model.preprocessing),
     }
 
 
-def data_section(num_expected: int, data: EvaluationSet, model: VideoTextEncoder) -> dict[str, Any]:
-    """Return what was expected, what could be read, and what the model's vocabulary lacks."""
+def data_section(
+    num_expected: int, data: EvaluationSet, model: VideoTextEncoder, num_truncated: int | None = None
+) -> dict[str, Any]:
+    """Return what was expected, what could be read, and what the model's vocabulary and length lack."""
     unknown = [words for words in map(model.unknown_words, data.queries) if words]
     return {
         "videos_expected": num_expected,
@@ -61,6 +83,8 @@ def data_section(num_expected: int, data: EvaluationSet, model: VideoTextEncoder
         "positives_per_query": float(data.positives.sizes.mean()),
         "queries_with_several_positives": int((data.positives.sizes > 1).sum()),
         "repeated_captions": len(data.queries) - len(set(data.queries)),
+        "queries_truncated": num_truncated,
+        "annotation_files": dict(data.annotation_files),
         "queries_with_unknown_words": len(unknown),
         "unknown_words": sorted({word for words in unknown for word in words})[:50],
     }

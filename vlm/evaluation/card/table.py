@@ -36,8 +36,18 @@ def render_card(card: Card) -> str:
         columns = list(dict.fromkeys(name for _, block in twins for name in block))
         body = [[title, *(_cell(name, block.get(name)) for name in columns)] for title, block in twins]
         lines += ["", "clips and their reversed twins", *_aligned([["", *columns], *body])]
+    if card.get("minimal_pairs"):
+        lines += ["", "minimal pairs: the right caption above one that differs in one thing; guessing 50.0"]
+        lines += _aligned(list(_pair_rows(card["minimal_pairs"])))
     lines += ["", *_notes(card)] if any(_notes(card)) else []
     return "\n".join(lines)
+
+
+def _pair_rows(pairs: Mapping[str, Any]) -> Iterator[list[str]]:
+    yield ["", *pairs, "pairs"]
+    for kind, block in next(iter(pairs.values())).items():
+        cells = [_cell("accuracy", table[kind]["accuracy"]) for table in pairs.values()]
+        yield [kind, *cells, str(block["num_pairs"])]
 
 
 def render_comparison(comparison: Mapping[str, Any]) -> str:
@@ -135,6 +145,9 @@ def _notes(card: Card) -> list[str]:
         for name, control in card.get("controls", {}).items()
         if control.get("verdict")
     ]
+    notes += [f"published: {line}" for line in card.get("published", [])]
+    if card.get("deviations"):
+        notes.append(f"input unlike that of the published numbers: {'; '.join(card['deviations'])}")
     missing = card.get("data", {}).get("missing", [])
     if missing:
         notes.append(f"{len(missing)} clips missing or unreadable, left out; they are listed in the card")

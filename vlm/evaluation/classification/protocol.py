@@ -10,6 +10,7 @@ from vlm.assets import asset
 from vlm.config import load_config
 from vlm.data.annotations.labels import LabelLayout
 from vlm.errors import InvalidInput
+from vlm.evaluation.benchmarks.description import Origin, Published
 from vlm.evaluation.protocol import BootstrapSettings
 
 _FOLDER = "eval/protocols/classification"
@@ -36,6 +37,8 @@ class ClassificationProtocol:
         stride: Frames between two, if ``dense``.
         top: The k of top-k accuracy; those that exceed the number of classes are left out.
         bootstrap: How intervals are drawn.
+        origin: Where labels and videos come from.
+        published: What others reached.
     """
 
     name: str
@@ -50,6 +53,8 @@ class ClassificationProtocol:
     stride: int = 4
     top: tuple[int, ...] = (1, 5)
     bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
+    origin: Origin | None = None
+    published: tuple[Published, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.clips, self.crops, self.stride, *self.top) < 1 or 1 not in self.top:

@@ -276,7 +276,8 @@ def _protocol_section(
     protocol: ClassificationProtocol, test: VideoClasses, kept: list[int], model: Classifier
 ) -> dict[str, Any]:
     pinned = to_dict(protocol)
-    del pinned["summary"]
+    for name in ("summary", "origin", "published"):
+        del pinned[name]
     names = "\n".join(sorted(test.data.names[number] for number in kept)).encode()
     return {
         **pinned,

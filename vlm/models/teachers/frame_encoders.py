@@ -137,7 +137,7 @@ def load_frame_encoder(
 
 
 def _import_open_clip() -> Any:
-    _ensure_torchvision()
+    prepare_torchvision()
     try:
         import open_clip
     except ImportError as error:
@@ -145,7 +145,7 @@ def _import_open_clip() -> Any:
     return open_clip
 
 
-def _ensure_torchvision() -> None:
+def prepare_torchvision() -> None:
     """Let torchvision import beside a torch without CUDA: its wheels cannot load their operators there."""
     global _torchvision_operators
     try:

@@ -94,6 +94,11 @@ def save_model(
     return folder
 
 
+def is_hub_folder(path: Path) -> bool:
+    """Whether a folder holds a model in the layout of Hugging Face transformers."""
+    return (path / "config.json").is_file() and not (path / "config.yaml").exists()
+
+
 def is_model_folder(path: Path) -> bool:
     """Return whether a path looks like a model folder."""
     return (path / "config.yaml").is_file() and (path / "model.safetensors").is_file()

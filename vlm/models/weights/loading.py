@@ -12,7 +12,7 @@ from vlm.errors import CheckpointError, InvalidInput
 from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.models.weights.files import read_state_dict
-from vlm.models.weights.folder import is_model_folder, load_folder
+from vlm.models.weights.folder import is_hub_folder, is_model_folder, load_folder
 from vlm.models.weights.official import from_official
 from vlm.models.weights.precision import set_dtype
 from vlm.models.weights.resizing import Overrides
@@ -36,9 +36,10 @@ def load_model(
 
     Args:
         source: A model folder, a training checkpoint that contains one as ``model/``, a name that
-            ``vlm models list`` shows, a published VideoMamba file, ``hf:owner/repo[/file][@revision]`` or
-            ``open_clip:<arch>/<pretrained>``. A name goes before an equally spelt path (write ``./demo``).
-            Nothing is downloaded: what is not on this machine is an error with the command that fetches it.
+            ``vlm models list`` shows, a published VideoMamba file, ``hf:owner/repo[/file][@revision]`` (one
+            of these, or CLIP or SigLIP as transformers saves them) or ``open_clip:<arch>/<pretrained>``. A
+            name goes before an equally spelt path (write ``./demo``). Nothing is downloaded: what is not on
+            this machine is an error with the command that fetches it.
         device: ``auto`` takes a GPU if there is one.
         dtype: Type of matrix products and activations; None = fp32, also for files in bf16. Decay rates, skip
             weights, step biases, norms and the residual stream stay fp32.
@@ -111,6 +112,10 @@ def _read_known(name: str, settings: dict[str, Any]) -> VideoModel:
 
 def _read_path(path: Path, settings: dict[str, Any]) -> VideoModel:
     if path.is_dir():
+        if is_hub_folder(path):
+            from vlm.models.teachers.hub_encoders import load_hub_encoder
+
+            return load_hub_encoder(path, **settings)
         folder = path if is_model_folder(path) or not is_model_folder(path / "model") else path / "model"
         return load_folder(folder, **settings)
     try:

@@ -1,0 +1,137 @@
+"""`vlm eval check` and `vlm eval prepare` on cut-down annotations, by exit code and by what they print."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+
+from vlm.cli import main
+from vlm.evaluation import load_protocol, protocol_files
+from vlm.evaluation.benchmarks.description import Counts, share_interval
+from vlm.evaluation.classification.protocol import classification_protocol_files
+
+ONLY_THREE = ("--set", "expected.videos=3", "--set", "expected.queries=3")
+
+
+@pytest.fixture
+def didemo(fixtures):
+    return fixtures / "annotations" / "didemo"
+
+
+@pytest.mark.parametrize("name", sorted({*protocol_files(), *classification_protocol_files()}))
+def test_every_protocol_says_where_its_files_come_from(name, capsys):
+    code = main(["eval", "check", name])
+    out = capsys.readouterr().out
+    assert code == 0 and out.startswith(f"{name} v")
+    if not name.startswith("world"):
+        for part in ("annotations: ", "videos: ", "terms: "):
+            assert part in out
+        assert "published: " not in out or "not measured by this project" in out
+
+
+def test_published_numbers_carry_the_noise_of_their_size(capsys):
+    assert main(["eval", "check", "msrvtt-1ka"]) == 0
+    out = capsys.readouterr().out
+    assert "VideoMamba-M 25M (itm@128, 8 frames): text to video R@1 35.6 [32.6, 38.6]" in out
+    assert share_interval(100.0, 10) == (100.0, 100.0)
+    assert load_protocol("msvd").num_trials == 670  # captions of a clip succeed and fail together
+    assert load_protocol("ssv2-template").num_trials == 174
+
+
+def test_check_names_every_difference(didemo, tmp_path, capsys):
+    assert main(["eval", "check", "didemo", "--annotations", str(didemo)]) == 4
+    out, err = capsys.readouterr()
+    assert "differs: videos: expected 1004, found 3" in out
+    assert "queries: expected 1004, found 3" in err
+    names = [line for line in (didemo / "test_list.txt").read_text().split()]
+    for name in names[:2]:
+        (tmp_path / name).write_bytes(b"no video")
+    asked = ["eval", "check", "didemo", "--annotations", str(didemo), *ONLY_THREE, "--videos", str(tmp_path)]
+    assert main(asked) == 3
+    out, err = capsys.readouterr()
+    assert f"missing: {names[2]} (missing)" in out
+    assert "1 of 3 videos of didemo cannot be used" in err
+    assert main([*asked, "--decode", "--json"]) == 3
+    report = json.loads(capsys.readouterr().out)
+    assert {name for name, _ in report["undecodable"]} == set(names[:2])
+    (tmp_path / names[2]).touch()
+    assert main(asked) == 0
+    assert "nothing differs" in capsys.readouterr().out
+
+
+def test_check_of_what_is_not_there(tmp_path, didemo, capsys):
+    assert main(["eval", "check", "didemo", "--annotations", str(tmp_path / "none")]) == 4
+    assert "no such annotation file" in capsys.readouterr().err
+    assert main(["eval", "check", "didemo", "--annotations", str(tmp_path)]) == 4
+    assert "test_data.json" in capsys.readouterr().err
+    assert (
+        main(["eval", "check", "didemo", "--annotations", str(didemo), "--videos", str(tmp_path / "none")])
+        == 4
+    )
+    assert main(["eval", "check", "dideno"]) == 4
+    assert "did you mean 'didemo'" in capsys.readouterr().err
+    assert main(["eval", "check", "world", "--annotations", str(didemo)]) == 4
+
+
+def test_prepare_writes_what_its_command_then_reads(didemo, tmp_path, capsys):
+    out = tmp_path / "o'ne folder" / "didemo.json"
+    asked = ["eval", "prepare", "didemo", "--annotations", str(didemo), "--out", str(out)]
+    assert main(asked) == 4
+    assert not out.exists()
+    assert main([*asked, *ONLY_THREE]) == 0
+    command, *published = capsys.readouterr().out.splitlines()
+    words = shlex.split(command)
+    assert words[:3] == ["vlm", "eval", "retrieval"]
+    assert words[words.index("--annotations") + 1] == str(out)
+    assert published[0].startswith("# VideoMamba-M 25M (itm@128, 8 frames): text to video R@1 43.1 [")
+    assert main(["eval", "check", "didemo", "--annotations", str(out), *ONLY_THREE]) == 0
+
+
+def test_prepare_says_when_nothing_measures_it_yet(fixtures, tmp_path, capsys):
+    path = fixtures / "annotations" / "moments" / "charades_sta_test.txt"
+    asked = ["eval", "prepare", "charades-sta", "--annotations", str(path), "--out", str(tmp_path / "c.json")]
+    assert main([*asked, "--set", "expected=null"]) == 0
+    assert "no program yet" in capsys.readouterr().out
+
+
+def test_other_tasks_are_refused(fixtures, tmp_path, capsys):
+    """A retrieval program given a question protocol says so before it looks at anything."""
+    asked = ["--annotations", str(tmp_path), "--videos", str(tmp_path), "--model", "none"]
+    assert main(["eval", "retrieval", "--protocol", "msrvtt-qa", *asked]) == 4
+    assert "measures open-ended" in capsys.readouterr().err
+    assert main(["eval", "qa", "--protocol", "msrvtt-1ka", *asked]) == 4
+    assert "measures retrieval" in capsys.readouterr().err
+
+
+def test_counts_that_are_not_expected_are_not_compared():
+    assert Counts(videos=2).differences(Counts(videos=2, queries=7)) == []
+    assert Counts(queries=3).differences(Counts(videos=2)) == ["queries: expected 3, found None"]
+
+
+def test_multiple_choice_from_files_to_card(world_folder, model_folder, tmp_path, capsys):
+    """Clips of the digit world in the layout of MSRVTT-MC are counted, then asked about one by one."""
+    from vlm.evaluation.benchmarks.reading import read_choice_set
+    from vlm.evaluation.launch import load_clip
+    from vlm.evaluation.questions import evaluate_choices
+    from vlm.models import load_model
+
+    rows = [json.loads(line) for line in (world_folder / "manifest.jsonl").read_text().splitlines()][:6]
+    texts = [row["caption"] for row in rows]
+    asked = [
+        {"video": row["file"], "caption": texts[place:] + texts[:place], "answer": 0}
+        for place, row in enumerate(rows)
+    ]
+    path = tmp_path / "mc.json"
+    path.write_text(json.dumps(asked))
+    arguments = ["eval", "qa", "--protocol", "msrvtt-mc", "--annotations", str(path)]
+    assert main([*arguments, "--videos", str(world_folder), "--model", str(model_folder)]) == 4
+    assert "questions: expected 2990, found 6" in capsys.readouterr().err
+    protocol = load_protocol("msrvtt-mc", ("expected=null",))
+    data = read_choice_set(protocol, path, world_folder)
+    card = evaluate_choices(load_model(model_folder, device="cpu"), data, protocol, load_clip)
+    table = card["results"]["multiple_choice"]["all"]
+    assert table["num_questions"] == 6
+    assert table["chance"]["value"] == pytest.approx(1 / 6)
+    assert table["accuracy"]["low"] <= 1 / 6 <= table["accuracy"]["high"]
