@@ -15,9 +15,11 @@ from vlm.metrics import (
     Positives,
     chance_counts,
     check_finite,
+    demand_share,
+    matrices,
+    merge_duplicates,
     rank_candidates,
     rank_scores,
-    retrieval,
     top_candidates,
 )
 
@@ -204,7 +206,7 @@ def test_blocks_do_not_show(monkeypatch):
     lists = [random.choice(40, random.integers(1, 5), replace=False).tolist() for _ in range(50)]
     positives = Positives.from_lists(lists, 40)
     whole = rank_scores(scores, positives)
-    monkeypatch.setattr(retrieval, "_BLOCK_BYTES", 8 * 40 * 3)
+    monkeypatch.setattr(matrices, "BLOCK_BYTES", 8 * 40 * 3)
     blocks = rank_scores(scores, positives)
     for name in ("above", "tied", "tied_positives"):
         np.testing.assert_array_equal(getattr(blocks, name), getattr(whole, name))
@@ -260,3 +262,29 @@ def test_candidates_are_the_best_and_cuts_in_ties_are_drawn():
         top_candidates(flat, 0)
     with pytest.raises(ValueError, match="not finite"):
         top_candidates(np.full((1, 2), np.nan), 1)
+
+
+def test_bits_of_bfloat16_are_no_integers(diagonal):
+    """Negative bfloat16 numbers sort backwards as uint16, so the type is not guessed."""
+    bits = (np.array([[-1.0, -2.0], [-2.0, -1.0]], np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    assert rank_scores(bits.astype(np.int32), diagonal(2)).recall(1).tolist() == [0, 0]
+    assert rank_scores(bits.view("V2"), diagonal(2)).recall(1).tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"uint16.*view\('V2'\).*int32"):
+        rank_scores(bits, diagonal(2))
+
+
+def test_equal_queries_share_their_positives():
+    strict = Positives.from_lists([[0], [1], [2, 5], [3], [4]], 6)
+    aware = merge_duplicates(strict, ["a", "b", "a", "c", "b"])
+    assert [aware[query].tolist() for query in range(5)] == [[0, 2, 5], [1, 4], [0, 2, 5], [3], [1, 4]]
+    same = merge_duplicates(strict, list("abcde"))
+    assert same.items.tolist() == strict.items.tolist() and same.offsets.tolist() == strict.offsets.tolist()
+    with pytest.raises(ValueError, match="expected 5 labels"):
+        merge_duplicates(strict, ["a"])
+
+
+def test_share_of_the_gallery_that_is_wanted():
+    assert demand_share(Positives.from_lists([[i] for i in range(7)], 7)) == pytest.approx(1)
+    assert demand_share(Positives.from_lists([[i // 20] for i in range(200)], 10)) == pytest.approx(1)
+    assert demand_share(Positives.from_lists([[i % 40] for i in range(200)], 1000)) == pytest.approx(0.04)
+    assert demand_share(Positives.from_lists([[0, 1]], 4)) == pytest.approx(0.5)

@@ -9,8 +9,8 @@ import numpy as np
 
 from vlm.errors import InvalidInput
 from vlm.evaluation.card import Card, as_json, counts_from_json
-from vlm.metrics import paired_difference
-from vlm.metrics.retrieval import Floats, RankCounts
+from vlm.metrics import RankCounts, paired_difference
+from vlm.metrics.matrices import Floats
 
 
 def compare_cards(first: Card, second: Card, names: tuple[str, str] = ("A", "B")) -> dict[str, Any]:
@@ -97,5 +97,9 @@ def _measures(a: RankCounts, b: RankCounts, recall_at: list[int]) -> Iterator[tu
     for k in recall_at:
         if k <= min(a.num_scored, b.num_scored):
             yield f"recall@{k}", a.recall(k), b.recall(k)
+    gains = {"ndcg@10": (a.ndcg, b.ndcg), "map": (a.average_precision, b.average_precision)}
+    for name, (left, right) in gains.items():
+        if left is not None and right is not None:
+            yield name, left, right
     if a.has_ranks and b.has_ranks:
         yield "mean_rank", a.expected_rank(), b.expected_rank()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vlm.errors import InvalidInput
 from vlm.metrics import Positives
-from vlm.metrics.retrieval import Ints
+from vlm.metrics.matrices import Ints
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

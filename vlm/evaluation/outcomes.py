@@ -20,7 +20,7 @@ from vlm.metrics import (
     rank_scores,
     twin_scores,
 )
-from vlm.metrics.retrieval import Floats, Ints
+from vlm.metrics.matrices import Floats, Ints
 
 Outcome = tuple[RankCounts, Ints]
 

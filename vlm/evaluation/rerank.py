@@ -15,7 +15,7 @@ from vlm.evaluation.features import Floats, TextSet
 from vlm.evaluation.outcomes import Outcomes, twin_block, twin_grid
 from vlm.evaluation.protocol import Protocol
 from vlm.metrics import pair_positives, rank_candidates, top_candidates
-from vlm.metrics.retrieval import Ints
+from vlm.metrics.matrices import Ints
 from vlm.progress import progress_bar
 from vlm.types import VideoTextEncoder
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vlm.metrics.retrieval import Floats
+from vlm.metrics.matrices import Floats
 
 
 def choice_accuracy(scores: Sequence[ArrayLike], answers: Sequence[int]) -> Floats:

@@ -48,7 +48,7 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
     for direction, kinds in comparison["differences"].items():
         for kind, block in kinds.items():
             for name, entry in block.items():
-                scale = 100.0 if name.startswith("recall") else 1.0
+                scale = 1.0 if name.endswith("rank") else 100.0
                 first, second, value, low, high = (
                     scale * entry[key] for key in ("first", "second", "value", "low", "high")
                 )
