@@ -7,12 +7,13 @@ from vlm.evaluation.card import Card, read_card, write_card
 from vlm.evaluation.card.table import render_card, render_comparison
 from vlm.evaluation.compare import compare_cards
 from vlm.evaluation.dataset import EvaluationSet
-from vlm.evaluation.matrix import evaluate_scores
 from vlm.evaluation.protocol import Protocol, load_protocol, protocol_files
+from vlm.evaluation.scores.matrix import MatrixFiles, evaluate_scores
 
 __all__ = [
     "Card",
     "EvaluationSet",
+    "MatrixFiles",
     "Protocol",
     "compare_cards",
     "evaluate_scores",

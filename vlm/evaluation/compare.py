@@ -33,6 +33,7 @@ def compare_cards(first: Card, second: Card, names: tuple[str, str] = ("A", "B")
     settings = first["protocol"]["bootstrap"]
     differences: dict[str, Any] = {}
     for direction, kind, a, b in _shared(first, second, names):
+        _check_settings(kind, first, second, names)
         block = _differences(a, b, first["protocol"]["recall_at"], settings, names)
         differences.setdefault(direction, {})[kind] = block
     if not differences:
@@ -68,6 +69,14 @@ def _shared(first: Card, second: Card, names: tuple[str, str]) -> Iterator[tuple
             other = second["per_query"].get(direction, {}).get(kind)
             if other is not None:
                 yield direction, kind, block, other
+
+
+def _check_settings(kind: str, first: Card, second: Card, names: tuple[str, str]) -> None:
+    a, b = (card.get("kinds", {}).get(kind, {}).get("settings", {}) for card in (first, second))
+    differing = differing_fields(a, b)
+    if differing:
+        lines = "; ".join(f"{field}: {left!r} and {right!r}" for field, left, right in differing)
+        raise InvalidInput(f"{names[0]} and {names[1]} have {kind} scores of different settings: {lines}")
 
 
 def _differences(

@@ -16,6 +16,7 @@ from vlm.evaluation.dataset import EvaluationSet
 from vlm.evaluation.protocol import Protocol, load_protocol
 from vlm.evaluation.questions import evaluate_choices
 from vlm.evaluation.runner import RunOptions, evaluate_model
+from vlm.evaluation.scores.corrections import Corrections
 from vlm.evaluation.world_manifest import read_world, read_world_questions
 from vlm.models import load_model
 from vlm.types import Preprocessing, VideoTextEncoder
@@ -33,6 +34,7 @@ def evaluate_source(
     batch_size: int = 16,
     allow_missing: bool = False,
     test_time_controls: bool = True,
+    corrections: Corrections | None = None,
 ) -> Card:
     """Evaluate a model that is named rather than given.
 
@@ -47,6 +49,7 @@ def evaluate_source(
         batch_size: Clips encoded at once.
         allow_missing: Leave unreadable clips out, and list them.
         test_time_controls: Also measure shuffled frames and the first frame only.
+        corrections: Corrections of the embedding scores that are reported too.
 
     Raises:
         InvalidInput: Protocol, annotations, videos or model cannot be used.
@@ -68,6 +71,7 @@ def evaluate_source(
             batch_size=batch_size, allow_missing=allow_missing, test_time_controls=test_time_controls
         ),
         controls=loaded,
+        corrections=corrections,
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,12 @@ from vlm.evaluation.features import (
     shuffled_frames,
     similarity,
 )
-from vlm.evaluation.outcomes import Outcomes, embedding_outcomes, twin_chance
+from vlm.evaluation.outcomes import Outcomes, embedding_outcomes, shared_positives, twin_chance
 from vlm.evaluation.protocol import Protocol
 from vlm.evaluation.rerank import add_matching
+from vlm.evaluation.scores.corrections import Corrections, add_corrections
 from vlm.metrics import Positives, rank_scores
+from vlm.text import clean
 from vlm.types import VideoTextEncoder
 
 TEST_TIME_CONTROLS: Mapping[str, Variant] = {"shuffled-frames": shuffled_frames, "first-frame": first_frame}
@@ -72,6 +75,7 @@ def evaluate_model(
     source: str = "",
     options: RunOptions | None = None,
     controls: Mapping[str, VideoTextEncoder | Card] | None = None,
+    corrections: Corrections | None = None,
 ) -> Card:
     """Evaluate a model on queries and clips, and make its card.
 
@@ -83,16 +87,17 @@ def evaluate_model(
         source: How the model was named by the caller, for the card.
         options: How to run.
         controls: Models trained with the same budget, or their cards by the same protocol, printed beside.
+        corrections: Corrections of the embedding scores that are reported too.
 
     Raises:
         CapabilityError: The model cannot embed videos and texts.
-        InvalidInput: Clips cannot be read and ``allow_missing`` is off, features are not finite, or a
-            control's card was made by another protocol.
+        InvalidInput: Clips cannot be read and ``allow_missing`` is off, features are not finite, a control's
+            card is of another protocol, or every bank caption is under test.
     """
-    options = options or RunOptions()
-    began = time.perf_counter()
+    options, began = options or RunOptions(), time.perf_counter()
     variants = TEST_TIME_CONTROLS if options.test_time_controls else {}
     run = _run(model, data, protocol, load, options, variants)
+    kinds = _correct(run, model, corrections or Corrections())
     recall_at, bootstrap = protocol.recall_at, protocol.bootstrap
     pinned = sections.protocol_section(protocol, run.data, model)
     card: Card = {
@@ -100,6 +105,10 @@ def evaluate_model(
         "protocol": pinned,
         "model": sections.model_section(model, source),
         "results": run.outcomes.results(recall_at, bootstrap),
+        "kinds": kinds,
+        "duplicates": sections.duplicates(
+            run.data.positives, _labels(run.data.queries), run.outcomes, recall_at, bootstrap
+        ),
         "twins": run.outcomes.twins,
         "tiers": sections.tiers(run.data, run.outcomes, bootstrap),
         "ties": run.outcomes.ties(),
@@ -142,7 +151,8 @@ def _run(
         data, videos = _leave_out(data, videos, options)
     texts = encode_texts(model, data.queries)
     scores = similarity(texts.embeddings, videos.embeddings[""])
-    outcomes = embedding_outcomes(scores, data, protocol.bootstrap)
+    shared = shared_positives(data.positives, _labels(data.queries))
+    outcomes = embedding_outcomes(scores, data, protocol.bootstrap, shared)
     if rerank and videos.tokens is not None:
         add_matching(outcomes, model, data, scores, texts, videos.tokens, protocol, options.pair_batch_size)
     controls = {
@@ -152,6 +162,30 @@ def _run(
         for name in variants
     }
     return _Run(data, videos, texts, outcomes, scores, load_seconds, controls)
+
+
+def _correct(run: _Run, model: VideoTextEncoder, corrections: Corrections) -> dict[str, Any]:
+    bank_captions = corrections.bank_captions
+    if bank_captions:
+        tested = set(_labels(run.data.queries))
+        captions = [
+            text
+            for text, label in zip(bank_captions, _labels(bank_captions), strict=True)
+            if label not in tested
+        ]
+        if not captions:
+            raise InvalidInput(
+                f"all {len(bank_captions)} captions of the bank are queries under test; take those of the "
+                "training or validation split"
+            )
+        texts = encode_texts(model, captions)
+        source = {
+            "captions_sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
+            "left_out_as_queries": len(bank_captions) - len(captions),
+        }
+        bank = similarity(texts.embeddings, run.videos.embeddings[""])
+        corrections = replace(corrections, bank=bank, bank_source=source)
+    return add_corrections(run.outcomes, run.scores, run.data.positives, corrections)
 
 
 def _leave_out(data: EvaluationSet, videos: VideoSet, options: RunOptions) -> tuple[EvaluationSet, VideoSet]:
@@ -170,6 +204,11 @@ def _leave_out(data: EvaluationSet, videos: VideoSet, options: RunOptions) -> tu
             videos.tokens[place] = videos.tokens[clip]
         videos.tokens = videos.tokens[: len(keep)]
     return data.without(rejected), videos
+
+
+def _labels(texts: Sequence[str]) -> list[str]:
+    """Return what makes captions equal: the model sees their cleaned words."""
+    return [clean(text) for text in texts]
 
 
 def _test_time_controls(run: _Run, protocol: Protocol) -> dict[str, Any]:

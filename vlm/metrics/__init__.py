@@ -12,8 +12,9 @@ from vlm.metrics.bootstrap import (
 )
 from vlm.metrics.matrices import check_finite
 from vlm.metrics.normalisation import bank_softmax, dual_softmax
-from vlm.metrics.positives import Positives, demand_share, merge_duplicates
+from vlm.metrics.positives import Positives, demand_share, merge_duplicates, strict_ceiling
 from vlm.metrics.retrieval import (
+    Adjustment,
     RankCounts,
     chance_counts,
     rank_candidates,
@@ -23,6 +24,7 @@ from vlm.metrics.retrieval import (
 from vlm.metrics.twins import TwinScores, pair_positives, twin_scores
 
 __all__ = [
+    "Adjustment",
     "Interval",
     "Positives",
     "RankCounts",
@@ -44,6 +46,7 @@ __all__ = [
     "paired_difference",
     "rank_candidates",
     "rank_scores",
+    "strict_ceiling",
     "top_candidates",
     "twin_scores",
 ]

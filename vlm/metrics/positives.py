@@ -116,15 +116,28 @@ def merge_duplicates(positives: Positives, labels: Sequence[Hashable]) -> Positi
     """
     if len(labels) != len(positives):
         raise ValueError(f"expected {len(positives)} labels, one a query, got {len(labels)}")
-    number: dict[Hashable, int] = {}
-    groups = np.asarray([number.setdefault(label, len(number)) for label in labels], np.int64)
+    groups = _numbered(labels)
     keys = np.unique(groups[positives.queries] * positives.num_items + positives.items)
     owners, items = np.divmod(keys, positives.num_items)
-    starts = np.searchsorted(owners, np.arange(len(number) + 1))
+    starts = np.searchsorted(owners, np.arange(groups.max() + 2))
     sizes = np.diff(starts)[groups]
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
     return Positives(items[np.repeat(starts[groups], sizes) + within], offsets, positives.num_items)
+
+
+def strict_ceiling(positives: Positives, labels: Sequence[Hashable]) -> float:
+    """Return the highest R@1 of whoever gives equal queries equal scores, by the strict positives.
+
+    Args:
+        positives: The strict positives.
+        labels: What makes queries equal; (queries,).
+    """
+    keys = _numbered(labels)[positives.queries] * positives.num_items + positives.items
+    served, counts = np.unique(keys, return_counts=True)
+    best = np.zeros(len(positives), np.int64)
+    np.maximum.at(best, served // positives.num_items, counts)
+    return float(best.sum() / len(positives))
 
 
 def demand_share(positives: Positives) -> float:
@@ -137,3 +150,8 @@ def demand_share(positives: Positives) -> float:
     wanted = np.bincount(positives.items, weights=weights)
     shares = wanted[wanted > 0] / len(positives)
     return float(np.exp(-np.sum(shares * np.log(shares))) / positives.num_items)
+
+
+def _numbered(labels: Sequence[Hashable]) -> Ints:
+    number: dict[Hashable, int] = {}
+    return np.asarray([number.setdefault(label, len(number)) for label in labels], np.int64)

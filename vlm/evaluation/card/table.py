@@ -106,6 +106,9 @@ def _rows(card: Card) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for direction in DIRECTIONS:
         for kind, block in card["results"].get(direction, {}).items():
             yield f"{_TITLES[direction]}, {kind}", block
+    for direction in DIRECTIONS:
+        for kind, block in card.get("duplicates", {}).get("results", {}).get(direction, {}).items():
+            yield f"{_TITLES[direction]}, {kind}, equal captions joined", block
     for name, control in card.get("controls", {}).items():
         for kind, block in control["results"].get("query_to_item", {}).items():
             yield f"control {name}, {kind}", block
@@ -130,6 +133,13 @@ def _notes(card: Card) -> list[str]:
         for kind, count in kinds.items()
         if count
     ]
+    notes += [
+        f"{kind}: {entry['warning']}" for kind, entry in card.get("kinds", {}).items() if "warning" in entry
+    ]
+    if "dsl" in card.get("kinds", {}):
+        notes.append(
+            "dsl is transductive: it uses all test queries, and no search for a single query has them"
+        )
     notes += [
         f"control {name}: {control['verdict']}"
         for name, control in card.get("controls", {}).items()
