@@ -3,6 +3,7 @@
 `vlm.evaluation.runner` runs a model and needs torch; what is exported here does without.
 """
 
+from vlm.evaluation.answers.open_ended import evaluate_answers
 from vlm.evaluation.card import Card, read_card, write_card
 from vlm.evaluation.card.table import render_card, render_comparison
 from vlm.evaluation.compare import compare_cards
@@ -16,6 +17,7 @@ __all__ = [
     "MatrixFiles",
     "Protocol",
     "compare_cards",
+    "evaluate_answers",
     "evaluate_scores",
     "load_protocol",
     "protocol_files",

@@ -9,7 +9,7 @@ import numpy as np
 
 from vlm.errors import InvalidInput
 from vlm.evaluation.card import Card, as_json, counts_from_json
-from vlm.metrics import RankCounts, paired_difference
+from vlm.metrics import paired_difference
 from vlm.metrics.matrices import Floats
 
 
@@ -31,10 +31,11 @@ def compare_cards(first: Card, second: Card, names: tuple[str, str] = ("A", "B")
             f"{names[0]} and {names[1]} were measured by different protocols and cannot be compared: {lines}"
         )
     settings = first["protocol"]["bootstrap"]
+    recall_at = first["protocol"].get("recall_at", [])
     differences: dict[str, Any] = {}
     for direction, kind, a, b in _shared(first, second, names):
         _check_settings(kind, first, second, names)
-        block = _differences(a, b, first["protocol"]["recall_at"], settings, names)
+        block = _differences(a, b, recall_at, settings, names)
         differences.setdefault(direction, {})[kind] = block
     if not differences:
         raise InvalidInput(
@@ -86,13 +87,12 @@ def _differences(
     settings: Mapping[str, int],
     names: tuple[str, str],
 ) -> dict[str, Any]:
-    (a, groups), (b, other_groups) = counts_from_json(first), counts_from_json(second)
-    if not np.array_equal(groups, other_groups):
+    if first["groups"] != second["groups"]:
         raise InvalidInput(f"{names[0]} and {names[1]} hold different queries although their protocols agree")
     block: dict[str, Any] = {}
-    for name, left, right in _measures(a, b, recall_at):
+    for name, left, right in _measures(first, second, recall_at):
         interval = paired_difference(
-            left, right, groups, resamples=settings["resamples"], seed=settings["seed"]
+            left, right, first["groups"], resamples=settings["resamples"], seed=settings["seed"]
         )
         block[name] = {
             "first": float(left.mean()),
@@ -102,7 +102,13 @@ def _differences(
     return block
 
 
-def _measures(a: RankCounts, b: RankCounts, recall_at: list[int]) -> Iterator[tuple[str, Floats, Floats]]:
+def _measures(
+    first: Mapping[str, Any], second: Mapping[str, Any], recall_at: list[int]
+) -> Iterator[tuple[str, Floats, Floats]]:
+    if "right" in first:
+        yield "accuracy", np.asarray(first["right"], np.float64), np.asarray(second["right"], np.float64)
+        return
+    a, b = counts_from_json(first), counts_from_json(second)
     for k in recall_at:
         if k <= min(a.num_scored, b.num_scored):
             yield f"recall@{k}", a.recall(k), b.recall(k)

@@ -79,12 +79,12 @@ def counts_as_json(counts: RankCounts, groups: Ints) -> dict[str, Any]:
     }
 
 
-def counts_from_json(block: Mapping[str, Any]) -> tuple[RankCounts, Ints]:
-    """Read what ``counts_as_json`` wrote."""
-    above, tied, positives, groups = (
-        np.asarray(block[name], np.int64) for name in ("above", "tied", "tied_positives", "groups")
+def counts_from_json(block: Mapping[str, Any]) -> RankCounts:
+    """Read the counts that ``counts_as_json`` wrote."""
+    above, tied, positives = (
+        np.asarray(block[name], np.int64) for name in ("above", "tied", "tied_positives")
     )
-    counts = RankCounts(
+    return RankCounts(
         above,
         tied,
         positives,
@@ -92,7 +92,6 @@ def counts_from_json(block: Mapping[str, Any]) -> tuple[RankCounts, Ints]:
         int(block["num_items"]),
         *(np.asarray(block[name], np.float64) if name in block else None for name in ("ndcg@10", "map")),
     )
-    return counts, groups
 
 
 def write_card(card: Card, path: Path) -> None:

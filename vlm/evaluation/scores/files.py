@@ -52,7 +52,7 @@ def read_positives(path: Path, matrix: NDArray[Any]) -> Positives:
         InvalidInput: The file is missing, cannot be read, or does not fit the matrix: another number of
             lists, an empty list, or a column outside the matrix.
     """
-    lists = _json(path, "for each query a list of columns")
+    lists = parse_json(path, read_text(path), "for each query a list of columns")
     if not isinstance(lists, list) or not all(isinstance(columns, list) for columns in lists):
         raise InvalidInput(f"{path}: expected a JSON list that holds a list of columns for each query")
     if len(lists) != len(matrix):
@@ -73,12 +73,36 @@ def read_texts(path: Path) -> list[str]:
     """
     texts: Any
     if path.suffix == ".json":
-        texts = _json(path, "a list of texts")
+        texts = parse_json(path, read_text(path), "a list of texts")
     else:
-        texts = [line.strip() for line in _read(path).splitlines() if line.strip()]
+        texts = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise InvalidInput(f"{path}: expected a JSON list of texts, or a text a line, and at least one")
     return texts
+
+
+def parse_json(path: Path, text: str, what: str) -> Any:
+    """Return what a file's JSON text holds.
+
+    Raises:
+        InvalidInput: It is not JSON; the message says that ``what`` was expected.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"{path}: expected JSON, {what}: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text.
+
+    Raises:
+        InvalidInput: The file is missing or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: cannot be read as text: {error}") from error
 
 
 def _array(path: Path) -> NDArray[Any]:
@@ -105,17 +129,3 @@ def _tensor(path: Path) -> NDArray[Any]:
     if end - begin != dtype.itemsize * int(np.prod(shape)):
         raise ValueError(f"{end - begin} bytes for {entry['dtype']} of shape {shape}")
     return np.memmap(path, dtype, "r", offset=8 + length + begin, shape=shape)
-
-
-def _json(path: Path, what: str) -> Any:
-    try:
-        return json.loads(_read(path))
-    except ValueError as error:
-        raise InvalidInput(f"{path}: expected JSON, {what}: {error}") from error
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: cannot be read as text: {error}") from error
