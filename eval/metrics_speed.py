@@ -10,9 +10,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +27,7 @@ RECALL_AT = (1, 5, 10, 50)
 _EXAMPLE = "vlm eval metrics_speed --out metrics-speed.json"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Sides of the matrices: of the timed card and ranks, and the queries and items of the large file."""
 
     card: int = 1000

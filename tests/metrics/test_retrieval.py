@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from vlm.metrics import (
     Positives,
+    bank_softmax,
     chance_counts,
     check_finite,
     demand_share,
+    dual_softmax,
     matrices,
     merge_duplicates,
     rank_candidates,
@@ -222,6 +224,23 @@ def test_memory_beside_the_matrix_is_bounded():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200 * 2**20  # as documented; the whole matrix in fp32, several times, would be more
+
+
+def test_memory_is_that_of_a_block_and_not_of_the_matrix(tmp_path, monkeypatch):
+    """Twelve megabytes of scores on disk, ranked with corrections in both directions within a few blocks."""
+    monkeypatch.setattr(matrices, "BLOCK_BYTES", 2**19)
+    np.save(tmp_path / "s.npy", np.random.default_rng(0).integers(-9, 9, (6000, 2000), np.int8))
+    scores = np.load(tmp_path / "s.npy", mmap_mode="r")
+    positives = Positives.from_lists([[i % 2000] for i in range(6000)], 2000)
+    backward, kept = positives.reversed()
+    tracemalloc.start()
+    check_finite(scores)
+    rank_scores(scores, positives, adjust=dual_softmax(scores, 1.0), checked=True)
+    rank_scores(scores.T, backward, rows=kept, adjust=dual_softmax(scores.T, 1.0), checked=True)
+    rank_scores(scores, positives, adjust=bank_softmax(scores[:500], 1.0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20  # in fp64 the matrix would be 96 MB
 
 
 def test_candidates_equal_the_full_matrix_where_all_are_scored():
