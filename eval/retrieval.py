@@ -40,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--control", action="append", default=[], metavar="NAME=SOURCE|CARD.json",
         help="a model trained with the same budget, or its card, to print beside; repeatable")  # fmt: skip
     add("--no-test-time-controls", action="store_true", help="skip shuffled frames and first frame only")
-    add("--scores", type=Path, metavar="FILE.npy", help="instead of a model: (queries, items) scores")
+    add("--scores", type=Path, metavar="FILE",
+        help="instead of a model: (queries, items) scores, .npy or .safetensors")  # fmt: skip
     add("--positives", type=Path, metavar="FILE.json", help="for each query a list of item columns")
     add("--kind", default="itc", metavar="KIND", help="what --scores are: itc, dsl, bank or itm@K")
     add("--captions", type=Path, metavar="FILE",

@@ -22,6 +22,7 @@ from vlm.metrics import (
     merge_duplicates,
     rank_candidates,
     rank_scores,
+    strict_ceiling,
     top_candidates,
 )
 
@@ -307,3 +308,11 @@ def test_share_of_the_gallery_that_is_wanted():
     assert demand_share(Positives.from_lists([[i // 20] for i in range(200)], 10)) == pytest.approx(1)
     assert demand_share(Positives.from_lists([[i % 40] for i in range(200)], 1000)) == pytest.approx(0.04)
     assert demand_share(Positives.from_lists([[0, 1]], 4)) == pytest.approx(0.5)
+
+
+def test_ceiling_of_the_strict_rule():
+    """Of three equal queries two want item 0 and one item 1: whoever scores them alike gets two."""
+    positives = Positives.from_lists([[0], [0], [1], [2, 3], [3]], 4)
+    assert strict_ceiling(positives, ["a", "a", "a", "b", "c"]) == pytest.approx(4 / 5)
+    assert strict_ceiling(positives, ["a", "a", "a", "b", "b"]) == pytest.approx(4 / 5)  # item 3 serves both
+    assert strict_ceiling(positives, list("abcde")) == 1.0
