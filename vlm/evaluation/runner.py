@@ -94,21 +94,17 @@ def evaluate_model(
         InvalidInput: Clips cannot be read and ``allow_missing`` is off, features are not finite, a control's
             card is of another protocol, or every bank caption is under test.
     """
-    options, began = options or RunOptions(), time.perf_counter()
+    options = options or RunOptions()
+    began = time.perf_counter()
     variants = TEST_TIME_CONTROLS if options.test_time_controls else {}
     run = _run(model, data, protocol, load, options, variants)
-    kinds = _correct(run, model, corrections or Corrections())
     recall_at, bootstrap = protocol.recall_at, protocol.bootstrap
     pinned = sections.protocol_section(protocol, run.data, model)
     card: Card = {
         "format": FORMAT,
         "protocol": pinned,
         "model": sections.model_section(model, source),
-        "results": run.outcomes.results(recall_at, bootstrap),
-        "kinds": kinds,
-        "duplicates": sections.duplicates(
-            run.data.positives, _labels(run.data.queries), run.outcomes, recall_at, bootstrap
-        ),
+        **_measured(run, model, protocol, corrections or Corrections()),
         "twins": run.outcomes.twins,
         "tiers": sections.tiers(run.data, run.outcomes, bootstrap),
         "ties": run.outcomes.ties(),
@@ -164,30 +160,6 @@ def _run(
     return _Run(data, videos, texts, outcomes, scores, load_seconds, controls)
 
 
-def _correct(run: _Run, model: VideoTextEncoder, corrections: Corrections) -> dict[str, Any]:
-    bank_captions = corrections.bank_captions
-    if bank_captions:
-        tested = set(_labels(run.data.queries))
-        captions = [
-            text
-            for text, label in zip(bank_captions, _labels(bank_captions), strict=True)
-            if label not in tested
-        ]
-        if not captions:
-            raise InvalidInput(
-                f"all {len(bank_captions)} captions of the bank are queries under test; take those of the "
-                "training or validation split"
-            )
-        texts = encode_texts(model, captions)
-        source = {
-            "captions_sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
-            "left_out_as_queries": len(bank_captions) - len(captions),
-        }
-        bank = similarity(texts.embeddings, run.videos.embeddings[""])
-        corrections = replace(corrections, bank=bank, bank_source=source)
-    return add_corrections(run.outcomes, run.scores, run.data.positives, corrections)
-
-
 def _leave_out(data: EvaluationSet, videos: VideoSet, options: RunOptions) -> tuple[EvaluationSet, VideoSet]:
     rejected = videos.rejected
     if not options.allow_missing:
@@ -204,11 +176,6 @@ def _leave_out(data: EvaluationSet, videos: VideoSet, options: RunOptions) -> tu
             videos.tokens[place] = videos.tokens[clip]
         videos.tokens = videos.tokens[: len(keep)]
     return data.without(rejected), videos
-
-
-def _labels(texts: Sequence[str]) -> list[str]:
-    """Return what makes captions equal: the model sees their cleaned words."""
-    return [clean(text) for text in texts]
 
 
 def _test_time_controls(run: _Run, protocol: Protocol) -> dict[str, Any]:
@@ -257,6 +224,49 @@ def _invariance(run: _Run) -> dict[str, Any]:
     before = run.outcomes.ranks["query_to_item"]["itc"][0]
     moved = np.abs(counts.recall(1) - before.recall(1))
     return {"gallery_reversed": {"largest_recall@1_change": float(moved.max())}}
+
+
+def _measured(
+    run: _Run, model: VideoTextEncoder, protocol: Protocol, corrections: Corrections
+) -> dict[str, Any]:
+    """Return the card's results, with what is to know about corrected kinds and about equal captions."""
+    kinds = _correct(run, model, corrections)
+    recall_at, bootstrap = protocol.recall_at, protocol.bootstrap
+    labels = _labels(run.data.queries)
+    return {
+        "results": run.outcomes.results(recall_at, bootstrap),
+        "kinds": kinds,
+        "duplicates": sections.duplicates(run.data.positives, labels, run.outcomes, recall_at, bootstrap),
+    }
+
+
+def _correct(run: _Run, model: VideoTextEncoder, corrections: Corrections) -> dict[str, Any]:
+    bank_captions = corrections.bank_captions
+    if bank_captions:
+        tested = set(_labels(run.data.queries))
+        captions = [
+            text
+            for text, label in zip(bank_captions, _labels(bank_captions), strict=True)
+            if label not in tested
+        ]
+        if not captions:
+            raise InvalidInput(
+                f"all {len(bank_captions)} captions of the bank are queries under test; take those of the "
+                "training or validation split"
+            )
+        texts = encode_texts(model, captions)
+        source = {
+            "captions_sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
+            "left_out_as_queries": len(bank_captions) - len(captions),
+        }
+        bank = similarity(texts.embeddings, run.videos.embeddings[""])
+        corrections = replace(corrections, bank=bank, bank_source=source)
+    return add_corrections(run.outcomes, run.scores, run.data.positives, corrections)
+
+
+def _labels(texts: Sequence[str]) -> list[str]:
+    """Return what makes captions equal: the model sees their cleaned words."""
+    return [clean(text) for text in texts]
 
 
 def _cost(run: _Run, total_seconds: float) -> dict[str, Any]:
