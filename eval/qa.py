@@ -34,6 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", metavar="SOURCE", help="a model folder, file or name; it chooses among candidates")
     add("--predictions", type=Path, metavar="FILE.json",
         help="instead of a model: a list or lines of question_id, answer, perhaps confidence")  # fmt: skip
+    add("--answers", type=Path, metavar="FILE.json",
+        help="the right answers, where --annotations hold questions only; joined by question_id")  # fmt: skip
     add("--answer-list", type=Path, metavar="FILE.json",
         help="what --predictions were chosen from, to report how much of the truth it holds")  # fmt: skip
     add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
@@ -46,13 +48,14 @@ def _parser() -> argparse.ArgumentParser:
 def _from_predictions(arguments: argparse.Namespace) -> Card:
     if arguments.model or arguments.protocol or arguments.videos:
         raise UsageError("--predictions goes with --annotations, not with --model, --protocol or --videos")
-    return evaluate_answers(arguments.predictions, arguments.annotations, arguments.answer_list)
+    files = arguments.predictions, arguments.annotations, arguments.answer_list
+    return evaluate_answers(*files, answers=arguments.answers)
 
 
 def _from_model(arguments: argparse.Namespace) -> Card:
     missing = [f"--{name}" for name in ("protocol", "videos", "model") if not getattr(arguments, name)]
-    if arguments.answer_list:
-        raise UsageError("--answer-list goes with --predictions")
+    if arguments.answer_list or arguments.answers:
+        raise UsageError("--answers and --answer-list go with --predictions")
     if missing:
         raise UsageError(f"missing {', '.join(missing)} (or --predictions)")
     from vlm.evaluation.launch import ask_source  # needs torch, which answers in a file do not

@@ -144,7 +144,7 @@ def test_answers_from_a_file(tmp_path, capsys):
     [
         (["--annotations", "a"], "missing --protocol, --videos, --model (or --predictions)"),
         (["--annotations", "a", "--predictions", "p", "--model", "m"], "not with --model"),
-        (["--annotations", "a", "--answer-list", "l", "--model", "m"], "goes with --predictions"),
+        (["--annotations", "a", "--answer-list", "l", "--model", "m"], "go with --predictions"),
         ([], "--annotations"),
     ],
 )

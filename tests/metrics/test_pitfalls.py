@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 
@@ -12,9 +14,11 @@ from vlm.metrics import (
     check_finite,
     demand_share,
     dual_softmax,
+    merge_duplicates,
     paired_difference,
     rank_candidates,
     rank_scores,
+    strict_ceiling,
     top_candidates,
 )
 
@@ -128,6 +132,19 @@ def test_duplicate_captions():
     # by column order the same model gets 0.9 in one gallery and, reversed, the other query's half instead
     assert np.argsort(-perfect[0], kind="stable")[0] == 0
     assert np.argsort(-perfect[1], kind="stable")[0] == 0
+
+
+def test_duplicate_captions_of_the_1k_a_test_set(shared):
+    """Four texts, nine queries: half a point below certainty for a perfect model, by the strict rule."""
+    from vlm.text import clean
+
+    with (shared / "annotations" / "msrvtt" / "MSRVTT_JSFUSION_test.csv").open(newline="") as file:
+        labels = [clean(row["sentence"]) for row in csv.DictReader(file)]
+    strict = Positives.from_lists([[i] for i in range(N)], len(labels))
+    shared_by = merge_duplicates(strict, labels).sizes > 1
+    assert shared_by.sum() == 9
+    assert len({label for label, several in zip(labels, shared_by, strict=True) if several}) == 4
+    assert strict_ceiling(strict, labels) == pytest.approx(1 - 0.0050)
 
 
 def test_rerank_fill_values_are_not_ranks(scores, diagonal):

@@ -43,16 +43,23 @@ class Predictions:
     confidences: Floats | None
 
 
-def read_questions(path: Path) -> OpenQuestions:
+def read_questions(path: Path, answers_path: Path | None = None) -> OpenQuestions:
     """Read questions: a JSON list, or JSON lines, of ``question`` and ``answer``.
 
     ``answer`` is a text or a list of texts. Optional are ``question_id``, the clip (``video``, ``video_id``
     or ``video_name``) and the kind (``answer_type`` or ``type``).
 
+    Args:
+        path: The questions.
+        answers_path: Their answers, where these are a file of their own, joined by ``question_id``.
+
     Raises:
-        InvalidInput: The file is missing, empty, or an entry is no question.
+        InvalidInput: A file is missing, empty, or an entry is no question with an answer.
     """
     rows = _rows(path)
+    if answers_path is not None:
+        found = {str(row.get("question_id")): row for row in _rows(answers_path)}
+        rows = [row | found.get(str(row.get("question_id")), {}) for row in rows]
     ids, answers, kinds, clips = [], [], [], []
     for number, row in enumerate(rows):
         question, answer = row.get("question"), row.get("answer")

@@ -21,6 +21,7 @@ def evaluate_answers(
     annotations: Path,
     answer_list: Path | None = None,
     *,
+    answers: Path | None = None,
     bootstrap: BootstrapSettings | None = None,
 ) -> Card:
     """Make a card from answers and annotations.
@@ -29,13 +30,14 @@ def evaluate_answers(
         predictions: What was answered; see ``read_predictions``.
         annotations: Questions and right answers; see ``read_questions``.
         answer_list: The answers that the model could choose from; see ``read_answer_list``.
+        answers: The right answers, where they are not in the annotations' file.
         bootstrap: How intervals are drawn, by video.
 
     Raises:
         InvalidInput: A file cannot be used, or the answers are not those to the questions.
     """
     bootstrap = bootstrap or BootstrapSettings()
-    questions = read_questions(annotations)
+    questions = read_questions(annotations, answers)
     given = read_predictions(predictions, questions.ids)
     known = read_answer_list(answer_list) if answer_list else None
     right = exact_match(given.texts, questions.answers)
@@ -48,6 +50,7 @@ def evaluate_answers(
             "normalisation": "vqa",
             "bootstrap": to_dict(bootstrap),
             "annotations_sha256": file_sha256(annotations),
+            **({"answers_sha256": file_sha256(answers)} if answers else {}),
             "num_questions": len(right),
             "num_items": len(np.unique(questions.groups)),
         },
