@@ -1,4 +1,4 @@
-"""Measure multiple-choice answers about clips; write a card."""
+"""Measure answers about clips, a model's choices or free answers from a file; write a card."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from vlm.evaluation import render_card, write_card
+from vlm.errors import UsageError
+from vlm.evaluation import Card, evaluate_answers, render_card, write_card
 
 _EXAMPLE = (
     "vlm eval qa --protocol world --annotations DIR/manifest.jsonl --videos DIR --model demo --out card.json"
@@ -15,21 +16,51 @@ _EXAMPLE = (
 
 
 def main(argv: list[str]) -> int:
-    """Ask every question, print accuracy by kind, write the card."""
+    """Ask every question or read the answers, print accuracy by kind, write the card."""
+    arguments = _parser().parse_args(argv)
+    card = _from_predictions(arguments) if arguments.predictions else _from_model(arguments)
+    if arguments.out:
+        write_card(card, arguments.out)
+    print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vlm eval qa", description=__doc__, epilog=f"example: {_EXAMPLE}")
     add = parser.add_argument
-    add("--protocol", required=True, metavar="NAME", help="a name of `vlm eval list`")
-    add("--annotations", required=True, type=Path, metavar="FILE", help="the protocol's annotation file")
-    add("--videos", required=True, type=Path, metavar="DIR", help="folder of the clips")
-    add("--model", required=True, metavar="SOURCE", help="a model folder, file or name")
+    add("--protocol", metavar="NAME", help="a name of `vlm eval list`")
+    add("--annotations", required=True, type=Path, metavar="FILE", help="questions with their answers")
+    add("--videos", type=Path, metavar="DIR", help="folder of the clips")
+    add("--model", metavar="SOURCE", help="a model folder, file or name; it chooses among candidates")
+    add("--predictions", type=Path, metavar="FILE.json",
+        help="instead of a model: a list or lines of question_id, answer, perhaps confidence")  # fmt: skip
+    add("--answers", type=Path, metavar="FILE.json",
+        help="the right answers, where --annotations hold questions only; joined by question_id")  # fmt: skip
+    add("--answer-list", type=Path, metavar="FILE.json",
+        help="what --predictions were chosen from, to report how much of the truth it holds")  # fmt: skip
     add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
     add("--allow-missing", action="store_true", help="leave unreadable clips out and list them in the card")
     add("--out", type=Path, metavar="CARD.json", help="where to write the card")
     add("--json", action="store_true", help="print the card instead of a table")
-    arguments = parser.parse_args(argv)
-    from vlm.evaluation.launch import ask_source  # needs torch, which --help does not
+    return parser
 
-    card = ask_source(
+
+def _from_predictions(arguments: argparse.Namespace) -> Card:
+    if arguments.model or arguments.protocol or arguments.videos:
+        raise UsageError("--predictions goes with --annotations, not with --model, --protocol or --videos")
+    files = arguments.predictions, arguments.annotations, arguments.answer_list
+    return evaluate_answers(*files, answers=arguments.answers)
+
+
+def _from_model(arguments: argparse.Namespace) -> Card:
+    missing = [f"--{name}" for name in ("protocol", "videos", "model") if not getattr(arguments, name)]
+    if arguments.answer_list or arguments.answers:
+        raise UsageError("--answers and --answer-list go with --predictions")
+    if missing:
+        raise UsageError(f"missing {', '.join(missing)} (or --predictions)")
+    from vlm.evaluation.launch import ask_source  # needs torch, which answers in a file do not
+
+    return ask_source(
         arguments.model,
         arguments.protocol,
         arguments.annotations,
@@ -37,10 +68,6 @@ def main(argv: list[str]) -> int:
         device=arguments.device,
         allow_missing=arguments.allow_missing,
     )
-    if arguments.out:
-        write_card(card, arguments.out)
-    print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 from vlm.errors import UsageError
-from vlm.evaluation import Card, evaluate_scores, render_card, write_card
+from vlm.evaluation import Card, MatrixFiles, evaluate_scores, render_card, write_card
+from vlm.evaluation.scores.corrections import DEFAULT_SCALE, Corrections
+from vlm.evaluation.scores.files import read_texts
 
 _EXAMPLE = (
     "vlm eval retrieval --protocol world --annotations DIR/manifest.jsonl --videos DIR "
@@ -42,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--control", action="append", default=[], metavar="NAME=SOURCE|CARD.json",
         help="a model trained with the same budget, or its card, to print beside; repeatable")  # fmt: skip
     add("--no-test-time-controls", action="store_true", help="skip shuffled frames and first frame only")
-    add("--scores", type=Path, metavar="FILE.npy", help="instead of a model: (queries, items) scores")
+    add("--scores", type=Path, metavar="FILE",
+        help="instead of a model: (queries, items) scores, .npy or .safetensors")  # fmt: skip
     add("--positives", type=Path, metavar="FILE.json", help="for each query a list of item columns")
     add("--kind", default="itc", metavar="KIND", help="what --scores are: itc, dsl, bank or itm@K")
     add("--cache", type=Path, metavar="DIR",
@@ -50,6 +53,15 @@ def _parser() -> argparse.ArgumentParser:
         "are told apart by their hashes")  # fmt: skip
     add("--processes", type=int, default=1, metavar="N", help="encode videos in N processes, into --cache")
     add("--shard", metavar="I/N", help="only encode part I of N into --cache, and stop")
+    add("--captions", type=Path, metavar="FILE",
+        help="texts of the queries of --scores (JSON list, or one a line): equal ones are also measured as "
+        "sharing their positives")  # fmt: skip
+    add("--dsl", action="store_true", help="report dual softmax too; it uses the other test queries")
+    add("--bank", type=Path, metavar="FILE",
+        help="report the correction by queries not under test too: with --model their captions (JSON list or "
+        "one a line), with --scores their (bank queries, items) scores")  # fmt: skip
+    scale = "multiplies scores in the softmax of --dsl and --bank; %(default)g by default, for cosines"
+    add("--scale", type=float, default=DEFAULT_SCALE, metavar="X", help=scale)
     add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
     add("--batch-size", type=int, default=16, metavar="N", help="clips encoded at once")
     add(
@@ -69,7 +81,14 @@ def _parser() -> argparse.ArgumentParser:
 def _from_scores(arguments: argparse.Namespace) -> Card:
     if arguments.model or arguments.protocol or not arguments.positives:
         raise UsageError("--scores goes with --positives, and with neither --model nor --protocol")
-    return evaluate_scores(arguments.scores, arguments.positives, kind=arguments.kind)
+    files = MatrixFiles(
+        kind=arguments.kind,
+        captions=arguments.captions,
+        dual_softmax=arguments.dsl,
+        bank=arguments.bank,
+        scale=arguments.scale,
+    )
+    return evaluate_scores(arguments.scores, arguments.positives, files)
 
 
 def _from_model(arguments: argparse.Namespace) -> Card:
@@ -80,6 +99,8 @@ def _from_model(arguments: argparse.Namespace) -> Card:
     missing = [f"--{name}" for name in needed if not getattr(arguments, name)]
     if missing:
         raise UsageError(f"missing {', '.join(missing)} (or --scores with --positives)")
+    if arguments.captions or arguments.positives or arguments.kind != "itc":
+        raise UsageError("--captions, --positives and --kind go with --scores")
     if arguments.batch_size < 1:
         raise UsageError(f"--batch-size: expected at least 1, got {arguments.batch_size}")
     from vlm.evaluation.launch import evaluate_source  # needs torch, which a score matrix does not
@@ -97,6 +118,11 @@ def _from_model(arguments: argparse.Namespace) -> Card:
         test_time_controls=not arguments.no_test_time_controls,
         cache=arguments.cache,
         processes=arguments.processes,
+        corrections=Corrections(
+            dual_softmax=arguments.dsl,
+            bank_captions=tuple(read_texts(arguments.bank)) if arguments.bank else (),
+            scale=arguments.scale,
+        ),
     )
 
 

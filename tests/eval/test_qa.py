@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from vlm.cli import main
 from vlm.errors import CapabilityError, InvalidInput
-from vlm.evaluation import load_protocol, read_card
+from vlm.evaluation import compare_cards, load_protocol, read_card, render_card
 from vlm.evaluation.launch import load_clip
 from vlm.evaluation.questions import evaluate_choices
 from vlm.evaluation.world_manifest import read_world_questions
@@ -69,6 +70,37 @@ def test_knowing_guessing_and_collapsing(ask, data):
         assert block["accuracy"]["value"] == pytest.approx(block["chance"]["value"])
 
 
+def test_parts_of_the_choice_stand_alone(ask, data, monkeypatch):
+    """The published mix of matching and contrastive scores, and what each of them chooses by itself."""
+    right = {(q.candidates, q.candidates[q.answer]) for q in data.questions}
+
+    def candidate_parts(self, video, questions, candidates):
+        knows = [torch.tensor([float((tuple(row), option) in right) for option in row]) for row in candidates]
+        return [(row, torch.full_like(row, 1 / len(row))) for row in knows]
+
+    monkeypatch.setattr(Chooser, "candidate_parts", candidate_parts, raising=False)
+    card = ask(lambda *_: pytest.fail("the parts are mixed, not scored again"))
+    whole = card["results"]["multiple_choice"]["all"]
+    parts = card["results"]["multiple_choice_parts"]
+    assert list(parts) == ["matching", "contrastive"]
+    assert parts["matching"]["accuracy"] == whole["accuracy"]
+    assert whole["accuracy"]["value"] > 0.9
+    assert parts["contrastive"]["accuracy"]["value"] == pytest.approx(whole["chance"]["value"])
+    assert "all, matching alone" in render_card(card)
+
+
+def test_how_sure_a_choice_is(ask, data):
+    card = ask(lambda option, options: 0.9 if option == options[0] else 0.1)
+    right = card["results"]["multiple_choice"]["all"]["accuracy"]["value"]
+    assert card["calibration"]["ece"]["value"] == pytest.approx(0.9 - right)
+    assert card["abstention"]["aurc"]["value"] == pytest.approx(1 - right)  # always equally sure
+    assert len(card["per_query"]["multiple_choice"]["all"]["right"]) == len(data.questions)
+    entry = compare_cards(card, card)["differences"]["multiple_choice"]["all"]["accuracy"]
+    assert (entry["value"], entry["low"], entry["high"]) == (0, 0, 0)
+    logits = ask(lambda option, options: 5.0 if option == options[0] else -5.0)
+    assert "calibration" not in logits and "abstention" in logits
+
+
 def test_what_cannot_be_measured_is_refused(ask, data, monkeypatch):
     with pytest.raises(InvalidInput, match="not finite"):
         ask(lambda *_: math.nan)
@@ -84,6 +116,38 @@ def test_program(world_folder, model_folder, tmp_path, capsys):
     assert main(["eval", "qa", *named, "--videos", str(world_folder), "--out", str(out)]) == 0
     block = read_card(out)["results"]["multiple_choice"]["all"]
     assert block["accuracy"]["low"] <= block["chance"]["value"] <= block["accuracy"]["high"]
-    assert "guessing" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "guessing" in text and "all, contrastive alone" in text and "calibration error" in text
     assert main(["eval", "qa", *named, "--videos", str(tmp_path)]) == 4
     assert "20 of 20 clips cannot be read" in capsys.readouterr().err
+
+
+def test_answers_from_a_file(tmp_path, capsys):
+    questions = [{"question": "what?", "answer": "dog"}, {"question": "how many?", "answer": "two"}]
+    (tmp_path / "q.json").write_text(json.dumps(questions))
+    (tmp_path / "p.json").write_text(json.dumps([{"answer": "The dog"}, {"answer": "3"}]))
+    (tmp_path / "l.json").write_text(json.dumps(["dog", "cat"]))
+    named = ["--predictions", "p.json", "--annotations", "q.json", "--answer-list", "l.json"]
+    files = [word if word.startswith("--") else str(tmp_path / word) for word in named]
+    out = tmp_path / "card.json"
+    assert main(["eval", "qa", *files, "--out", str(out), "--json"]) == 0
+    card = read_card(out)
+    assert json.loads(capsys.readouterr().out) == card
+    assert card["results"]["answers"]["all"]["accuracy"]["value"] == 0.5
+    assert card["results"]["answers"]["all"]["answer_coverage"]["value"] == 0.5
+    (tmp_path / "p.json").write_text("[]")
+    assert main(["eval", "qa", *files]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--annotations", "a"], "missing --protocol, --videos, --model (or --predictions)"),
+        (["--annotations", "a", "--predictions", "p", "--model", "m"], "not with --model"),
+        (["--annotations", "a", "--answer-list", "l", "--model", "m"], "go with --predictions"),
+        ([], "--annotations"),
+    ],
+)
+def test_wrong_flags(arguments, message, capsys):
+    assert main(["eval", "qa", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -153,10 +153,60 @@ def test_scores_and_positives(tmp_path, capsys):
     assert read_card(tmp_path / "card.json") == card  # the old one is still there
 
 
+def test_scores_with_corrections(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "scores.npy", random.standard_normal((12, 12)))
+    np.save(tmp_path / "bank.npy", random.standard_normal((30, 12)))
+    (tmp_path / "positives.json").write_text(json.dumps([[i] for i in range(12)]))
+    (tmp_path / "captions.txt").write_text("".join(f"caption {i // 2}\n" for i in range(12)))
+    named = {
+        "scores": "scores.npy",
+        "positives": "positives.json",
+        "bank": "bank.npy",
+        "captions": "captions.txt",
+    }
+    files = [word for name, file in named.items() for word in (f"--{name}", str(tmp_path / file))]
+    assert main(["eval", "retrieval", *files, "--dsl", "--scale", "2", "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert set(card["results"]["query_to_item"]) == {"itc", "dsl", "bank"}
+    assert card["kinds"]["bank"]["settings"] == {"scale": 2.0, "num_queries": 30}
+    assert card["duplicates"]["queries"] == 12
+    assert main(["eval", "retrieval", *files, "--dsl", "--scale", "0"]) == 4
+    assert main(["eval", "retrieval", *files, "--kind", "dsl"]) == 2
+
+
+@pytest.mark.parametrize("positives", [[[0], []], [[0], [2]], [[0]], [[0], [-1]], [0, 1], "nothing"])
+def test_positives_that_do_not_fit_are_invalid_input(tmp_path, capsys, positives):
+    np.save(tmp_path / "scores.npy", np.eye(2))
+    (tmp_path / "positives.json").write_text(json.dumps(positives))
+    files = ["--scores", str(tmp_path / "scores.npy"), "--positives", str(tmp_path / "positives.json")]
+    out = tmp_path / "card.json"
+    assert main(["eval", "retrieval", *files, "--out", str(out)]) == 4
+    assert "positives" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_bank_of_captions_for_a_model(world_folder, model_folder, tmp_path):
+    bank, out = tmp_path / "captions.json", tmp_path / "card.json"
+    captions = [row["caption"] for row in _lines(world_folder)]
+    bank.write_text(json.dumps([f"{caption} and stops" for caption in captions] + captions[:2]))
+    quick = "--dsl", "--bank", bank, "--no-test-time-controls", "--out", out
+    assert main(_arguments(world_folder, model_folder, *quick)) == 0
+    card = read_card(out)
+    assert set(card["results"]["query_to_item"]) == {"itc", "itm@5", "dsl", "bank"}
+    settings = card["kinds"]["bank"]["settings"]
+    assert (settings["num_queries"], settings["left_out_as_queries"], settings["scale"]) == (20, 2, 20.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["--scores", "s.npy"], 2, "--positives"),
+        (
+            ["--protocol", "p", "--annotations", "a", "--videos", "v", "--model", "m", "--captions", "c"],
+            2,
+            "go with",
+        ),
         (["--scores", "s.npy", "--positives", "p.json", "--model", "demo"], 2, "neither"),
         (["--scores", "s.npy", "--positives", "p.json"], 4, "s.npy: expected a NumPy"),
         (["--scores", "s.npy", "--positives", "p.json", "--kind", "sim"], 2, "kind of score"),

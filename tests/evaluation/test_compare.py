@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vlm.errors import InvalidInput
-from vlm.evaluation import compare_cards, evaluate_scores, render_comparison
+from vlm.evaluation import MatrixFiles, compare_cards, evaluate_scores, render_comparison
 from vlm.evaluation.compare import differing_fields
 from vlm.evaluation.protocol import BootstrapSettings
 
@@ -21,7 +21,7 @@ def card_of(tmp_path):
         right = positives or [[i] for i in range(len(scores))]
         (tmp_path / "positives.json").write_text(json.dumps(right))
         files = tmp_path / f"{name}.npy", tmp_path / "positives.json"
-        return evaluate_scores(*files, kind=kind, bootstrap=BootstrapSettings(resamples=300))
+        return evaluate_scores(*files, MatrixFiles(kind=kind), bootstrap=BootstrapSettings(resamples=300))
 
     return make
 
@@ -80,8 +80,9 @@ def test_other_positives_are_another_protocol(card_of, noise):
 
 @pytest.mark.parametrize("kind", ["itm@10", "dsl", "bank"])
 def test_kinds_of_score_are_never_mixed(card_of, noise, kind):
+    other = np.where(noise >= np.sort(noise)[:, -10:][:, :1], noise, -100) if "@" in kind else noise
     with pytest.raises(InvalidInput, match="share no kind of score"):
-        compare_cards(card_of(noise, "a"), card_of(noise, "b", kind=kind))
+        compare_cards(card_of(noise, "a"), card_of(other, "b", kind=kind))
 
 
 def test_dual_softmax_looks_better_and_stays_apart(card_of):
@@ -97,6 +98,30 @@ def test_dual_softmax_looks_better_and_stays_apart(card_of):
     assert np.mean(np.argmax(one_at_a_time, axis=1) == np.arange(200)) == pytest.approx(value)
     with pytest.raises(InvalidInput, match="share no kind"):
         compare_cards(raw, dual)
+
+
+def test_corrections_of_other_settings_are_not_compared(card_of, noise, tmp_path):
+    card = card_of(noise)
+    files = tmp_path / "scores.npy", tmp_path / "positives.json"
+    kinds = [MatrixFiles(dual_softmax=True, scale=scale) for scale in (1.0, 20.0)]
+    cards = [evaluate_scores(*files, kind, bootstrap=BootstrapSettings(resamples=300)) for kind in kinds]
+    with pytest.raises(InvalidInput, match="dsl scores of different settings: scale: 1.0 and 20.0"):
+        compare_cards(*cards)
+    assert set(compare_cards(cards[0], card)["differences"]["query_to_item"]) == {"itc"}
+    assert set(compare_cards(cards[0], cards[0])["differences"]["query_to_item"]) == {"itc", "dsl"}
+
+
+def test_gains_are_compared_where_both_cards_have_them(card_of, noise):
+    first = card_of(noise, "first")
+    second = card_of(noise + 2 * np.eye(200, dtype=np.float32), "second")
+    block = compare_cards(first, second)["differences"]["query_to_item"]["itc"]
+    for name in ("ndcg@10", "map"):
+        values = [card["results"]["query_to_item"]["itc"][name]["value"] for card in (first, second)]
+        assert block[name]["value"] == pytest.approx(values[1] - values[0])
+        assert block[name]["low"] > 0
+    for name in ("ndcg@10", "map"):  # as in a card of before they were measured
+        del first["per_query"]["query_to_item"]["itc"][name]
+    assert "map" not in compare_cards(first, second)["differences"]["query_to_item"]["itc"]
 
 
 def test_cards_without_the_outcome_of_each_query(card_of, noise):

@@ -14,6 +14,8 @@ import torch
 from vlm.errors import CapabilityError, InvalidInput
 from vlm.evaluation.card.table import render_card
 from vlm.evaluation.runner import RunOptions, evaluate_model
+from vlm.evaluation.scores.corrections import Corrections
+from vlm.metrics import Positives
 
 
 def _value(card, *keys):
@@ -264,3 +266,43 @@ def test_card_says_what_was_measured(toy, data, protocol, load):
             for entry in block.values():
                 assert set(entry) == {"value", "low", "high"}
                 assert entry["low"] <= entry["value"] <= entry["high"]
+
+
+def test_corrections_of_a_models_scores(toy, data, protocol, load):
+    """A hub that is near to every caption: the bank learns it from other captions, one query at a time."""
+    model = toy("order")
+    model.truth = model.truth + 0.6 * torch.eye(20)[7] * 3  # clip 7 answers everything
+    seen = {f"training caption {i}": i for i in range(20)}
+    model.row |= seen
+    captions = (*seen, *data.queries[:3])
+    corrections = Corrections(dual_softmax=True, bank_captions=captions, scale=5.0)
+    card = evaluate_model(model, data, protocol, load, corrections=corrections)
+    assert list(card["results"]["query_to_item"]) == ["itc", "itm@6", "dsl", "bank"]
+    assert _recall(card, "itc") < 0.2
+    assert _recall(card, "bank") == 1.0
+    settings = card["kinds"]["bank"]["settings"]
+    assert (settings["num_queries"], settings["left_out_as_queries"]) == (20, 3)
+    assert len(settings["captions_sha256"]) == 64
+    assert card["kinds"]["dsl"]["transductive"] is True
+    with pytest.raises(InvalidInput, match="all 20 captions of the bank are queries under test"):
+        only = Corrections(bank_captions=data.queries)
+        evaluate_model(toy("order"), data, protocol, load, corrections=only)
+
+
+def test_equal_captions_of_different_clips(toy, data, protocol, load):
+    """Strict positives with two clips of one caption: half a hit each, and a whole one when joined."""
+    strict = Positives.from_lists([[i] for i in range(20)], 20)
+    queries = (data.queries[1].upper(), *data.queries[1:])
+    model = toy("order")
+    model.row[queries[0]] = model.row[queries[1]]
+    model.truth = torch.eye(20)
+    model.truth[1, :2] = 1.0
+    doubled = dataclasses.replace(data, queries=queries, positives=strict)
+    card = evaluate_model(model, doubled, protocol, load)
+    assert (card["duplicates"]["texts"], card["duplicates"]["queries"]) == (1, 2)
+    assert card["duplicates"]["strict_ceiling"]["recall@1"]["value"] == 0.95
+    for kind in ("itc", "itm@6"):
+        assert _recall(card, kind) == pytest.approx(0.95)
+        assert _value(card, "duplicates", "results", "query_to_item", kind, "recall@1") == 1.0
+        assert _value(card, "duplicates", "results", "item_to_query", kind, "recall@1") == 1.0
+    assert "itc, equal captions joined" in render_card(card)

@@ -8,6 +8,7 @@ import pytest
 from vlm.metrics import (
     bootstrap_class_mean,
     bootstrap_mean,
+    bootstrap_means,
     bootstrap_median,
     bootstrap_ratio,
     paired_difference,
@@ -167,3 +168,16 @@ def test_a_clip_and_its_twin_count_once_for_the_mean_over_classes():
     alone = bootstrap_class_mean(np.repeat(hits, 2), [0, 1] * 40, np.arange(80))
     together = bootstrap_class_mean(np.repeat(hits, 2), [0, 1] * 40, np.repeat(np.arange(40), 2))
     assert together.high - together.low > 1.2 * (alone.high - alone.low)
+
+
+def test_several_measures_are_drawn_once_and_alike():
+    random = np.random.default_rng(9)
+    values = {"a": random.random(70), "b": np.ones(70), "c": 9 * random.random(70), "d": np.ones(70)}
+    groups = random.integers(0, 25, 70)
+    found = bootstrap_means(values, groups, seed=4, unbounded=("c", "d"))
+    for name, entry in values.items():
+        alone = bootstrap_mean(entry, groups, seed=4, bounds=name not in "cd")
+        assert tuple(found[name]) == pytest.approx(tuple(alone))
+    assert (found["b"].low < 1, found["d"].low) == (True, 1.0)
+    with pytest.raises(ValueError, match="one group a value"):
+        bootstrap_means({"a": values["a"], "b": [1.0]}, groups)

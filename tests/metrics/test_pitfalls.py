@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 
-from vlm.metrics import Positives, check_finite, rank_candidates, rank_scores, top_candidates
+from vlm.metrics import (
+    Positives,
+    bank_softmax,
+    bootstrap_mean,
+    check_finite,
+    demand_share,
+    dual_softmax,
+    merge_duplicates,
+    paired_difference,
+    rank_candidates,
+    rank_scores,
+    strict_ceiling,
+    top_candidates,
+)
 
 N = 1000
 
@@ -119,6 +134,19 @@ def test_duplicate_captions():
     assert np.argsort(-perfect[1], kind="stable")[0] == 0
 
 
+def test_duplicate_captions_of_the_1k_a_test_set(shared):
+    """Four texts, nine queries: half a point below certainty for a perfect model, by the strict rule."""
+    from vlm.text import clean
+
+    with (shared / "annotations" / "msrvtt" / "MSRVTT_JSFUSION_test.csv").open(newline="") as file:
+        labels = [clean(row["sentence"]) for row in csv.DictReader(file)]
+    strict = Positives.from_lists([[i] for i in range(N)], len(labels))
+    shared_by = merge_duplicates(strict, labels).sizes > 1
+    assert shared_by.sum() == 9
+    assert len({label for label, several in zip(labels, shared_by, strict=True) if several}) == 4
+    assert strict_ceiling(strict, labels) == pytest.approx(1 - 0.0050)
+
+
 def test_rerank_fill_values_are_not_ranks(scores, diagonal):
     """-100 for what was not scored: ranks beyond k are those of the fill's tie order."""
     k = 3
@@ -136,3 +164,109 @@ def test_rerank_fill_values_are_not_ranks(scores, diagonal):
         counts.recall(10)
     with pytest.raises(ValueError, match="do not exist"):
         counts.expected_rank()
+
+
+def test_median_rank_after_reranking_is_the_order_of_fill_values(scores, diagonal):
+    """MdR and MnR beyond k move with the gallery's order although no score does; ours are refused."""
+    k = 10
+    candidates, _ = top_candidates(scores, k)
+    filled = np.full((N, N), -100, np.float32)
+    np.put_along_axis(filled, candidates, np.take_along_axis(scores, candidates, axis=1), axis=1)
+    ranks = np.asarray([np.flatnonzero(np.argsort(row)[::-1] == i)[0] + 1 for i, row in enumerate(filled)])
+    turned = filled[::-1, ::-1]  # the same gallery, written from the other end
+    backward = [np.flatnonzero(np.argsort(row)[::-1] == i)[0] + 1 for i, row in enumerate(turned)]
+    assert np.median(ranks) > k
+    assert np.abs(np.sort(ranks) - np.sort(backward)).max() > 1
+    counts = rank_candidates(candidates, np.take_along_axis(scores, candidates, axis=1), diagonal(N))
+    assert counts.average_precision is None
+    assert counts.ndcg is not None  # ten places were scored
+    with pytest.raises(ValueError, match="do not exist"):
+        counts.expected_rank()
+
+
+def test_softmax_over_fill_values_makes_ties_of_everything(scores):
+    """A softmax after the fill underflows outside the k scored, so that "ranks" there are a tie's order."""
+    candidates, _ = top_candidates(scores, 3)
+    filled = np.full((N, N), -100, np.float32)
+    np.put_along_axis(filled, candidates, np.take_along_axis(scores, candidates, axis=1), axis=1)
+    powers = np.exp(filled - filled.max(axis=1, keepdims=True))
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    assert (np.count_nonzero(shares > 1e-37, axis=1) == 3).all()
+
+
+@pytest.fixture(scope="module")
+def hubs():
+    """Ordinary scores, some items of which are near to every query, and a bank of the same kind."""
+    random = np.random.default_rng(11)
+    lift = 0.6 * random.standard_normal(N)
+    raw = random.standard_normal((N, N)) + lift
+    bank = random.standard_normal((2 * N, N)) + lift
+    return raw, bank
+
+
+def _recall(raw, positives, adjust=None):
+    return 100 * float(rank_scores(raw, positives, adjust=adjust).recall(1).mean())
+
+
+def test_dual_softmax_knows_the_other_test_queries(hubs, diagonal):
+    """Points gained on a one-to-one set, none at all for a query by itself; the bank's gain stays."""
+    raw, bank = hubs[0] + 3.2 * np.eye(N), hubs[1]
+    plain, corrected = bank_softmax(bank, 1.0), _recall(raw, diagonal(N), bank_softmax(bank, 1.0))
+    before = _recall(raw, diagonal(N))
+    assert 20 < before < 40
+    assert _recall(raw, diagonal(N), dual_softmax(raw, 1.0)) > before + 3
+    assert corrected > before + 1.5
+    alone, alone_bank = [], []
+    for query in range(0, N, 5):
+        row, right = raw[query : query + 1], Positives.from_lists([[query]], N)
+        alone.append(_recall(row, right, dual_softmax(row, 1.0)) - _recall(row, right))
+        whole = rank_scores(raw[query : query + 1], right, adjust=plain)
+        alone_bank.append(100 * whole.recall(1)[0])
+    assert not np.any(alone)
+    assert np.mean(alone_bank) == pytest.approx(
+        np.mean(100 * rank_scores(raw, diagonal(N), adjust=plain).recall(1)[::5])
+    )
+
+
+def test_dual_softmax_loses_where_some_items_are_popular(hubs):
+    """Two hundred queries for forty items: what many want is taken for a hub. The demand says so."""
+    random = np.random.default_rng(12)
+    wanted = random.choice(N, 40, replace=False)[np.arange(200) % 40]
+    raw = hubs[0][:200].copy()
+    raw[np.arange(200), wanted] += 2.8
+    positives = Positives.from_lists(wanted[:, None].tolist(), N)
+    before = _recall(raw, positives)
+    assert _recall(raw, positives, dual_softmax(raw, 50.0)) < before - 8
+    assert _recall(raw, positives, bank_softmax(hubs[1], 1.0)) > before - 3
+    assert demand_share(positives) == pytest.approx(0.04)
+    assert demand_share(Positives.from_lists([[i] for i in range(N)], N)) == pytest.approx(1.0)
+
+
+def test_noise_of_common_test_sets():
+    """Three points to either side at 1,000 queries, five at 174; 34.7 and 35.6 are no difference."""
+    for queries, hits, half in ((1000, 356, 3.0), (174, 153, 4.9), (4917, 2016, 1.4)):
+        interval = bootstrap_mean((np.arange(queries) < hits).astype(float), np.arange(queries))
+        assert 50 * (interval.high - interval.low) == pytest.approx(half, abs=0.25)
+    first, second = np.zeros((2, 1000))
+    first[:347], second[67:423] = 1.0, 1.0  # 280 hits in common
+    difference = paired_difference(first, second, np.arange(1000))
+    assert difference.value == pytest.approx(0.009)
+    assert difference.low < -0.01 < 0.02 < difference.high
+
+
+def test_hit_and_recall_over_all_positives_differ():
+    """One of four right items in the first place: a hit, although a quarter is recalled."""
+    scores = np.array([[9.0, 1, 1, 1, 8, 7, 6, 5]])
+    counts = rank_scores(scores, Positives.from_lists([[0, 1, 2, 3]], 8))
+    assert counts.recall(1).tolist() == [1.0]
+    assert len({0, 1, 2, 3} & set(np.argsort(-scores[0])[:1].tolist())) / 4 == 0.25
+    assert counts.average_precision[0] < 0.7  # the measure that asks for all of them
+
+
+def test_a_half_downloaded_gallery_scores_higher(scores, diagonal):
+    """Skipping what is not on disk shrinks the gallery; the number of items belongs to the result."""
+    whole = rank_scores(scores[: N // 2], diagonal(N // 2, N))
+    half = rank_scores(scores[: N // 2, : N // 2], diagonal(N // 2))
+    assert (half.expected_rank() <= whole.expected_rank()).all()
+    assert half.recall(10).mean() > whole.recall(10).mean() + 0.05
+    assert (whole.num_items, half.num_items) == (N, N // 2)

@@ -13,11 +13,16 @@ from hypothesis import strategies as st
 
 from vlm.metrics import (
     Positives,
+    bank_softmax,
     chance_counts,
     check_finite,
+    demand_share,
+    dual_softmax,
+    matrices,
+    merge_duplicates,
     rank_candidates,
     rank_scores,
-    retrieval,
+    strict_ceiling,
     top_candidates,
 )
 
@@ -204,7 +209,7 @@ def test_blocks_do_not_show(monkeypatch):
     lists = [random.choice(40, random.integers(1, 5), replace=False).tolist() for _ in range(50)]
     positives = Positives.from_lists(lists, 40)
     whole = rank_scores(scores, positives)
-    monkeypatch.setattr(retrieval, "_BLOCK_BYTES", 8 * 40 * 3)
+    monkeypatch.setattr(matrices, "BLOCK_BYTES", 8 * 40 * 3)
     blocks = rank_scores(scores, positives)
     for name in ("above", "tied", "tied_positives"):
         np.testing.assert_array_equal(getattr(blocks, name), getattr(whole, name))
@@ -220,6 +225,23 @@ def test_memory_beside_the_matrix_is_bounded():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200 * 2**20  # as documented; the whole matrix in fp32, several times, would be more
+
+
+def test_memory_is_that_of_a_block_and_not_of_the_matrix(tmp_path, monkeypatch):
+    """Twelve megabytes of scores on disk, ranked with corrections in both directions within a few blocks."""
+    monkeypatch.setattr(matrices, "BLOCK_BYTES", 2**19)
+    np.save(tmp_path / "s.npy", np.random.default_rng(0).integers(-9, 9, (6000, 2000), np.int8))
+    scores = np.load(tmp_path / "s.npy", mmap_mode="r")
+    positives = Positives.from_lists([[i % 2000] for i in range(6000)], 2000)
+    backward, kept = positives.reversed()
+    tracemalloc.start()
+    check_finite(scores)
+    rank_scores(scores, positives, adjust=dual_softmax(scores, 1.0), checked=True)
+    rank_scores(scores.T, backward, rows=kept, adjust=dual_softmax(scores.T, 1.0), checked=True)
+    rank_scores(scores, positives, adjust=bank_softmax(scores[:500], 1.0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20  # in fp64 the matrix would be 96 MB
 
 
 def test_candidates_equal_the_full_matrix_where_all_are_scored():
@@ -260,3 +282,37 @@ def test_candidates_are_the_best_and_cuts_in_ties_are_drawn():
         top_candidates(flat, 0)
     with pytest.raises(ValueError, match="not finite"):
         top_candidates(np.full((1, 2), np.nan), 1)
+
+
+def test_bits_of_bfloat16_are_no_integers(diagonal):
+    """Negative bfloat16 numbers sort backwards as uint16, so the type is not guessed."""
+    bits = (np.array([[-1.0, -2.0], [-2.0, -1.0]], np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    assert rank_scores(bits.astype(np.int32), diagonal(2)).recall(1).tolist() == [0, 0]
+    assert rank_scores(bits.view("V2"), diagonal(2)).recall(1).tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"uint16.*view\('V2'\).*int32"):
+        rank_scores(bits, diagonal(2))
+
+
+def test_equal_queries_share_their_positives():
+    strict = Positives.from_lists([[0], [1], [2, 5], [3], [4]], 6)
+    aware = merge_duplicates(strict, ["a", "b", "a", "c", "b"])
+    assert [aware[query].tolist() for query in range(5)] == [[0, 2, 5], [1, 4], [0, 2, 5], [3], [1, 4]]
+    same = merge_duplicates(strict, list("abcde"))
+    assert same.items.tolist() == strict.items.tolist() and same.offsets.tolist() == strict.offsets.tolist()
+    with pytest.raises(ValueError, match="expected 5 labels"):
+        merge_duplicates(strict, ["a"])
+
+
+def test_share_of_the_gallery_that_is_wanted():
+    assert demand_share(Positives.from_lists([[i] for i in range(7)], 7)) == pytest.approx(1)
+    assert demand_share(Positives.from_lists([[i // 20] for i in range(200)], 10)) == pytest.approx(1)
+    assert demand_share(Positives.from_lists([[i % 40] for i in range(200)], 1000)) == pytest.approx(0.04)
+    assert demand_share(Positives.from_lists([[0, 1]], 4)) == pytest.approx(0.5)
+
+
+def test_ceiling_of_the_strict_rule():
+    """Of three equal queries two want item 0 and one item 1: whoever scores them alike gets two."""
+    positives = Positives.from_lists([[0], [0], [1], [2, 3], [3]], 4)
+    assert strict_ceiling(positives, ["a", "a", "a", "b", "c"]) == pytest.approx(4 / 5)
+    assert strict_ceiling(positives, ["a", "a", "a", "b", "b"]) == pytest.approx(4 / 5)  # item 3 serves both
+    assert strict_ceiling(positives, list("abcde")) == 1.0

@@ -219,6 +219,8 @@ def test_multiple_choice_follows_its_formula(free_model):
         share = (model.similarity(features, texts)[0] / model.temp).softmax(0)
     assert torch.allclose(scores[0], 0.7 * match + 0.3 * share, atol=1e-6)
     assert [len(row) for row in scores] == [3, 2]
+    parts = model.candidate_parts(video, ["a red three", ""], [options, options[:2]])
+    assert torch.allclose(parts[0][0], match, atol=1e-6) and torch.allclose(parts[0][1], share, atol=1e-6)
     answers = model.answer(video, ["a red three", ""], [options, options[:2]])
     assert answers[0].text == options[int(scores[0].argmax())]
     assert answers[0].score == pytest.approx(float(scores[0].max()))

@@ -3,18 +3,21 @@
 `vlm.evaluation.runner` runs a model and needs torch; what is exported here does without.
 """
 
+from vlm.evaluation.answers.open_ended import evaluate_answers
 from vlm.evaluation.card import Card, read_card, write_card
 from vlm.evaluation.card.table import render_card, render_comparison
 from vlm.evaluation.compare import compare_cards
 from vlm.evaluation.dataset import EvaluationSet
-from vlm.evaluation.matrix import evaluate_scores
 from vlm.evaluation.protocol import Protocol, load_protocol, protocol_files
+from vlm.evaluation.scores.matrix import MatrixFiles, evaluate_scores
 
 __all__ = [
     "Card",
     "EvaluationSet",
+    "MatrixFiles",
     "Protocol",
     "compare_cards",
+    "evaluate_answers",
     "evaluate_scores",
     "load_protocol",
     "protocol_files",

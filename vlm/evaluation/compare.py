@@ -10,7 +10,7 @@ import numpy as np
 from vlm.errors import InvalidInput
 from vlm.evaluation.card import Card, as_json, counts_from_json
 from vlm.metrics import paired_difference
-from vlm.metrics.retrieval import Floats, RankCounts
+from vlm.metrics.matrices import Floats
 
 
 def compare_cards(first: Card, second: Card, names: tuple[str, str] = ("A", "B")) -> dict[str, Any]:
@@ -31,9 +31,11 @@ def compare_cards(first: Card, second: Card, names: tuple[str, str] = ("A", "B")
             f"{names[0]} and {names[1]} were measured by different protocols and cannot be compared: {lines}"
         )
     settings = first["protocol"]["bootstrap"]
+    recall_at = first["protocol"].get("recall_at", [])
     differences: dict[str, Any] = {}
     for direction, kind, a, b in _shared(first, second, names):
-        block = _differences(a, b, first["protocol"]["recall_at"], settings, names)
+        _check_settings(kind, first, second, names)
+        block = _differences(a, b, recall_at, settings, names)
         differences.setdefault(direction, {})[kind] = block
     if not differences:
         raise InvalidInput(
@@ -70,6 +72,14 @@ def _shared(first: Card, second: Card, names: tuple[str, str]) -> Iterator[tuple
                 yield direction, kind, block, other
 
 
+def _check_settings(kind: str, first: Card, second: Card, names: tuple[str, str]) -> None:
+    a, b = (card.get("kinds", {}).get(kind, {}).get("settings", {}) for card in (first, second))
+    differing = differing_fields(a, b)
+    if differing:
+        lines = "; ".join(f"{field}: {left!r} and {right!r}" for field, left, right in differing)
+        raise InvalidInput(f"{names[0]} and {names[1]} have {kind} scores of different settings: {lines}")
+
+
 def _differences(
     first: Mapping[str, Any],
     second: Mapping[str, Any],
@@ -77,13 +87,12 @@ def _differences(
     settings: Mapping[str, int],
     names: tuple[str, str],
 ) -> dict[str, Any]:
-    (a, groups), (b, other_groups) = counts_from_json(first), counts_from_json(second)
-    if not np.array_equal(groups, other_groups):
+    if first["groups"] != second["groups"]:
         raise InvalidInput(f"{names[0]} and {names[1]} hold different queries although their protocols agree")
     block: dict[str, Any] = {}
-    for name, left, right in _measures(a, b, recall_at):
+    for name, left, right in _measures(first, second, recall_at):
         interval = paired_difference(
-            left, right, groups, resamples=settings["resamples"], seed=settings["seed"]
+            left, right, first["groups"], resamples=settings["resamples"], seed=settings["seed"]
         )
         block[name] = {
             "first": float(left.mean()),
@@ -93,9 +102,19 @@ def _differences(
     return block
 
 
-def _measures(a: RankCounts, b: RankCounts, recall_at: list[int]) -> Iterator[tuple[str, Floats, Floats]]:
+def _measures(
+    first: Mapping[str, Any], second: Mapping[str, Any], recall_at: list[int]
+) -> Iterator[tuple[str, Floats, Floats]]:
+    if "right" in first:
+        yield "accuracy", np.asarray(first["right"], np.float64), np.asarray(second["right"], np.float64)
+        return
+    a, b = counts_from_json(first), counts_from_json(second)
     for k in recall_at:
         if k <= min(a.num_scored, b.num_scored):
             yield f"recall@{k}", a.recall(k), b.recall(k)
+    gains = {"ndcg@10": (a.ndcg, b.ndcg), "map": (a.average_precision, b.average_precision)}
+    for name, (left, right) in gains.items():
+        if left is not None and right is not None:
+            yield name, left, right
     if a.has_ranks and b.has_ranks:
         yield "mean_rank", a.expected_rank(), b.expected_rank()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from vlm.errors import InvalidInput
 from vlm.metrics import Positives
-from vlm.metrics.retrieval import Ints
+from vlm.metrics.matrices import Ints
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,39 +106,3 @@ class EvaluationSet:
             if clip < twin and clip in query_of and int(twin) in query_of
         ]
         return np.asarray(pairs, np.int64).reshape(-1, 2)
-
-
-def read_scores(scores: Path, positives: Path) -> tuple[NDArray[np.generic], Positives]:
-    """Read a score matrix (memory-mapped) and its positives.
-
-    Args:
-        scores: ``.npy`` of (queries, items).
-        positives: JSON: for each query a list of item columns.
-
-    Raises:
-        InvalidInput: A file is missing, cannot be read, or the two do not fit each other.
-    """
-    try:
-        matrix = np.load(scores, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InvalidInput(
-            f"{scores}: expected a NumPy .npy file of (queries, items) scores: {error}"
-        ) from error
-    if matrix.ndim != 2:
-        raise InvalidInput(f"{scores}: expected (queries, items) scores, got shape {matrix.shape}")
-    try:
-        lists = json.loads(positives.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInput(
-            f"{positives}: expected JSON, for each query a list of columns: {error}"
-        ) from error
-    if not isinstance(lists, list) or not all(isinstance(columns, list) for columns in lists):
-        raise InvalidInput(f"{positives}: expected a JSON list that holds a list of columns for each query")
-    if len(lists) != len(matrix):
-        raise InvalidInput(
-            f"{positives}: expected {len(matrix)} lists, one for each row of {scores}, got {len(lists)}"
-        )
-    try:
-        return matrix, Positives.from_lists(lists, matrix.shape[1])
-    except ValueError as error:
-        raise InvalidInput(f"{positives}: {error}") from error

@@ -20,6 +20,7 @@ from vlm.evaluation.encoders.sources import is_features, open_encoder
 from vlm.evaluation.protocol import Protocol, load_protocol, require_task
 from vlm.evaluation.questions import evaluate_choices
 from vlm.evaluation.runner import RunOptions, evaluate_model, is_allowed
+from vlm.evaluation.scores.corrections import Corrections
 from vlm.evaluation.world_manifest import read_world, read_world_questions
 from vlm.types import Preprocessing, VideoTextEncoder
 
@@ -38,6 +39,7 @@ def evaluate_source(
     test_time_controls: bool = True,
     cache: Path | None = None,
     processes: int = 1,
+    corrections: Corrections | None = None,
 ) -> Card:
     """Evaluate a model, by its name or given, on files that are named.
 
@@ -54,6 +56,7 @@ def evaluate_source(
         test_time_controls: Also measure shuffled frames and the first frame only.
         cache: Folder in which the features of videos are kept from run to run.
         processes: How many encode videos at once, into the cache.
+        corrections: Corrections of the embedding scores that are reported too.
 
     Raises:
         InvalidInput: Protocol, annotations, videos or model cannot be used.
@@ -71,10 +74,6 @@ def evaluate_source(
     if processes > 1:
         task = _shard_task(source, protocol_name, annotations, videos, overrides, device, options)
         run_in_processes(task, processes)
-    loaded: dict[str, VideoTextEncoder | Card] = {}
-    for name, place in named:
-        is_card = place.endswith(".json")
-        loaded[name] = read_card(Path(place)) if is_card else open_encoder(place, protocol.frames, device)
     return evaluate_model(
         open_encoder(source, protocol.frames, device),
         data,
@@ -82,7 +81,8 @@ def evaluate_source(
         partial(load_clip, trim_s=protocol.trim_s),
         source=source if isinstance(source, str) else "",
         options=options,
-        controls=loaded,
+        controls={name: _open_control(place, protocol, device) for name, place in named},
+        corrections=corrections,
     )
 
 
@@ -187,6 +187,10 @@ def _check_present(data: EvaluationSet, allow_missing: bool | int) -> None:
 def _check_folder(videos: Path) -> None:
     if not videos.is_dir():
         raise InvalidInput(f"{videos}: no such folder of videos")
+
+
+def _open_control(place: str, protocol: Protocol, device: str) -> VideoTextEncoder | Card:
+    return read_card(Path(place)) if place.endswith(".json") else open_encoder(place, protocol.frames, device)
 
 
 def _named_control(text: str) -> tuple[str, str]:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlm.errors import InvalidInput
 from vlm.evaluation.card import as_json, counts_as_json, measure
 from vlm.evaluation.dataset import EvaluationSet
 from vlm.evaluation.protocol import BootstrapSettings
 from vlm.metrics import (
+    Adjustment,
     Positives,
     RankCounts,
     chance_counts,
+    check_finite,
+    merge_duplicates,
     pair_positives,
+    rank_candidates,
     rank_scores,
     twin_scores,
 )
-from vlm.metrics.retrieval import Floats, Ints
+from vlm.metrics.matrices import Floats, Ints
 
 Outcome = tuple[RankCounts, Ints]
 
@@ -34,6 +39,9 @@ class Outcomes:
         twins: kind → measures of the twin gallery.
         cut_ties: direction → kind → queries whose candidates were cut within a tie.
         rerank_seconds: Time in the matching head.
+        num_pairs: Pairs that the matching head scored.
+        shared: The positives where equal captions share theirs; None if that changes nothing.
+        shared_ranks: As ``ranks``, by the ``shared`` positives.
     """
 
     ranks: dict[str, dict[str, Outcome]] = field(default_factory=dict)
@@ -41,17 +49,57 @@ class Outcomes:
     cut_ties: dict[str, dict[str, int]] = field(default_factory=dict)
     rerank_seconds: float = 0.0
     num_pairs: int = 0
+    shared: Positives | None = None
+    shared_ranks: dict[str, dict[str, Outcome]] = field(default_factory=dict)
 
     def add(self, direction: str, kind: str, counts: RankCounts, groups: Ints) -> None:
         """Add the outcome of one direction and kind."""
         self.ranks.setdefault(direction, {})[kind] = (counts, groups)
 
+    def rank(
+        self,
+        direction: str,
+        kind: str,
+        scores: NDArray[Any],
+        positives: Positives,
+        groups: Ints,
+        adjust: Adjustment | None = None,
+    ) -> None:
+        """Rank finite scores in one direction, by the positives and by those that equal captions share.
+
+        Args:
+            direction: ``query_to_item`` or ``item_to_query``.
+            kind: Name of the kind of score.
+            scores: One row for each query of the direction.
+            positives: The right items of each caption, whatever the direction.
+            groups: Unit of resampling of each query of the direction.
+            adjust: As in ``rank_scores``.
+        """
+        self.add(direction, kind, _ranks(direction, scores, positives, adjust), groups)
+        if self.shared is not None:
+            counts = _ranks(direction, scores, self.shared, adjust)
+            self.shared_ranks.setdefault(direction, {})[kind] = (counts, groups)
+
+    def rerank(
+        self, direction: str, kind: str, candidates: Ints, scores: Floats, positives: Positives, groups: Ints
+    ) -> None:
+        """Rank some items of each query as ``rank_candidates`` does; arguments otherwise as in ``rank``."""
+
+        def ranks(right: Positives) -> RankCounts:
+            own = right if direction == "query_to_item" else right.reversed()[0]
+            return rank_candidates(candidates, scores, own)
+
+        self.add(direction, kind, ranks(positives), groups)
+        if self.shared is not None:
+            self.shared_ranks.setdefault(direction, {})[kind] = (ranks(self.shared), groups)
+
     def results(self, recall_at: tuple[int, ...], bootstrap: BootstrapSettings) -> dict[str, Any]:
         """Return the card's ``results`` section."""
-        return {
-            direction: {kind: measure(*outcome, recall_at, bootstrap) for kind, outcome in kinds.items()}
-            for direction, kinds in self.ranks.items()
-        }
+        return _measures(self.ranks, recall_at, bootstrap)
+
+    def shared_results(self, recall_at: tuple[int, ...], bootstrap: BootstrapSettings) -> dict[str, Any]:
+        """Return what ``results`` would be if equal captions shared their positives."""
+        return _measures(self.shared_ranks, recall_at, bootstrap)
 
     def ties(self) -> dict[str, Any]:
         """Return the number of tied queries by direction and kind."""
@@ -68,43 +116,68 @@ class Outcomes:
         }
 
 
-def matrix_outcomes(scores: Any, positives: Positives, kind: str, groups: Ints | None = None) -> Outcomes:
+def matrix_outcomes(
+    scores: NDArray[Any],
+    positives: Positives,
+    kind: str,
+    *,
+    item_groups: Ints | None = None,
+    query_groups: Ints | None = None,
+    shared: Positives | None = None,
+) -> Outcomes:
     """Rank a full score matrix in both directions.
 
     Args:
         scores: (queries, items).
         positives: The right items of each query.
         kind: Name of the kind of score.
-        groups: Unit of resampling of each item; every item by itself if None.
+        item_groups: Unit of resampling of each item; every item by itself if None.
+        query_groups: Unit of resampling of each query; that of its first positive if None.
+        shared: The positives where equal captions share theirs, to be reported too.
 
     Raises:
         InvalidInput: Shapes do not fit or a score is not finite.
     """
-    outcomes = Outcomes()
-    item_groups = np.arange(positives.num_items, dtype=np.int64) if groups is None else groups
+    outcomes = Outcomes(shared=shared)
+    if item_groups is None:
+        item_groups = np.arange(positives.num_items, dtype=np.int64)
+    if query_groups is None:
+        query_groups = item_groups[positives.items[positives.offsets[:-1]]]
     try:
-        counts = rank_scores(scores, positives)
-        outcomes.add("query_to_item", kind, counts, item_groups[positives.items[positives.offsets[:-1]]])
-        backward, kept = positives.reversed()
-        counts = rank_scores(scores.T, backward, rows=kept, checked=True)
-        outcomes.add("item_to_query", kind, counts, item_groups[kept])
+        check_finite(scores)
+        outcomes.rank("query_to_item", kind, scores, positives, query_groups)
+        outcomes.rank("item_to_query", kind, scores.T, positives, item_groups[np.unique(positives.items)])
     except ValueError as error:
         raise InvalidInput(f"{kind} scores: {error}") from error
     return outcomes
 
 
-def embedding_outcomes(scores: Floats, data: EvaluationSet, bootstrap: BootstrapSettings) -> Outcomes:
+def embedding_outcomes(
+    scores: Floats, data: EvaluationSet, bootstrap: BootstrapSettings, shared: Positives | None = None
+) -> Outcomes:
     """Rank a model's embedding scores (queries, items), with twins where the gallery has them."""
-    outcomes = matrix_outcomes(scores, data.positives, "itc", data.groups)
-    counts = outcomes.ranks["query_to_item"]["itc"][0]
-    # a caption is resampled with the clip it was written for, whatever else it is true of
-    outcomes.add("query_to_item", "itc", counts, data.groups[data.query_clip])
+    outcomes = matrix_outcomes(
+        scores,
+        data.positives,
+        "itc",
+        item_groups=data.groups,
+        # a caption is resampled with the clip it was written for, whatever else it is true of
+        query_groups=data.groups[data.query_clip],
+        shared=shared,
+    )
     if len(data.twin_pairs):
+        counts = outcomes.ranks["query_to_item"]["itc"][0]
         pairs = rank_scores(scores, pair_positives(data.positives, data.twin_of), checked=True)
         outcomes.twins["itc"] = twin_block(
             data, counts, pairs, lambda texts, videos: scores[texts, videos], bootstrap
         )
     return outcomes
+
+
+def shared_positives(positives: Positives, labels: Sequence[str]) -> Positives | None:
+    """Return the positives where equal captions share theirs, or None if that changes nothing."""
+    shared = merge_duplicates(positives, labels)
+    return shared if len(shared.items) > len(positives.items) else None
 
 
 def twin_block(
@@ -165,3 +238,21 @@ def twin_grid(data: EvaluationSet) -> tuple[Ints, Ints]:
     videos = data.query_clip[texts]
     shape = (len(texts), 2, 2)
     return np.broadcast_to(texts[:, :, None], shape), np.broadcast_to(videos[:, None, :], shape)
+
+
+def _ranks(
+    direction: str, scores: NDArray[Any], positives: Positives, adjust: Adjustment | None
+) -> RankCounts:
+    if direction == "query_to_item":
+        return rank_scores(scores, positives, checked=True, adjust=adjust)
+    backward, kept = positives.reversed()
+    return rank_scores(scores, backward, rows=kept, checked=True, adjust=adjust)
+
+
+def _measures(
+    ranks: dict[str, dict[str, Outcome]], recall_at: tuple[int, ...], bootstrap: BootstrapSettings
+) -> dict[str, Any]:
+    return {
+        direction: {kind: measure(*outcome, recall_at, bootstrap) for kind, outcome in kinds.items()}
+        for direction, kinds in ranks.items()
+    }

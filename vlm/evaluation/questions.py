@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlm.errors import CapabilityError, DataError, InvalidInput
+from vlm.evaluation.answers.confidence import abstention_section, calibration_section
 from vlm.evaluation.card import FORMAT, Card, as_json, sections
 from vlm.evaluation.features import Loader
 from vlm.evaluation.protocol import Protocol as EvaluationProtocol
 from vlm.metrics import choice_accuracy, choice_chance
+from vlm.metrics.matrices import Floats, Ints
+from vlm.models.video_text_model import EMBEDDING_SHARE, MATCHING_SHARE
 from vlm.progress import progress_bar
 from vlm.types import VideoTextEncoder
 
@@ -49,6 +52,26 @@ class QuestionSet:
     groups: tuple[int, ...]
     questions: tuple[ChoiceQuestion, ...]
     annotations_sha256: str
+
+
+@runtime_checkable
+class PartsChooser(Protocol):
+    """A model that tells the two scores it chooses by apart; see ``VideoTextModel.candidate_parts``."""
+
+    def candidate_parts(
+        self, video: Tensor, questions: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the matching and the contrastive scores of every candidate of every question."""
+
+
+@dataclass(slots=True)
+class _Replies:
+    """Questions that were asked, their candidates' scores, and the parts of these, in the same order."""
+
+    asked: list[ChoiceQuestion] = field(default_factory=list)
+    scores: list[Floats] = field(default_factory=list)
+    parts: dict[str, list[Floats]] = field(default_factory=dict)
+    rejected: list[tuple[int, str]] = field(default_factory=list)
 
 
 class _Chooser(Protocol):
@@ -86,7 +109,8 @@ def evaluate_choices(
             f"it can: {', '.join(sorted(model.capabilities)) or 'nothing'}"
         )
     began = time.perf_counter()
-    asked, scores, rejected = _ask_all(model, data, load)
+    replies = _ask_all(model, data, load)
+    asked, rejected = replies.asked, replies.rejected
     if rejected and not allow_missing:
         shown = "; ".join(f"{data.paths[clip]}: {reason}" for clip, reason in rejected[:3])
         raise InvalidInput(
@@ -100,7 +124,14 @@ def evaluate_choices(
         "format": FORMAT,
         "protocol": _protocol_section(protocol, data, asked, model),
         "model": sections.model_section(model, source),
-        "results": {"multiple_choice": _accuracies(asked, scores, data, protocol)},
+        "results": {
+            "multiple_choice": _accuracies(asked, replies.scores, data, protocol),
+            "multiple_choice_parts": {
+                name: _accuracies(asked, part, data, protocol)["all"] for name, part in replies.parts.items()
+            },
+        },
+        **_confidence(asked, replies.scores),
+        "per_query": {"multiple_choice": {"all": _outcomes(asked, replies.scores, data)}},
         "data": {
             "videos_expected": len(data.paths),
             "videos_decoded": len(data.paths) - len(rejected),
@@ -111,42 +142,44 @@ def evaluate_choices(
     }
 
 
-def _ask_all(
-    model: VideoTextEncoder, data: QuestionSet, load: Loader
-) -> tuple[list[ChoiceQuestion], list[Any], list[tuple[int, str]]]:
+def _ask_all(model: VideoTextEncoder, data: QuestionSet, load: Loader) -> _Replies:
     by_clip: dict[int, list[ChoiceQuestion]] = {}
     for question in data.questions:
         by_clip.setdefault(question.clip, []).append(question)
-    asked: list[ChoiceQuestion] = []
-    scores: list[Any] = []
-    rejected: list[tuple[int, str]] = []
-    chooser = cast(_Chooser, model)
+    replies = _Replies()
     with progress_bar(len(data.questions), "questions", "question") as bar, torch.inference_mode():
         for clip, questions in by_clip.items():
             try:
                 video = load(data.paths[clip], model.preprocessing)
             except DataError as error:
-                rejected.append((clip, f"{error.reason}: {error}"))
+                replies.rejected.append((clip, f"{error.reason}: {error}"))
                 continue
-            rows = chooser.score_candidates(
+            arguments = (
                 video[None].to(model.device),
                 [question.text for question in questions],
                 [question.candidates for question in questions],
             )
-            asked += questions
-            scores += [row.float().cpu().numpy() for row in rows]
+            replies.asked += questions
+            if isinstance(model, PartsChooser):
+                pairs = model.candidate_parts(*arguments)
+                for name, part in zip(("matching", "contrastive"), zip(*pairs, strict=True), strict=True):
+                    replies.parts.setdefault(name, []).extend(_arrays(part))
+                rows = [MATCHING_SHARE * matching + EMBEDDING_SHARE * shares for matching, shares in pairs]
+            else:
+                rows = cast(_Chooser, model).score_candidates(*arguments)
+            replies.scores += _arrays(rows)
             bar.update(len(questions))
-    return asked, scores, rejected
+    return replies
+
+
+def _arrays(rows: Iterable[Tensor]) -> list[Floats]:
+    return [row.float().cpu().numpy() for row in rows]
 
 
 def _accuracies(
-    asked: list[ChoiceQuestion], scores: list[Any], data: QuestionSet, protocol: EvaluationProtocol
+    asked: list[ChoiceQuestion], scores: list[Floats], data: QuestionSet, protocol: EvaluationProtocol
 ) -> dict[str, Any]:
-    try:
-        right = choice_accuracy(scores, [question.answer for question in asked])
-    except ValueError as error:
-        raise InvalidInput(f"multiple choice: {error}") from error
-    groups = np.asarray([data.groups[question.clip] for question in asked])
+    right, groups = _right(asked, scores), _groups(asked, data)
     sizes = np.asarray([len(question.candidates) for question in asked])
     kinds = np.asarray([question.kind for question in asked])
     table = {}
@@ -159,6 +192,30 @@ def _accuracies(
             "num_questions": int(inside.sum()),
         }
     return table
+
+
+def _right(asked: list[ChoiceQuestion], scores: list[Floats]) -> Floats:
+    try:
+        return choice_accuracy(scores, [question.answer for question in asked])
+    except ValueError as error:
+        raise InvalidInput(f"multiple choice: {error}") from error
+
+
+def _groups(asked: list[ChoiceQuestion], data: QuestionSet) -> Ints:
+    return np.asarray([data.groups[question.clip] for question in asked], np.int64)
+
+
+def _outcomes(asked: list[ChoiceQuestion], scores: list[Floats], data: QuestionSet) -> dict[str, Any]:
+    return {"right": _right(asked, scores).tolist(), "groups": _groups(asked, data).tolist()}
+
+
+def _confidence(asked: list[ChoiceQuestion], scores: list[Floats]) -> dict[str, Any]:
+    """Return the sections on confidence: the chosen candidate's score, where scores are shares of one."""
+    right, best = _right(asked, scores), np.asarray([row.max() for row in scores], np.float64)
+    sections = {"abstention": abstention_section(best, right)}
+    if best.min() >= 0 and best.max() <= 1:
+        sections["calibration"] = calibration_section(best, right)
+    return sections
 
 
 def _most_frequent_place(asked: list[ChoiceQuestion], inside: Any) -> float:

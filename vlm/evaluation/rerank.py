@@ -17,7 +17,7 @@ from vlm.evaluation.features import Floats, TextSet
 from vlm.evaluation.outcomes import Outcomes, twin_block, twin_grid
 from vlm.evaluation.protocol import Protocol
 from vlm.metrics import pair_positives, rank_candidates, top_candidates
-from vlm.metrics.retrieval import Ints
+from vlm.metrics.matrices import Ints
 from vlm.progress import progress_bar
 from vlm.types import VideoTextEncoder
 
@@ -120,7 +120,7 @@ def add_matching(
 ) -> None:
     """Score each query's first candidates again with the matching head, both directions, and rank them."""
     kind = f"itm@{protocol.rerank_k}"
-    backward, kept = data.positives.reversed()
+    kept = np.unique(data.positives.items)
     videos_of, cuts = top_candidates(scores, protocol.rerank_k)
     texts_of, backward_cuts = top_candidates(np.ascontiguousarray(scores.T)[kept], protocol.rerank_k)
     rows = np.arange(len(data.queries), dtype=np.int64)[:, None]
@@ -137,14 +137,15 @@ def add_matching(
         model, texts, video_tokens, asked, batch_size=batch_size, memory_bytes=memory_bytes
     )
     forward = pair_scores.look_up(rows, videos_of)
-    counts = rank_candidates(videos_of, forward, data.positives)
-    outcomes.add("query_to_item", kind, counts, data.groups[data.query_clip])
-    backward_counts = rank_candidates(texts_of, pair_scores.look_up(texts_of, kept[:, None]), backward)
-    outcomes.add("item_to_query", kind, backward_counts, data.groups[kept])
+    backward = pair_scores.look_up(texts_of, kept[:, None])
+    groups = data.groups[data.query_clip]
+    outcomes.rerank("query_to_item", kind, videos_of, forward, data.positives, groups)
+    outcomes.rerank("item_to_query", kind, texts_of, backward, data.positives, data.groups[kept])
     outcomes.cut_ties = {"query_to_item": {kind: cuts}, "item_to_query": {kind: backward_cuts}}
     outcomes.rerank_seconds, outcomes.num_pairs = pair_scores.seconds, len(pair_scores.keys)
     if len(data.twin_pairs):
         pairs = rank_candidates(videos_of, forward, pair_positives(data.positives, data.twin_of))
+        counts = outcomes.ranks["query_to_item"][kind][0]
         outcomes.twins[kind] = twin_block(data, counts, pairs, pair_scores.look_up, protocol.bootstrap)
 
 

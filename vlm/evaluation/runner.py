@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ from vlm.evaluation.features import (
     shuffled_frames,
     similarity,
 )
-from vlm.evaluation.outcomes import Outcomes, embedding_outcomes, twin_chance
+from vlm.evaluation.outcomes import Outcomes, embedding_outcomes, shared_positives, twin_chance
 from vlm.evaluation.pairs.minimal import measure_pairs
 from vlm.evaluation.protocol import Protocol
 from vlm.evaluation.rerank import add_matching
+from vlm.evaluation.scores.corrections import Corrections, add_corrections
 from vlm.metrics import Positives, rank_scores
+from vlm.text import clean
 from vlm.types import VideoTextEncoder
 
 TEST_TIME_CONTROLS: Mapping[str, Variant] = {"shuffled-frames": shuffled_frames, "first-frame": first_frame}
@@ -81,6 +84,7 @@ def evaluate_model(
     source: str = "",
     options: RunOptions | None = None,
     controls: Mapping[str, VideoTextEncoder | Card] | None = None,
+    corrections: Corrections | None = None,
 ) -> Card:
     """Evaluate a model on queries and clips, and make its card.
 
@@ -92,11 +96,12 @@ def evaluate_model(
         source: How the model was named by the caller, for the card.
         options: How to run.
         controls: Models trained with the same budget, or their cards by the same protocol, printed beside.
+        corrections: Corrections of the embedding scores that are reported too.
 
     Raises:
         CapabilityError: The model cannot embed videos and texts.
-        InvalidInput: Clips cannot be read and ``allow_missing`` is off, features are not finite, or a
-            control's card was made by another protocol.
+        InvalidInput: Clips cannot be read and ``allow_missing`` is off, features are not finite, a control's
+            card is of another protocol, or every bank caption is under test.
     """
     options = options or RunOptions()
     began = time.perf_counter()
@@ -108,7 +113,7 @@ def evaluate_model(
         "format": FORMAT,
         "protocol": pinned,
         "model": sections.model_section(model, source),
-        "results": run.outcomes.results(recall_at, bootstrap),
+        **_measured(run, model, protocol, corrections or Corrections()),
         "twins": run.outcomes.twins,
         "minimal_pairs": _minimal_pairs(model, run, protocol, options),
         "tiers": sections.tiers(run.data, run.outcomes, bootstrap),
@@ -161,12 +166,10 @@ def _run(
     load_seconds = time.perf_counter() - began - videos.seconds
     if videos.rejected:
         data, videos = _leave_out(data, videos, options)
-    if isinstance(model, StoredFeatures):
-        texts = model.text_set(data.queries)
-    else:
-        texts = encode_texts(model, data.queries, max_tokens=protocol.text_tokens)
+    texts = _encode(model, data.queries, protocol)
     scores = similarity(texts.embeddings, videos.embeddings[""])
-    outcomes = embedding_outcomes(scores, data, protocol.bootstrap)
+    shared = shared_positives(data.positives, _labels(data.queries))
+    outcomes = embedding_outcomes(scores, data, protocol.bootstrap, shared)
     if rerank and videos.tokens is not None:
         sizes = (options.pair_batch_size, options.memory_bytes)
         add_matching(outcomes, model, data, scores, texts, videos.tokens, protocol, *sizes)
@@ -177,6 +180,12 @@ def _run(
         for name in variants
     }
     return _Run(data, videos, texts, outcomes, scores, load_seconds, controls)
+
+
+def _encode(model: VideoTextEncoder, texts: Sequence[str], protocol: Protocol) -> TextSet:
+    if isinstance(model, StoredFeatures):
+        return model.text_set(texts)
+    return encode_texts(model, texts, max_tokens=protocol.text_tokens)
 
 
 def open_cache(model: VideoTextEncoder, protocol: Protocol, folder: Path | None) -> FeatureCache | None:
@@ -276,6 +285,51 @@ def _invariance(run: _Run) -> dict[str, Any]:
     before = run.outcomes.ranks["query_to_item"]["itc"][0]
     moved = np.abs(counts.recall(1) - before.recall(1))
     return {"gallery_reversed": {"largest_recall@1_change": float(moved.max())}}
+
+
+def _measured(
+    run: _Run, model: VideoTextEncoder, protocol: Protocol, corrections: Corrections
+) -> dict[str, Any]:
+    """Return the card's results, with what is to know about corrected kinds and about equal captions."""
+    kinds = _correct(run, model, protocol, corrections)
+    recall_at, bootstrap = protocol.recall_at, protocol.bootstrap
+    labels = _labels(run.data.queries)
+    return {
+        "results": run.outcomes.results(recall_at, bootstrap),
+        "kinds": kinds,
+        "duplicates": sections.duplicates(run.data.positives, labels, run.outcomes, recall_at, bootstrap),
+    }
+
+
+def _correct(
+    run: _Run, model: VideoTextEncoder, protocol: Protocol, corrections: Corrections
+) -> dict[str, Any]:
+    bank_captions = corrections.bank_captions
+    if bank_captions:
+        tested = set(_labels(run.data.queries))
+        captions = [
+            text
+            for text, label in zip(bank_captions, _labels(bank_captions), strict=True)
+            if label not in tested
+        ]
+        if not captions:
+            raise InvalidInput(
+                f"all {len(bank_captions)} captions of the bank are queries under test; take those of the "
+                "training or validation split"
+            )
+        texts = _encode(model, captions, protocol)
+        source = {
+            "captions_sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
+            "left_out_as_queries": len(bank_captions) - len(captions),
+        }
+        bank = similarity(texts.embeddings, run.videos.embeddings[""])
+        corrections = replace(corrections, bank=bank, bank_source=source)
+    return add_corrections(run.outcomes, run.scores, run.data.positives, corrections)
+
+
+def _labels(texts: Sequence[str]) -> list[str]:
+    """Return what makes captions equal: the model sees their cleaned words."""
+    return [clean(text) for text in texts]
 
 
 def _cost(run: _Run, total_seconds: float) -> dict[str, Any]:

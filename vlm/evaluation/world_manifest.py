@@ -18,7 +18,7 @@ from vlm.evaluation.pairs.minimal import world_foils
 from vlm.evaluation.protocol import Protocol
 from vlm.evaluation.questions import ChoiceQuestion, QuestionSet
 from vlm.metrics import Positives
-from vlm.metrics.retrieval import Ints
+from vlm.metrics.matrices import Ints
 from vlm.world.oracles import ORACLES, oracle_scores
 from vlm.world.scene import VERSION
 

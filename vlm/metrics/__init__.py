@@ -1,19 +1,29 @@
 """Measures of retrieval and question answering, in NumPy alone: numbers in, numbers out, no files."""
 
-from vlm.metrics.answering import choice_accuracy, choice_chance
+from vlm.metrics.answering import (
+    answer_coverage,
+    choice_accuracy,
+    choice_chance,
+    exact_match,
+    normalise_answer,
+)
 from vlm.metrics.bootstrap import (
     Interval,
     bootstrap_class_mean,
     bootstrap_mean,
+    bootstrap_means,
     bootstrap_median,
     bootstrap_ratio,
     paired_difference,
 )
+from vlm.metrics.calibration import Reliability, RiskCoverage, calibrated_error, reliability, risk_coverage
+from vlm.metrics.matrices import check_finite
+from vlm.metrics.normalisation import bank_softmax, dual_softmax
+from vlm.metrics.positives import Positives, demand_share, merge_duplicates, strict_ceiling
 from vlm.metrics.retrieval import (
-    Positives,
+    Adjustment,
     RankCounts,
     chance_counts,
-    check_finite,
     rank_candidates,
     rank_scores,
     top_candidates,
@@ -21,22 +31,37 @@ from vlm.metrics.retrieval import (
 from vlm.metrics.twins import TwinScores, pair_positives, twin_scores
 
 __all__ = [
+    "Adjustment",
     "Interval",
     "Positives",
     "RankCounts",
+    "Reliability",
+    "RiskCoverage",
     "TwinScores",
+    "answer_coverage",
+    "bank_softmax",
     "bootstrap_class_mean",
     "bootstrap_mean",
+    "bootstrap_means",
     "bootstrap_median",
     "bootstrap_ratio",
+    "calibrated_error",
     "chance_counts",
     "check_finite",
     "choice_accuracy",
     "choice_chance",
+    "demand_share",
+    "dual_softmax",
+    "exact_match",
+    "merge_duplicates",
+    "normalise_answer",
     "pair_positives",
     "paired_difference",
     "rank_candidates",
     "rank_scores",
+    "reliability",
+    "risk_coverage",
+    "strict_ceiling",
     "top_candidates",
     "twin_scores",
 ]

@@ -6,13 +6,13 @@ twenty independent trials and give intervals that are far too narrow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vlm.metrics.retrieval import Floats, Ints
+from vlm.metrics.matrices import Floats, Ints
 
 _BLOCK_BYTES = 64 * 2**20
 _LEVEL = 0.95
@@ -44,12 +44,49 @@ def bootstrap_mean(
     Raises:
         ValueError: There is no value, a value is not finite, or the lengths differ.
     """
-    value, num_groups, samples = _resampled_ratio(values, np.ones(np.shape(values)), groups, resamples, seed)
-    low, high = _percentiles(samples)
-    if bounds and low == high and value in (0.0, 1.0):
-        limit = ((1 - _LEVEL) / 2) ** (1 / num_groups)
-        low, high = (0.0, 1 - limit) if value == 0.0 else (limit, 1.0)
-    return Interval(value, low, high)
+    named = bootstrap_means(
+        {"": values}, groups, resamples=resamples, seed=seed, unbounded=() if bounds else ("",)
+    )
+    return named[""]
+
+
+def bootstrap_means(
+    values: Mapping[str, ArrayLike],
+    groups: ArrayLike,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    unbounded: Collection[str] = (),
+) -> dict[str, Interval]:
+    """Return ``bootstrap_mean`` of several measures of the same queries, drawn once for all.
+
+    Args:
+        values: Name → one outcome a query; (queries,).
+        groups: As ``bootstrap_mean``.
+        resamples: Number of bootstrap samples.
+        seed: Of the resampling.
+        unbounded: Names of the measures that are not probabilities.
+
+    Raises:
+        ValueError: As ``bootstrap_mean``.
+    """
+    labels = _checked(next(iter(values.values())), groups)[1]
+    num_groups = int(labels.max()) + 1
+    outcomes = [_checked(entry, groups)[0] for entry in values.values()]
+    tops = np.stack([np.bincount(labels, weights=entry, minlength=num_groups) for entry in outcomes], axis=1)
+    sizes = np.bincount(labels, minlength=num_groups).astype(np.float64)
+    samples = np.concatenate(
+        [weights @ tops / (weights @ sizes)[:, None] for weights in _weights(num_groups, resamples, seed)]
+    )
+    intervals = {}
+    for column, name in enumerate(values):
+        value = float(tops[:, column].sum() / sizes.sum())
+        low, high = _percentiles(samples[:, column])
+        if name not in unbounded and low == high and value in (0.0, 1.0):
+            limit = ((1 - _LEVEL) / 2) ** (1 / num_groups)
+            low, high = (0.0, 1 - limit) if value == 0.0 else (limit, 1.0)
+        intervals[name] = Interval(value, low, high)
+    return intervals
 
 
 def bootstrap_ratio(
@@ -65,8 +102,15 @@ def bootstrap_ratio(
     """
     if not np.sum(denominators):
         return None
-    value, _, samples = _resampled_ratio(numerators, denominators, groups, resamples, seed)
-    return Interval(value, *_percentiles(samples))
+    top, labels = _checked(numerators, groups)
+    bottom, _ = _checked(denominators, groups)
+    num_groups = int(labels.max()) + 1
+    tops, bottoms = (np.bincount(labels, weights=part, minlength=num_groups) for part in (top, bottom))
+    samples = []
+    for weights in _weights(num_groups, resamples, seed):
+        below = weights @ bottoms
+        samples.append((weights @ tops)[below > 0] / below[below > 0])
+    return Interval(float(top.sum() / bottom.sum()), *_percentiles(np.concatenate(samples)))
 
 
 def bootstrap_class_mean(
@@ -136,20 +180,6 @@ def paired_difference(
     if left.shape != right.shape:
         raise ValueError(f"expected the same queries on both sides, got {left.shape} and {right.shape}")
     return bootstrap_mean(right - left, groups, resamples=resamples, seed=seed, bounds=False)
-
-
-def _resampled_ratio(
-    numerators: ArrayLike, denominators: ArrayLike, groups: ArrayLike, resamples: int, seed: int
-) -> tuple[float, int, Floats]:
-    top, labels = _checked(numerators, groups)
-    bottom, _ = _checked(denominators, groups)
-    num_groups = int(labels.max()) + 1
-    tops, bottoms = (np.bincount(labels, weights=part, minlength=num_groups) for part in (top, bottom))
-    samples = []
-    for weights in _weights(num_groups, resamples, seed):
-        below = weights @ bottoms
-        samples.append((weights @ tops)[below > 0] / below[below > 0])
-    return float(top.sum() / bottom.sum()), num_groups, np.concatenate(samples)
 
 
 def _checked(values: ArrayLike, groups: ArrayLike) -> tuple[Floats, Ints]:

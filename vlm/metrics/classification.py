@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vlm.metrics.retrieval import Floats, Ints
+from vlm.metrics.matrices import Floats, Ints
 
 
 def average_views(logits: ArrayLike) -> Floats:

@@ -8,112 +8,24 @@ those), and every measure is the exact mean over all orders of the tied items.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
-Ints = NDArray[np.int64]
-_BLOCK_BYTES = 64 * 2**20
+from vlm.metrics.gains import NDCG_DEPTH, PairCounts, average_precision, ndcg
+from vlm.metrics.matrices import Floats, Ints, check_finite, check_matrix, promote, row_blocks
+from vlm.metrics.positives import Positives
 
-
-@dataclass(frozen=True, slots=True)
-class Positives:
-    """Which items are right for each query, as one flat list cut by offsets.
-
-    Attributes:
-        items: Item columns, ascending within each query, without repeats; (pairs,) int64.
-        offsets: Query i owns ``items[offsets[i]:offsets[i + 1]]``; (queries + 1,) int64.
-        num_items: Size of the gallery.
-    """
-
-    items: Ints
-    offsets: Ints
-    num_items: int
-
-    @classmethod
-    def from_lists(cls, lists: Sequence[Sequence[int]], num_items: int) -> Positives:
-        """Build from one list of item columns a query; a repeated column counts once.
-
-        Raises:
-            ValueError: There is no query, a list is empty, or a column is not an integer in
-                ``[0, num_items)``.
-        """
-        if not len(lists):
-            raise ValueError("positives: expected a list of item columns for each query, got no query")
-        rows = []
-        for query, columns in enumerate(lists):
-            row = np.asarray(columns)
-            if row.ndim != 1 or row.size == 0 or row.dtype.kind not in "iu":
-                raise ValueError(
-                    f"positives of query {query}: expected a non-empty list of item columns, got {columns!r}"
-                )
-            row = np.unique(row.astype(np.int64))
-            if row[0] < 0 or row[-1] >= num_items:
-                wrong = int(row[0] if row[0] < 0 else row[-1])
-                raise ValueError(
-                    f"positives of query {query}: item column {wrong} is outside 0..{num_items - 1}"
-                )
-            rows.append(row)
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        return cls(np.concatenate(rows), offsets, num_items)
-
-    @classmethod
-    def from_matrix(cls, truth: ArrayLike) -> Positives:
-        """Build from a boolean (queries, items) matrix.
-
-        Raises:
-            ValueError: It is not a boolean matrix, or a query has no positive.
-        """
-        matrix = np.asarray(truth)
-        if matrix.ndim != 2 or matrix.dtype != np.bool_:
-            raise ValueError(
-                f"truth: expected a boolean (queries, items) matrix, got {matrix.dtype} {matrix.shape}"
-            )
-        counts = matrix.sum(axis=1)
-        if not matrix.size or not counts.all():
-            empty = int(np.argmin(counts)) if matrix.size else 0
-            raise ValueError(f"positives of query {empty}: expected a non-empty list of item columns, got []")
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return cls(np.nonzero(matrix)[1].astype(np.int64), offsets, matrix.shape[1])
-
-    def __len__(self) -> int:
-        """Return the number of queries."""
-        return len(self.offsets) - 1
-
-    def __getitem__(self, query: int) -> Ints:
-        """Return the item columns of one query."""
-        return self.items[self.offsets[query] : self.offsets[query + 1]]
-
-    @property
-    def sizes(self) -> Ints:
-        """Number of positives of each query."""
-        return np.diff(self.offsets)
-
-    @property
-    def queries(self) -> Ints:
-        """The query of each entry of ``items``."""
-        return np.repeat(np.arange(len(self), dtype=np.int64), self.sizes)
-
-    def reversed(self) -> tuple[Positives, Ints]:
-        """Return the other direction, and the items that it is defined for.
-
-        Items that are right for no query (distractors) cannot be queries themselves and are left out:
-        row i of the result belongs to item ``kept[i]``.
-        """
-        order = np.lexsort((self.queries, self.items))
-        kept, counts = np.unique(self.items, return_counts=True)
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return Positives(self.queries[order], offsets, len(self)), kept
+Adjustment = Callable[[Floats, Ints], Floats]
+_MOST_COMPARED = 64
 
 
 @dataclass(frozen=True, slots=True)
 class RankCounts:
-    """Where the best positive of each query stands; all arrays are (queries,) int64.
+    """Where the positives of each query stand; all arrays are (queries,), those of counts int64.
 
     Attributes:
         above: Items that score higher than the query's best positive.
@@ -122,6 +34,9 @@ class RankCounts:
         tied_positives: Positives among the tied.
         num_scored: How deep the ranks are valid: the gallery's size, or k of ``itm@k``.
         num_items: The gallery's size.
+        ndcg: Expected nDCG@10, over all positives; None if fewer than ten items of a larger gallery were
+            scored.
+        average_precision: Expected average precision, over all positives; None unless every item was scored.
     """
 
     above: Ints
@@ -129,6 +44,8 @@ class RankCounts:
     tied_positives: Ints
     num_scored: int
     num_items: int
+    ndcg: Floats | None = None
+    average_precision: Floats | None = None
 
     def recall(self, k: int) -> Floats:
         """Return each query's probability that a positive is among its first ``k`` items; (queries,).
@@ -175,9 +92,14 @@ class RankCounts:
 
 
 def rank_scores(
-    scores: NDArray[Any], positives: Positives, *, rows: Ints | None = None, checked: bool = False
+    scores: NDArray[Any],
+    positives: Positives,
+    *,
+    rows: Ints | None = None,
+    checked: bool = False,
+    adjust: Adjustment | None = None,
 ) -> RankCounts:
-    """Count, for each query, the items above and beside its best positive.
+    """Count, for each query, the items above and beside its positives.
 
     Works by blocks of rows promoted to fp32 (fp64 and wide integers to fp64): next to the matrix itself,
     which may be a memory map, it needs about 200 MB.
@@ -187,11 +109,13 @@ def rank_scores(
         positives: The right items of each of the ``rows``.
         rows: Rows of ``scores`` that are queries, one for each entry of ``positives``; all by default.
         checked: The matrix is known to be finite (``check_finite`` has seen it).
+        adjust: Makes the scores to rank from a promoted block (rows, items) and its row numbers, such as
+            ``dual_softmax`` or ``bank_softmax``.
 
     Raises:
         ValueError: The shapes do not fit, the type is not a number, or a score is not finite.
     """
-    _check_matrix(scores)
+    check_matrix(scores)
     rows = np.arange(len(scores), dtype=np.int64) if rows is None else rows
     if len(rows) != len(positives) or scores.shape[1] != positives.num_items:
         raise ValueError(
@@ -200,17 +124,24 @@ def rank_scores(
         )
     if not checked:
         check_finite(scores)
-    above, tied, tied_positives = (np.zeros(len(rows), np.int64) for _ in range(3))
-    for start, stop in _blocks(len(rows), scores.shape[1]):
+    best, pairs = np.zeros((3, len(rows)), np.int64), np.zeros((4, len(positives.items)), np.int64)
+    for start, stop in row_blocks(len(rows), scores.shape[1]):
         block = promote(scores[rows[start:stop]])
+        if adjust is not None:
+            block = adjust(block, rows[start:stop])
         low, high = positives.offsets[start], positives.offsets[stop]
-        owners = _owners(positives, start, stop)
-        right = block[owners, positives.items[low:high]]
-        best = np.maximum.reduceat(right, positives.offsets[start:stop] - low)
-        above[start:stop] = np.count_nonzero(block > best[:, None], axis=1)
-        tied[start:stop] = np.count_nonzero(block == best[:, None], axis=1)
-        tied_positives[start:stop] = np.bincount(owners[right == best[owners]], minlength=stop - start)
-    return RankCounts(above, tied, tied_positives, scores.shape[1], scores.shape[1])
+        _count_block(block, positives, start, best[:, start:stop], pairs[:, low:high])
+    every = PairCounts(positives.queries, pairs[0], pairs[1], pairs[2], pairs[3])
+    num_items = positives.num_items
+    return RankCounts(
+        best[0],
+        best[1],
+        best[2],
+        num_items,
+        num_items,
+        ndcg(every, positives.sizes, num_items),
+        average_precision(every, positives.sizes, num_items),
+    )
 
 
 def rank_candidates(candidates: Ints, scores: Floats, positives: Positives) -> RankCounts:
@@ -237,12 +168,17 @@ def rank_candidates(candidates: Ints, scores: Floats, positives: Positives) -> R
     right = np.isin(key, positives.queries * positives.num_items + positives.items)
     # a query whose positives are all outside stands below its last candidate
     best = np.where(right, scores, -np.inf).max(axis=1, initial=-np.inf)
+    num_scored, num_items = candidates.shape[1], positives.num_items
+    pairs = _candidate_pairs(scores, right)
+    whole = num_scored == num_items
     return RankCounts(
         np.count_nonzero(scores > best[:, None], axis=1).astype(np.int64),
         np.count_nonzero(scores == best[:, None], axis=1).astype(np.int64),
         np.count_nonzero(right & (scores == best[:, None]), axis=1).astype(np.int64),
-        candidates.shape[1],
-        positives.num_items,
+        num_scored,
+        num_items,
+        ndcg(pairs, positives.sizes, num_items) if whole or num_scored >= NDCG_DEPTH else None,
+        average_precision(pairs, positives.sizes, num_items) if whole else None,
     )
 
 
@@ -258,7 +194,7 @@ def top_candidates(scores: NDArray[Any], k: int, *, seed: int = 0) -> tuple[Ints
     Raises:
         ValueError: ``k`` is below 1 or a score is not finite.
     """
-    _check_matrix(scores)
+    check_matrix(scores)
     if k < 1:
         raise ValueError(f"expected k >= 1 candidates, got {k}")
     check_finite(scores)
@@ -267,7 +203,7 @@ def top_candidates(scores: NDArray[Any], k: int, *, seed: int = 0) -> tuple[Ints
     result = np.empty((len(scores), k), np.int64)
     cut_ties = 0
     random = np.random.default_rng(seed)
-    for start, stop in _blocks(len(scores), num_items):
+    for start, stop in row_blocks(len(scores), num_items):
         block = promote(scores[start:stop])
         for row in range(stop - start):
             shuffle = random.permutation(num_items)
@@ -280,64 +216,55 @@ def top_candidates(scores: NDArray[Any], k: int, *, seed: int = 0) -> tuple[Ints
 def chance_counts(positives: Positives) -> RankCounts:
     """Return what a model without any knowledge reaches: every item ties with every other."""
     size = np.full(len(positives), positives.num_items, np.int64)
-    num_items = positives.num_items
-    return RankCounts(np.zeros_like(size), size, positives.sizes, num_items, num_items)
+    num_items, none = positives.num_items, np.zeros(len(positives.items), np.int64)
+    pairs = PairCounts(
+        positives.queries, none, none + num_items, none, np.repeat(positives.sizes, positives.sizes)
+    )
+    return RankCounts(
+        np.zeros_like(size),
+        size,
+        positives.sizes,
+        num_items,
+        num_items,
+        ndcg(pairs, positives.sizes, num_items),
+        average_precision(pairs, positives.sizes, num_items),
+    )
 
 
-def check_finite(scores: NDArray[Any]) -> None:
-    """Refuse a matrix that holds a NaN or an infinity.
-
-    Sorting puts NaN first or drops it, by library, and turns a broken model into a good one.
-
-    Raises:
-        ValueError: Says how many scores are not finite and where the first one is.
-    """
-    if scores.dtype.kind in "iu":
-        return
-    count, first = 0, (0, 0)
-    for start, stop in _blocks(len(scores), max(1, int(np.prod(scores.shape[1:])))):
-        wrong = ~np.isfinite(promote(scores[start:stop]))
-        found = int(np.count_nonzero(wrong))
-        if found and not count:
-            row, *rest = (int(i) for i in np.argwhere(wrong)[0])
-            first = (start + row, rest[0] if rest else 0)
-        count += found
-    if count:
-        raise ValueError(
-            f"{count} of {scores.size} scores are not finite, the first at (query, item) = {first}; "
-            "find the model or the clip that makes them: a rank among them means nothing"
-        )
+def _count_block(block: Floats, positives: Positives, start: int, best: Ints, pairs: Ints) -> None:
+    """Fill ``best`` (3, rows): above, tied, tied positives, and ``pairs`` (4, pairs) as in ``PairCounts``."""
+    offsets = positives.offsets[start : start + len(block) + 1] - positives.offsets[start]
+    sizes = np.diff(offsets)
+    items = positives.items[positives.offsets[start] :][: offsets[-1]]
+    owners = np.repeat(np.arange(len(block), dtype=np.int64), sizes)
+    right = block[owners, items]
+    highest = np.maximum.reduceat(right, offsets[:-1])
+    best[0] = np.count_nonzero(block > highest[:, None], axis=1)
+    best[1] = np.count_nonzero(block == highest[:, None], axis=1)
+    best[2] = np.bincount(owners[right == highest[owners]], minlength=len(block))
+    pairs[0], pairs[1], pairs[2], pairs[3] = best[0][owners], best[1][owners], 0, best[2][owners]
+    for row in np.flatnonzero(sizes > 1):
+        own = slice(offsets[row], offsets[row + 1])
+        values = right[own]
+        if values.min() < highest[row]:
+            pairs[0, own], pairs[1, own] = _above_and_tied(block[row], values)
+            pairs[2, own], pairs[3, own] = _above_and_tied(values, values)
 
 
-def promote(scores: NDArray[Any]) -> Floats:
-    """Return scores as fp32; fp64 and integers wider than two bytes become fp64, so no order is lost.
-
-    Raises:
-        ValueError: The type is not a real number.
-    """
-    dtype = scores.dtype
-    if dtype.name == "bfloat16":
-        return np.asarray(scores.astype(np.float32))
-    if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
-        # NumPy saves bfloat16 as two nameless bytes: the upper half of an fp32
-        bits = np.ascontiguousarray(scores).view(np.uint16).astype(np.uint32) << np.uint32(16)
-        return np.asarray(bits.view(np.float32))
-    if dtype.kind not in "fiu":
-        raise ValueError(f"expected real scores (float, integer or bfloat16), got {dtype}")
-    wide = dtype.itemsize > (4 if dtype.kind == "f" else 2)
-    return scores.astype(np.float64 if wide else np.float32, copy=False)
+def _above_and_tied(scores: Floats, values: Floats) -> tuple[Ints, Ints]:
+    """Return how many scores are above, and how many equal, each of the values."""
+    if len(values) <= _MOST_COMPARED:
+        above = np.count_nonzero(scores > values[:, None], axis=1)
+        return above, np.count_nonzero(scores == values[:, None], axis=1)
+    ascending = np.sort(scores)
+    last = np.searchsorted(ascending, values, side="right")
+    return len(scores) - last, last - np.searchsorted(ascending, values, side="left")
 
 
-def _check_matrix(scores: NDArray[Any]) -> None:
-    if scores.ndim != 2 or not scores.size:
-        raise ValueError(f"expected a non-empty (queries, items) score matrix, got shape {scores.shape}")
-
-
-def _owners(positives: Positives, start: int, stop: int) -> Ints:
-    return np.repeat(np.arange(stop - start, dtype=np.int64), np.diff(positives.offsets[start : stop + 1]))
-
-
-def _blocks(num_rows: int, num_columns: int) -> Iterator[tuple[int, int]]:
-    size = max(1, _BLOCK_BYTES // (8 * num_columns))
-    for start in range(0, num_rows, size):
-        yield start, min(start + size, num_rows)
+def _candidate_pairs(scores: Floats, right: NDArray[np.bool_]) -> PairCounts:
+    owners, columns = np.nonzero(right)
+    values = scores[owners, columns][:, None]
+    above, tied = scores[owners] > values, scores[owners] == values
+    hits = right[owners]
+    counts = (np.count_nonzero(mask, axis=1) for mask in (above, tied, above & hits, tied & hits))
+    return PairCounts(owners, *counts)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm.metrics.retrieval import Floats, Ints, Positives, check_finite, promote
+from vlm.metrics.matrices import Floats, Ints, check_finite, promote
+from vlm.metrics.positives import Positives
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,12 +279,25 @@ class VideoTextModel(VideoModel):
 
         Source: Li et al. 2023, Unmasked Teacher, multiple choice on MSR-VTT.
         """
+        parts = self.candidate_parts(video, questions, candidates)
+        return [MATCHING_SHARE * matching + EMBEDDING_SHARE * shares for matching, shares in parts]
+
+    @torch.no_grad()
+    def candidate_parts(
+        self, video: Tensor, questions: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return what ``score_candidates`` mixes, with the same arguments and errors.
+
+        Returns:
+            For each question the probability that each candidate matches, and the candidates' softmax of
+            their embeddings' cosines over the temperature; both (candidates,) in fp32.
+        """
         self.require("choose")
         if len(video) not in (1, len(questions)):
             raise ValueError(f"expected 1 or {len(questions)} videos for as many questions, got {len(video)}")
         choices = _options(candidates, len(questions))
         features = self.encode_video(video)
-        scores = []
+        parts = []
         for index, (question, options) in enumerate(zip(questions, choices, strict=True)):
             row = index if len(video) > 1 else 0
             texts = self.encode_text([join_statement(question, option) for option in options])
@@ -292,8 +305,8 @@ class VideoTextModel(VideoModel):
             matching = self.matching_logits(tokens, texts.tokens, texts.mask).softmax(dim=-1)[:, 1]
             cosines = texts.embedding @ features.embedding[row]
             shares = (cosines / self.temp.float().clamp(COLDEST, WARMEST)).softmax(dim=0)
-            scores.append(MATCHING_SHARE * matching + EMBEDDING_SHARE * shares)
-        return scores
+            parts.append((matching, shares))
+        return parts
 
 
 def _options(candidates: Sequence[str] | Sequence[Sequence[str]], num_questions: int) -> list[Sequence[str]]:

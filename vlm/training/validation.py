@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm import distributed
-from vlm.metrics.retrieval import Positives, rank_scores
+from vlm.metrics import Positives, rank_scores
 from vlm.metrics.twins import pair_positives, twin_scores
 from vlm.models.classifier import Classifier
 from vlm.models.video_model import VideoModel

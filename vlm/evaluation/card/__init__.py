@@ -14,8 +14,8 @@ import numpy as np
 
 from vlm.errors import InvalidInput
 from vlm.evaluation.protocol import BootstrapSettings
-from vlm.metrics import Interval, RankCounts
-from vlm.metrics.retrieval import Ints
+from vlm.metrics import Interval, RankCounts, bootstrap_means
+from vlm.metrics.matrices import Floats, Ints
 
 FORMAT = "vlm-card/1"
 DIRECTIONS = ("query_to_item", "item_to_query")
@@ -29,23 +29,22 @@ def measure(
 
     Recall beyond the scored items, and ranks where some positive was not scored, are not defined and absent.
     """
-    block: dict[str, Any] = {
-        f"recall@{k}": as_json(bootstrap.mean(counts.recall(k), groups))
-        for k in recall_at
-        if k <= counts.num_scored
-    }
+    named = _shares(counts, recall_at)
     if counts.has_ranks:
-        ranks = counts.expected_rank()
-        block["median_rank"] = as_json(bootstrap.median(ranks, groups))
-        block["mean_rank"] = as_json(bootstrap.mean(ranks, groups, bounds=False))
+        named["mean_rank"] = counts.expected_rank()
+    means = bootstrap_means(
+        named, groups, resamples=bootstrap.resamples, seed=bootstrap.seed, unbounded=("mean_rank",)
+    )
+    block: dict[str, Any] = {name: as_json(interval) for name, interval in means.items()}
+    if counts.has_ranks:
+        block["median_rank"] = as_json(bootstrap.median(named["mean_rank"], groups))
     return block
 
 
 def values_of(counts: RankCounts, recall_at: tuple[int, ...]) -> dict[str, Any]:
     """Return the measures of ``measure`` as plain ``{"value"}`` entries, for exact figures."""
-    block: dict[str, Any] = {
-        f"recall@{k}": {"value": float(counts.recall(k).mean())} for k in recall_at if k <= counts.num_scored
-    }
+    named = _shares(counts, recall_at)
+    block: dict[str, Any] = {name: {"value": float(values.mean())} for name, values in named.items()}
     ranks = counts.expected_rank()
     block["median_rank"] = {"value": float(np.median(ranks))}
     block["mean_rank"] = {"value": float(ranks.mean())}
@@ -57,6 +56,16 @@ def as_json(interval: Interval | None) -> dict[str, float] | None:
     return None if interval is None else {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
+def _shares(counts: RankCounts, recall_at: tuple[int, ...]) -> dict[str, Floats]:
+    recalls = {f"recall@{k}": counts.recall(k) for k in recall_at if k <= counts.num_scored}
+    return recalls | _gains(counts)
+
+
+def _gains(counts: RankCounts) -> dict[str, Floats]:
+    named = {"ndcg@10": counts.ndcg, "map": counts.average_precision}
+    return {name: values for name, values in named.items() if values is not None}
+
+
 def counts_as_json(counts: RankCounts, groups: Ints) -> dict[str, Any]:
     """Return the outcome of each query, from which every measure and paired difference can be had again."""
     return {
@@ -66,15 +75,23 @@ def counts_as_json(counts: RankCounts, groups: Ints) -> dict[str, Any]:
         "num_scored": counts.num_scored,
         "num_items": counts.num_items,
         "groups": groups.tolist(),
+        **{name: values.tolist() for name, values in _gains(counts).items()},
     }
 
 
-def counts_from_json(block: Mapping[str, Any]) -> tuple[RankCounts, Ints]:
-    """Read what ``counts_as_json`` wrote."""
-    above, tied, positives, groups = (
-        np.asarray(block[name], np.int64) for name in ("above", "tied", "tied_positives", "groups")
+def counts_from_json(block: Mapping[str, Any]) -> RankCounts:
+    """Read the counts that ``counts_as_json`` wrote."""
+    above, tied, positives = (
+        np.asarray(block[name], np.int64) for name in ("above", "tied", "tied_positives")
     )
-    return RankCounts(above, tied, positives, int(block["num_scored"]), int(block["num_items"])), groups
+    return RankCounts(
+        above,
+        tied,
+        positives,
+        int(block["num_scored"]),
+        int(block["num_items"]),
+        *(np.asarray(block[name], np.float64) if name in block else None for name in ("ndcg@10", "map")),
+    )
 
 
 def write_card(card: Card, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from vlm.evaluation.card import as_json, measure, values_of
 from vlm.evaluation.dataset import EvaluationSet
 from vlm.evaluation.outcomes import Outcomes
 from vlm.evaluation.protocol import BootstrapSettings, Protocol
-from vlm.metrics import Positives, chance_counts, rank_scores
+from vlm.metrics import Positives, chance_counts, rank_scores, strict_ceiling
 from vlm.types import VideoTextEncoder
 
 _STRONG_WITHIN = 0.05
@@ -123,6 +123,29 @@ def tiers(data: EvaluationSet, outcomes: Outcomes, bootstrap: BootstrapSettings)
             entry = {"num_queries": int(inside.sum()), "recall@1": as_json(interval)}
             table.setdefault(str(name), {})[kind] = entry
     return table
+
+
+def duplicates(
+    positives: Positives,
+    labels: Sequence[str],
+    outcomes: Outcomes,
+    recall_at: tuple[int, ...],
+    bootstrap: BootstrapSettings,
+) -> dict[str, Any]:
+    """Return how many queries share their words with a query for other items, and the results if they count.
+
+    ``results`` of the card are by the positives as given; here what is right for one of two equal queries is
+    right for both.
+    """
+    if outcomes.shared is None:
+        return {"texts": 0, "queries": 0}
+    affected = np.flatnonzero(outcomes.shared.sizes > positives.sizes)
+    return {
+        "texts": len({labels[query] for query in affected.tolist()}),
+        "queries": len(affected),
+        "strict_ceiling": {"recall@1": {"value": strict_ceiling(positives, labels)}},
+        "results": outcomes.shared_results(recall_at, bootstrap),
+    }
 
 
 def strength(control_twins: Mapping[str, Any], model_twins: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ _TITLES = {
     "query_to_item": "text to video",
     "item_to_query": "video to text",
     "video_to_class": "video to class",
+    "multiple_choice": "multiple choice",
+    "answers": "answers",
 }
 
 
@@ -19,6 +21,8 @@ def render_card(card: Card) -> str:
     protocol, model = card["protocol"], card["model"]
     if "multiple_choice" in card["results"]:
         return _render_choices(card)
+    if "answers" in card["results"]:
+        return _render_answers(card)
     if "classification" in card["results"]:
         return _render_classes(card)
     lines = [
@@ -58,7 +62,7 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
     for direction, kinds in comparison["differences"].items():
         for kind, block in kinds.items():
             for name, entry in block.items():
-                scale = 100.0 if name.startswith("recall") else 1.0
+                scale = 1.0 if name.endswith("rank") else 100.0
                 first, second, value, low, high = (
                     scale * entry[key] for key in ("first", "second", "value", "low", "high")
                 )
@@ -82,11 +86,42 @@ def _render_choices(card: Card) -> str:
     for kind, block in card["results"]["multiple_choice"].items():
         accuracy, chance = _cell("accuracy", block["accuracy"]), _cell("chance", block["chance"])
         rows.append([kind, accuracy, chance, str(block["num_questions"])])
+    for name, block in card["results"].get("multiple_choice_parts", {}).items():
+        accuracy, chance = _cell("accuracy", block["accuracy"]), _cell("chance", block["chance"])
+        rows.append([f"all, {name} alone", accuracy, chance, str(block["num_questions"])])
     head = (
         f"protocol {protocol['name']} v{protocol['version']}, multiple choice: {protocol['num_questions']} "
         f"questions, {protocol['num_items']} clips; model {model['name']}"
     )
-    return "\n".join([head, "", *_aligned(rows), *_notes(card)])
+    return "\n".join([head, "", *_aligned(rows), *_confidence_lines(card), *_notes(card)])
+
+
+def _render_answers(card: Card) -> str:
+    protocol, kinds = card["protocol"], card["results"]["answers"]
+    columns = list(next(iter(kinds.values())))
+    rows = [
+        [kind, *(str(entry) if isinstance(entry, int) else _cell("", entry) for entry in block.values())]
+        for kind, block in kinds.items()
+    ]
+    head = (
+        f"protocol {protocol['name']} v{protocol['version']}, exact match: {protocol['num_questions']} "
+        f"questions, {protocol['num_items']} clips; model {card['model']['name']}"
+    )
+    titles = [column.replace("_", " ").removeprefix("num ") for column in columns]
+    return "\n".join([head, "", *_aligned([["", *titles], *rows]), *_confidence_lines(card)])
+
+
+def _confidence_lines(card: Card) -> list[str]:
+    lines = []
+    if "calibration" in card:
+        error, chance = (100 * card["calibration"][name]["value"] for name in ("ece", "ece_if_calibrated"))
+        lines.append(f"calibration error {error:.1f}, {chance:.1f} if every confidence were true")
+    if "abstention" in card:
+        area, flat, best = (
+            100 * card["abstention"][name]["value"] for name in ("aurc", "aurc_unordered", "aurc_best")
+        )
+        lines.append(f"wrong among the surest (AURC): {area:.1f}; at random {flat:.1f}, at best {best:.1f}")
+    return ["", *lines] if lines else []
 
 
 def _render_classes(card: Card) -> str:
@@ -116,6 +151,9 @@ def _rows(card: Card) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for direction in DIRECTIONS:
         for kind, block in card["results"].get(direction, {}).items():
             yield f"{_TITLES[direction]}, {kind}", block
+    for direction in DIRECTIONS:
+        for kind, block in card.get("duplicates", {}).get("results", {}).get(direction, {}).items():
+            yield f"{_TITLES[direction]}, {kind}, equal captions joined", block
     for name, control in card.get("controls", {}).items():
         for kind, block in control["results"].get("query_to_item", {}).items():
             yield f"control {name}, {kind}", block
@@ -140,6 +178,13 @@ def _notes(card: Card) -> list[str]:
         for kind, count in kinds.items()
         if count
     ]
+    notes += [
+        f"{kind}: {entry['warning']}" for kind, entry in card.get("kinds", {}).items() if "warning" in entry
+    ]
+    if "dsl" in card.get("kinds", {}):
+        notes.append(
+            "dsl is transductive: it uses all test queries, and no search for a single query has them"
+        )
     notes += [
         f"control {name}: {control['verdict']}"
         for name, control in card.get("controls", {}).items()

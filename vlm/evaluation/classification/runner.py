@@ -24,7 +24,7 @@ from vlm.evaluation.card import FORMAT, Card, as_json, counts_as_json, sections
 from vlm.evaluation.classification.protocol import ClassificationProtocol
 from vlm.metrics import RankCounts
 from vlm.metrics.classification import average_views, class_accuracy, confusion, top_hits
-from vlm.metrics.retrieval import Floats
+from vlm.metrics.matrices import Floats
 from vlm.models.classifier import Classifier
 from vlm.models.video_model import VideoModel
 from vlm.progress import progress_bar

@@ -161,8 +161,8 @@ def _differences(first: list[Card], second: list[Card]) -> Iterator[tuple[str, d
 
 def _hits(cards: list[Card], kind: str) -> tuple[Any, Any]:
     """Return each query's expected hit at 1, (seeds, queries), and the queries' groups."""
-    blocks = [counts_from_json(card["per_query"]["query_to_item"][kind]) for card in cards]
-    return np.stack([counts.recall(1) for counts, _ in blocks]), blocks[0][1]
+    blocks = [card["per_query"]["query_to_item"][kind] for card in cards]
+    return np.stack([counts_from_json(block).recall(1) for block in blocks]), blocks[0]["groups"]
 
 
 def _curve(study: StudyConfig, arm: str, seed: int, folder: Path) -> list[tuple[int, float]]:

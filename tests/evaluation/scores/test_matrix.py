@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vlm.errors import InvalidInput, UsageError
-from vlm.evaluation import evaluate_scores
+from vlm.evaluation import MatrixFiles, evaluate_scores
 from vlm.evaluation.protocol import BootstrapSettings
 
 QUICK = BootstrapSettings(resamples=100)
@@ -70,7 +70,9 @@ def test_reranked_scores_are_only_what_k_allows(files):
     scores = np.full((30, 30), -100, np.float32)
     for row in scores:
         row[random.choice(30, 3, replace=False)] = random.standard_normal(3)
-    card = evaluate_scores(*files(scores, [[i] for i in range(30)]), kind="itm@3", bootstrap=QUICK)
+    card = evaluate_scores(
+        *files(scores, [[i] for i in range(30)]), MatrixFiles(kind="itm@3"), bootstrap=QUICK
+    )
     assert list(card["results"]) == ["query_to_item"]
     assert list(card["results"]["query_to_item"]) == ["itm@3"]
     assert set(card["results"]["query_to_item"]["itm@3"]) == {"recall@1"}
@@ -85,12 +87,12 @@ def test_reranked_scores_are_only_what_k_allows(files):
 @pytest.mark.parametrize("kind", ["itm", "itm@0", "itm@-1", "itm@x", "sim", ""])
 def test_unknown_kinds_are_refused(files, kind):
     with pytest.raises(UsageError, match="kind of score"):
-        evaluate_scores(*files(np.eye(3), [[0], [1], [2]]), kind=kind)
+        evaluate_scores(*files(np.eye(3), [[0], [1], [2]]), MatrixFiles(kind=kind))
 
 
 @pytest.mark.parametrize("kind", ["dsl", "bank"])
 def test_kinds_keep_their_names(files, kind):
-    card = evaluate_scores(*files(np.eye(3), [[0], [1], [2]]), kind=kind, bootstrap=QUICK)
+    card = evaluate_scores(*files(np.eye(3), [[0], [1], [2]]), MatrixFiles(kind=kind), bootstrap=QUICK)
     assert list(card["results"]["query_to_item"]) == list(card["results"]["item_to_query"]) == [kind]
 
 
@@ -131,3 +133,50 @@ def test_pickles_and_torn_files_are_refused(files, tmp_path):
     for path in (tmp_path / "objects.npy", torn, tmp_path / "none.npy", positives):
         with pytest.raises(InvalidInput, match=r"expected a NumPy .npy file"):
             evaluate_scores(path, positives)
+
+
+def test_a_full_matrix_is_no_reranked_one(files):
+    """R@1 over all items is not R@1 of the best three of another score, and must not be called so."""
+    scores = np.random.default_rng(0).standard_normal((5, 9)).astype(np.float32)
+    right = [[i] for i in range(5)]
+    with pytest.raises(InvalidInput, match="row 0 holds 8 scores above its lowest, but itm@3 scores 3 items"):
+        evaluate_scores(*files(scores, right), MatrixFiles(kind="itm@3"))
+    card = evaluate_scores(*files(scores, right), MatrixFiles(kind="itm@9"), bootstrap=QUICK)
+    assert list(card["results"]) == ["query_to_item"]
+    assert "median_rank" in card["results"]["query_to_item"]["itm@9"]  # nine of nine: every rank exists
+
+
+def test_rows_with_fewer_scores_than_k(files):
+    """A positive on the fill value was not scored: it is no hit at k, and never a tie of fill values."""
+    scores = np.full((2, 20), -100, np.float32)
+    scores[0, [3, 5]] = [2.0, 1.0]
+    scores[1, :12] = np.arange(12.0)
+    kind = MatrixFiles(kind="itm@12")
+    card = evaluate_scores(*files(scores, [[19], [11]]), kind, recall_at=(1, 10, 12), bootstrap=QUICK)
+    block = card["results"]["query_to_item"]["itm@12"]
+    assert [block[f"recall@{k}"]["value"] for k in (1, 10, 12)] == [0.5, 0.5, 0.5]
+    assert "ndcg@10" not in block  # the first row's places three to ten hold nothing
+    scores[0, :12] = np.arange(12.0)
+    card = evaluate_scores(*files(scores, [[19], [11]]), kind, bootstrap=QUICK)
+    assert card["results"]["query_to_item"]["itm@12"]["ndcg@10"]["value"] == 0.5
+    assert not {"median_rank", "mean_rank", "map"} & set(card["results"]["query_to_item"]["itm@12"])
+
+
+@pytest.mark.parametrize("side", ["t2v", "v2t"])
+@pytest.mark.parametrize("k", [3, 128])
+def test_official_reranked_matrices(files, fixtures, side, k):
+    """The official file with its -100 fill, as a user would bring it; of k = 3 only R@1 is a rank."""
+    from safetensors import safe_open
+
+    with safe_open(fixtures / "umt_retrieval.safetensors", "numpy") as file:
+        metrics = json.loads(file.metadata()["config"])["metrics"][f"k{k}/rerank"]
+        scores = file.get_tensor(f"k{k}/{side}_scores_rerank")
+    kind = f"itm@{k}"
+    card = evaluate_scores(*files(scores, [[i] for i in range(6)]), MatrixFiles(kind=kind), bootstrap=QUICK)
+    block, name = card["results"]["query_to_item"][kind], "img" if side == "t2v" else "txt"
+    for depth in (1,) if k == 3 else (1, 5):
+        assert round(100 * block[f"recall@{depth}"]["value"], 2) == metrics[f"{name}_r{depth}"]
+    if k == 3:
+        assert set(block) == {"recall@1"}
+    else:
+        assert {"median_rank", "mean_rank", "map"} <= set(block)
