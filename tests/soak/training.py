@@ -152,15 +152,22 @@ def phase(run: Path, since: float) -> str:
     if not (run / "config.yaml").exists():
         return "before the first step"
     names = {path.name for pattern in ("checkpoints/step-*.tmp", ".*.partial", ".*.old")
-             for path in run.glob(pattern) if path.stat().st_mtime >= since}  # fmt: skip
+             for path in run.glob(pattern) if changed_s(path) >= since}  # fmt: skip
     if any(name.startswith("step-") for name in names):
         return "saving a checkpoint"
     if names:
         return "saving a model"
     if (run / "model").exists():
         return "finishing"
-    log = run / "metrics.jsonl"
-    return "training" if log.exists() and log.stat().st_mtime >= since else "starting"
+    return "training" if changed_s(run / "metrics.jsonl") >= since else "starting"
+
+
+def changed_s(path: Path) -> float:
+    """Return when a path was changed last; 0 for one that is gone by now."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def num_lines(path: Path) -> int:
