@@ -126,8 +126,7 @@ class Family:
 
 def content(run: Path) -> dict[str, str]:
     """Return name → hash of everything that must not depend on when a run was killed."""
-    (newest,) = sorted((run / "checkpoints").glob("step-*"))[-1:]
-    files = [*newest.rglob("*"), *(run / "model").iterdir(), *(run / "best").iterdir()]
+    files = [*(run / "checkpoints").rglob("*"), *(run / "model").iterdir(), *(run / "best").iterdir()]
     files += [run / "config.yaml", run / "metrics.jsonl", *run.glob("rejected-*.jsonl")]
     found = {}
     for path in files:

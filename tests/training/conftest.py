@@ -40,6 +40,12 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="session")
+def settings():
+    """What the tiny runs' file holds."""
+    return TINY
+
+
 @pytest.fixture
 def tiny(tmp_path):
     """Return a function that gives the tiny ``TrainingConfig`` with ``--set`` overrides."""

@@ -96,6 +96,16 @@ def test_leftovers_of_a_kill_are_not_taken_for_checkpoints_and_vanish(store):
     assert not leftover.exists()
 
 
+def test_sweeping_removes_what_is_half_there_and_no_more(store):
+    (store.folder / "step-00000001").mkdir()
+    (store.folder / "step-00000009.tmp").mkdir()
+    flip(store.folder / "step-00000003" / "a.bin")
+    store.sweep()
+    left = sorted(path.name for path in store.folder.iterdir())
+    assert left == ["latest", "step-00000002", "step-00000003"]
+    assert store.latest().name == "step-00000002"
+
+
 def test_a_damaged_step_can_be_saved_again(store):
     flip(store.folder / "step-00000003" / "a.bin")
     store.save(3, writer("again"))

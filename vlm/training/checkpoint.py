@@ -96,9 +96,13 @@ class CheckpointStore:
         found = [path for path in self.folder.glob("step-*") if path.is_dir() and path.suffix != ".tmp"]
         return sorted(found)
 
+    def sweep(self) -> None:
+        """Remove what a kill left half written or half deleted, and what is beyond ``keep``."""
+        self._remove_partial()
+        self._rotate()
+
     def _prepare(self, aside: Path) -> None:
-        for leftover in self.folder.glob("step-*.tmp"):
-            shutil.rmtree(leftover)
+        self._remove_partial()
         aside.mkdir(parents=True)
         crash_point("checkpoint-begun")
 
@@ -126,9 +130,18 @@ class CheckpointStore:
         crash_point("checkpoint-after-rename")
         replace_durably(self.folder / _LATEST, final.name.encode())
         crash_point("checkpoint-marked")
+        self._rotate()
+
+    def _remove_partial(self) -> None:
+        for leftover in self.folder.glob("step-*.tmp"):
+            shutil.rmtree(leftover)
+
+    def _rotate(self) -> None:
         for old in self.list()[: -self.keep]:
-            shutil.rmtree(old)
-        crash_point("checkpoint-rotated")
+            aside = old.with_suffix(".tmp")  # half deleted it must not pass for a checkpoint
+            old.rename(aside)
+            crash_point("checkpoint-in-rotation")
+            shutil.rmtree(aside)
 
 
 def together(action: Callable[[], None]) -> None:

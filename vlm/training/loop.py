@@ -169,6 +169,7 @@ class RunState:
     def restore(self) -> int:
         """Load the newest undamaged checkpoint; return how many updates are done, 0 without one."""
         newest = distributed.broadcast_object(self.store.latest() if distributed.is_main() else None)
+        together(self.store.sweep)
         if newest is None:
             return 0
         self.engine.load(newest)
