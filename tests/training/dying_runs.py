@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import socket
 import sys
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch._dynamo  # noqa: F401  # every optimiser imports it
 
+from vlm.cli import main as vlm
 from vlm.config import load_config
 from vlm.training.config import TrainingConfig
 from vlm.training.loop import train
@@ -95,6 +98,19 @@ def of_two(rng: random.Random, whole_s: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def on_full_disk(begun: Path, size: int) -> dict[str, Any]:
+    """Resume a run where no file may grow beyond a size, as the command line does; then with space again."""
+    run = FOLDER / f"full-{size}"
+    shutil.copytree(begun, run)
+    pid = os.fork()
+    if not pid:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        os._exit(vlm(["train", str(CONFIG), "--resume", str(run)]))
+    code = end(pid)
+    left = sorted(path.name for path in (run / "checkpoints").iterdir())
+    return {"code": code, "left": left, "resumed": end(start(run, {})), "run": str(run)}
+
+
 def timed(pids: list[int]) -> float:
     """Wait for processes that nothing disturbs; return the seconds that it took."""
     begin = time.monotonic()
@@ -108,6 +124,9 @@ def main() -> None:
     alone_s = timed([start(FOLDER / "unbroken", {})])
     found["random"] = at_random(8, rng, alone_s)
     found["points"] = {point: at_point(point) for point in sys.argv[3:]}
+    begun, size = FOLDER / "begun", (FOLDER / "unbroken/checkpoints/step-00000006/engine.pt").stat().st_size
+    assert end(start(begun, {"CRASH_AT": "checkpoint-begun:3"})) == -signal.SIGKILL
+    found["full"] = [on_full_disk(begun, limit) for limit in (500, size // 50, size // 3, size - 1)]
     two_s = timed(pair(FOLDER / "two-unbroken"))
     found["two"] = of_two(rng, two_s)
     # a finished run whose model is being written again

@@ -44,7 +44,7 @@ def killed(tmp_path_factory, root, settings):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout) | {"folder": folder}
+    return json.loads(done.stdout) | {"folder": folder, "said": done.stderr}
 
 
 def content(run: Path) -> dict[str, bytes]:
@@ -77,6 +77,17 @@ def test_a_kill_at_each_named_point(killed, point):
     row = killed["points"][point]
     assert (row["killed"], row["resumed"]) == (-signal.SIGKILL, 0)
     assert_equal_runs(row["run"], killed["folder"] / "unbroken")
+
+
+def test_a_full_disk_leaves_the_old_checkpoints_and_is_gone_on_from(killed):
+    """The smallest limit stops it before its first step, the largest at a checkpoint's last byte."""
+    for row in killed["full"]:
+        assert row["code"] == 6, row
+        whole = [name for name in row["left"] if name != "step-00000006.tmp"]  # the kill before left that
+        assert whole == ["latest", "step-00000002", "step-00000004"]
+        assert row["resumed"] == 0
+        assert_equal_runs(row["run"], killed["folder"] / "unbroken")
+    assert killed["said"].count("vlm: no space left while writing") == len(killed["full"])
 
 
 def test_no_named_point_is_forgotten(root):
