@@ -51,6 +51,7 @@ from vlm.training.setup import (
 )
 from vlm.training.sources import open_source
 from vlm.training.validation import make_validation
+from vlm.types import Batch
 
 _AVERAGE = "average.pt"
 _CONFIG = "config.yaml"
@@ -86,7 +87,7 @@ def _learn(config: TrainingConfig, run: Path, device: torch.device, resume: bool
     done = state.restore() if resume else 0
     last, evaluation = config.train.max_steps, config.evaluation
     validation = make_validation(config, state.model) if evaluation.every and done < last else None
-    clock = _Clock(config.train.batch_size)
+    clock = _Clock()
     best = best_value(run / "metrics.jsonl", f"val/{evaluation.best}", done)
     with (
         _tracking(config, run, done) as tracker,
@@ -96,7 +97,8 @@ def _learn(config: TrainingConfig, run: Path, device: torch.device, resume: bool
     ):
         while done < last:
             with clock.waiting():
-                batch = next(batches)
+                batch: Any = next(batches)
+            clock.count(len(batch.video) * distributed.world_size())
             values = state.update(batch, done, signals.number)
             done += 1
             stop_signal = int(values.pop("stop"))
@@ -141,6 +143,8 @@ class RunState:
         norm = self.engine.update(loss, rate)
         values = _mean_over_processes({"loss": loss.detach(), **parts}, signal_number)
         values |= {**numbers, "gradient_norm": norm}
+        if isinstance(batch, Batch) and batch.corpus:
+            values[f"loss/{batch.corpus}"] = values["loss"]
         wrong = [name for name, value in values.items() if not abs(value) < float("inf")]
         if wrong:
             where = first_bad_tensor(self.module, lambda: self.engine.losses(batch, step))
@@ -317,18 +321,21 @@ class _Signals:
 class _Clock:
     """How fast the updates are, and how much of their time is waiting for data; saving does not count."""
 
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
+    def __init__(self) -> None:
         self._waited_s = self._paused_s = 0.0
         self._start = time.perf_counter()
-        self._updates = 0
+        self._updates = self._clips = 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self._waited_s += time.perf_counter() - start
+
+    def count(self, clips: int) -> None:
+        """Count an update and its clips."""
         self._updates += 1
+        self._clips += clips
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
@@ -341,10 +348,10 @@ class _Clock:
         now = time.perf_counter()
         seconds = max(now - self._start - self._paused_s, 1e-9)
         figures = {
-            "samples_per_s": self._updates * self._batch_size / seconds,
+            "samples_per_s": self._clips / seconds,
             "step_s": seconds / max(self._updates, 1),
             "data_wait": self._waited_s / seconds,
         }
         self._waited_s = self._paused_s = 0.0
-        self._start, self._updates = now, 0
+        self._start, self._updates, self._clips = now, 0, 0
         return figures

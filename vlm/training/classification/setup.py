@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import torch
 
 from vlm import distributed
 from vlm.data.annotations.labels import LabelledSet, read_labelled
+from vlm.data.augmentation import names_side
 from vlm.errors import ConfigError
 from vlm.models.classifier import Classifier, ClassifierConfig
 from vlm.models.video_mamba import VideoMambaConfig
@@ -18,8 +18,6 @@ from vlm.training.classification.objective import ClassificationObjective
 from vlm.training.objective import step_seed
 from vlm.types import Preprocessing
 from vlm.world import ACTIONS
-
-_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
 def read_set(config: ClassificationConfig, which: str) -> LabelledSet:
@@ -51,7 +49,7 @@ def read_classes(config: ClassificationConfig) -> tuple[str, ...]:
         return ACTIONS[config.world.label]
     classes = read_set(config, "train").classes
     augmentation = config.files.augmentation
-    sided = next((name for name in classes if _SIDE.search(name)), None)
+    sided = next((name for name in classes if names_side(name)), None)
     if sided is not None and augmentation is not None and augmentation.flip > 0:
         raise ConfigError(
             f"classification.files.augmentation.flip is {augmentation.flip}, but mirrored clips of the class "

@@ -40,8 +40,7 @@ def open_labelled(
             yield rendered
         return
     loader = make_loader(config, config.classification, model.preprocessing, "train", run)
-    start = done * config.train.batch_size // config.classification.repeats
-    batches = cast(Generator[ClipBatch, None, None], loader.batches(start))
+    batches = cast(Generator[ClipBatch, None, None], loader.batches(done))
     with closing(batches) as clips:  # which stops the loader's threads
         yield (_to_batch(batch, loader, model.device) for batch in clips)
 
