@@ -15,7 +15,7 @@ from vlm.data import Loader, LoaderConfig, Mixture, make_batch, true_pairs
 from vlm.data.augmentation import AugmentationConfig
 from vlm.data.mixture import GlobalOrder
 from vlm.data.sources import FrameChooser, Sample
-from vlm.errors import DataError, VlmError
+from vlm.errors import DataError, IntegrityError, VlmError
 from vlm.types import Preprocessing, TokenBatch
 
 SMALL = Preprocessing(num_frames=2, image_size=8)
@@ -240,8 +240,69 @@ def test_the_same_broken_sample_counts_once_over_epochs() -> None:
 def test_a_hundred_broken_samples_in_a_row_stop_the_run() -> None:
     bad = tuple((1, number) for number in range(150))
     loader = Loader(Painted((50, 150), bad), SMALL, config(shuffle=False, batch_size=10))
-    with pytest.raises(DataError, match="100 of 200"):
+    with pytest.raises(DataError, match=r"100 samples in a row cannot be used; last: 1/99") as caught:
         list(loader.batches(num_epochs=1))
+    assert caught.value.reason == "too_many_bad"
+    with_pauses = tuple(place for place in bad if place[1] % 100 != 50)
+    loader = Loader(Painted((50, 150), with_pauses), SMALL, config(shuffle=False, batch_size=10))
+    assert sum(len(batch.clips) for batch in loader.batches(num_epochs=1)) == 51
+
+
+def test_a_row_of_broken_samples_goes_on_in_the_next_process() -> None:
+    """Each of three processes meets fewer than a hundred in a row; together they stop at the same batch."""
+    bad = tuple((1, number) for number in range(150))
+    loaders = [
+        Loader(Painted((50, 150), bad), SMALL, config(shuffle=False, batch_size=60), rank=rank, world_size=3)
+        for rank in range(3)
+    ]
+    settled = 0
+    with pytest.raises(DataError, match="100 samples in a row"):
+        for parts in zip(*[loader.batches(num_epochs=1) for loader in loaders], strict=True):
+            reports = [part.report for part in parts]
+            for loader in loaders[1:]:
+                try:
+                    loader.settle(reports)
+                except DataError:
+                    settled += 1
+            loaders[0].settle(reports)
+    assert settled == 2
+
+
+# --- seen + rejected = what the manifest counts, checked by the loader itself at the end of each pass
+
+
+@pytest.mark.parametrize("start", [0, 2, 4])
+def test_the_account_of_a_healthy_set_is_even_from_any_start(start: int) -> None:
+    assert list(Loader(Painted(SIZES, ((0, 1),)), SMALL, config()).batches(start, num_epochs=3))
+
+
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_lost_or_doubled_sample_stops_the_run(monkeypatch, world_size: int, start: int) -> None:
+    """The order is spoilt on purpose: one position shows its neighbour, or a share lacks its last sample."""
+
+    def run() -> None:
+        loaders = [
+            Loader(Painted(SIZES), SMALL, config(), rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        for parts in zip(*[loader.batches(start, num_epochs=2) for loader in loaders], strict=True):
+            for loader in loaders:
+                loader.settle([part.report for part in parts])
+
+    run()
+    healthy_item, healthy_share = GlobalOrder.__getitem__, Loader._share
+    monkeypatch.setattr(GlobalOrder, "__getitem__", lambda order, p: healthy_item(order, p - (p == 20)))
+    with pytest.raises(IntegrityError, match=r"epoch 0: sample \d of shard \d came twice"):
+        run()
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        Loader, "_share", lambda loader, plan: healthy_share(loader, plan)[: -1 if plan.number == 2 else None]
+    )
+    with pytest.raises(
+        IntegrityError, match=rf"epoch 0: {world_size} of 23 samples were neither seen nor rej"
+    ):
+        run()
 
 
 def test_filling_repeats_healthy_samples_with_their_captions() -> None:
@@ -291,11 +352,10 @@ def test_the_budget_is_common_to_all_processes() -> None:
     found: set[tuple[int, int]] = set()
     stopped = []
     for parts in zip(*[loader.batches(num_epochs=1) for loader in loaders], strict=True):
-        found.update(place[1:] for part in parts for place in part.rejected)
+        found.update(place[1:] for part in parts for place in part.report.bad)
         for rank, loader in enumerate(loaders):
             try:
-                for part in parts:
-                    loader.note_rejected(part.rejected)
+                loader.settle([part.report for part in parts])
             except DataError as error:
                 assert error.reason == "too_many_bad"
                 stopped.append(rank)

@@ -111,9 +111,8 @@ def open_corpora(settings: ShardsConfig) -> list[Corpus]:
 
 def _to_batch(clips: ClipBatch, loader: Loader, model: VideoModel, max_words: int) -> Batch:
     own = [_facts(clip) for clip in clips.clips]
-    parts = distributed.gather_objects((own, clips.rejected))
-    for _, rejected in parts:  # all processes stop at the same batch once all of them found too many
-        loader.note_rejected(rejected)
+    parts = distributed.gather_objects((own, clips.report))
+    loader.settle([report for _, report in parts])
     everyone = [facts for part, _ in parts for facts in part]
     positives, siblings = relations(everyone)
     if isinstance(model, VideoTextModel):
