@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,29 @@ def test_every_split_gives_the_same_global_batches_from_any_point(world_size: in
 def _offsets(parts, number: int) -> list[int]:
     sizes = [len(part[number].clips) for part in parts]
     return [sum(sizes[:rank]) for rank in range(len(parts))]
+
+
+def test_workers_compute_in_one_thread_each_and_leave_the_trainer_its_own() -> None:
+    """OpenMP gives every thread a team of its own; a dozen workers with a dozen threads each only wait."""
+
+    class Asking(Painted):
+        def load(self, shard: int, number: int, choose: FrameChooser) -> Sample:
+            counts.add((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
+            return super().load(shard, number, choose)
+
+    before, counts = torch.get_num_threads(), set[tuple[bool, int]]()
+    torch.set_num_threads(3)
+    try:
+        for _ in Loader(Asking(SIZES), SMALL, config(workers=2)).batches(num_epochs=1):
+            assert torch.get_num_threads() == 3
+        assert counts == {(False, 1)}
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert later == [3] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow

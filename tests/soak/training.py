@@ -50,7 +50,8 @@ class Scenario:
         """Return the command that starts or resumes it."""
         words = ["train", str(CONFIG)]
         if self.is_packed:  # one of the samples is broken, and is to be listed once a visit
-            settings = f"{{folders: [{shards}], max_bad_fraction: 0.1, augmentation: {{flip: 0.5}}}}"
+            corpora = f"corpora: {{clips: {{folders: [{shards}]}}}}"
+            settings = f"{{{corpora}, max_bad_fraction: 0.1, augmentation: {{min_scale: 0.5}}}}"
             words += ["--set", "data.source=shards", "--set", f"data.shards={settings}"]
             words += ["--set", "data.workers=2"]
         start = [sys.executable, "-m"]

@@ -63,6 +63,24 @@ def tiny(tmp_path):
 
 
 @pytest.fixture
+def make_shards(tmp_path):
+    """Return a function that packs the first clips of the digit world and gives the folder."""
+    from vlm.data.annotations import Annotation
+    from vlm.data.packing import pack
+    from vlm.world import caption, sample_scene
+    from vlm.world.clips import write_clips
+
+    def make(count: int) -> Path:
+        scenes = [sample_scene("train", 0, index) for index in range(count)]
+        write_clips(scenes, tmp_path / "clips")
+        rows = [Annotation(video=f"{s.clip_id}.mp4", captions=(caption(s),), metadata={}) for s in scenes]
+        pack(rows, tmp_path / "clips", tmp_path / "shards")
+        return tmp_path / "shards"
+
+    return make
+
+
+@pytest.fixture
 def launch():
     """Return a function that starts ``vlm`` (or with ``processes`` torchrun) and gives the Popen object."""
     started: list[subprocess.Popen[str]] = []
