@@ -114,10 +114,9 @@ def test_a_damaged_step_can_be_saved_again(store):
 
 
 def test_a_run_has_one_writer_at_a_time(tmp_path):
-    run = tmp_path / "runs" / "a"
-    with sole_writer(run), pytest.raises(BusyError, match="is being written by another process"):
-        with sole_writer(run):
-            raise AssertionError("two writers")
+    run, busy = tmp_path / "runs" / "a", pytest.raises(BusyError, match="is being written by another process")
+    with sole_writer(run), busy, sole_writer(run):
+        raise AssertionError("two writers")
     with pytest.raises(OSError, match="an error"), sole_writer(run):
         raise OSError("an error")
     with sole_writer(run), sole_writer(tmp_path / "runs" / "b"):
