@@ -1,4 +1,4 @@
-"""Pack videos or pictures and captions into shards: every item is packed or rejected with its reason."""
+"""Pack videos and captions into shards, or pictures: every item is packed or rejected with its reason."""
 
 from __future__ import annotations
 

@@ -114,6 +114,7 @@ def pack(
 def summary(manifest: Manifest) -> dict[str, Any]:
     """Return the counts of a folder of shards, ready for JSON."""
     return {
+        "media": manifest.media,
         "num_samples": manifest.num_samples,
         "num_shards": len(manifest.shards),
         "num_bytes": manifest.num_bytes,

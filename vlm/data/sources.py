@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,6 +80,11 @@ class ShardSource:
         return self._reader.manifest.media
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that samples are labelled with; empty without labels."""
+        return self._reader.manifest.classes
+
+    @property
     def shard_sizes(self) -> tuple[int, ...]:
         """Samples of each shard."""
         return self._reader.shard_sizes
@@ -100,8 +105,10 @@ class ShardSource:
         else:
             video = open_video(data, self._limits)
             frames = video.read(choose(video.info.num_frames))
-        captions = tuple(facts["captions"])
-        return Sample(key=raw.key, frames=frames, captions=captions, metadata=facts.get("metadata", {}))
+        metadata = dict(facts.get("metadata", {}))
+        if "label" in facts:
+            metadata["label"] = facts["label"]
+        return Sample(key=raw.key, frames=frames, captions=tuple(facts["captions"]), metadata=metadata)
 
     def locate(self, shard: int, number: int) -> dict[str, Any]:
         """Return shard, key, offset and checksum of a sample, as far as the index can be read."""
@@ -114,11 +121,71 @@ class ShardSource:
         return {**place, "key": entry.key, "offset": first.offset, "blake2b": first.blake2b}
 
 
+class LabelledShards:
+    """The samples of shards that were packed with labels; ``metadata["label"]`` is the number of the class.
+
+    Args:
+        source: The shards.
+        classes: Names of the classes in the order of their numbers; None takes the shards' own.
+
+    Raises:
+        DataError: The samples have no labels (``no_labels``), or a class that is none of ``classes``
+            (``bad_annotations``).
+    """
+
+    def __init__(self, source: ShardSource, classes: Sequence[str] | None = None) -> None:
+        if not source.classes:
+            raise DataError(
+                "the shards hold no labels; pack them with vlm data pack --layout, see vlm data pack --help",
+                "no_labels",
+            )
+        self.classes = source.classes if classes is None else tuple(classes)
+        unknown = sorted(set(source.classes) - set(self.classes))
+        if unknown:
+            raise DataError(
+                f"the shards know the class {unknown[0]!r}, which is none of the {len(self.classes)} classes",
+                "bad_annotations",
+            )
+        self.media = source.media
+        self._source = source
+        self._numbers = [self.classes.index(name) for name in source.classes]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all shards."""
+        return self._source.fingerprint
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Samples of each shard."""
+        return self._source.shard_sizes
+
+    def load(self, shard: int, number: int, choose: FrameChooser) -> Sample:
+        """Load one sample.
+
+        Raises:
+            DataError: It has no label (``bad_metadata``), or loading failed.
+        """
+        sample = self._source.load(shard, number, choose)
+        label = sample.metadata.get("label")
+        if type(label) is not int or not 0 <= label < len(self._numbers):
+            raise DataError(
+                f"{sample.key}: expected a label below {len(self._numbers)}, got {label!r}", "bad_metadata"
+            )
+        return replace(sample, metadata={**sample.metadata, "label": self._numbers[label]})
+
+    def locate(self, shard: int, number: int) -> dict[str, Any]:
+        """Return where a sample lies."""
+        return self._source.locate(shard, number)
+
+
 class LabelledVideos:
     """Video files with a class each: its name is the caption, its number ``metadata["label"]``."""
 
     def __init__(self, data: LabelledSet, limits: DecodeLimits | None = None) -> None:
         self._data = data
+        self.classes = data.classes
+        self.media: Media = "video"
         self._limits = limits or DecodeLimits(max_seconds=60.0)
 
     @property

@@ -13,8 +13,9 @@ from vlm.ops.selective_scan.reference import Scan, ScanGradients, num_checkpoint
 # below so many state updates (or so many elements of a convolution) threads cost more than they save
 _SERIAL_UPDATES = 1 << 18
 _SERIAL_ELEMENTS = 1 << 15
-# independent pieces of the backward pass that keep a large machine busy; never depends on the thread count
-_BACKWARD_TASKS = 16
+# independent pieces of the backward pass: enough for the cores of a desk machine, few enough that each reads
+# long runs of memory; never depends on the thread count
+_BACKWARD_TASKS = 8
 _CONV_TILE = 64
 _CONV_ROWS = 10
 
@@ -156,7 +157,7 @@ def _scan_call(scans: list[Scan], z: Tensor | None, *, turned: bool = False) -> 
         groups=groups,
         directions=len(scans),
         softplus=s.softplus,
-        threads=1 if updates < _SERIAL_UPDATES else torch.get_num_threads(),
+        threads=1 if updates < _SERIAL_UPDATES else cpu_library.num_threads(),
         parts=1,
         turned=turned,
     )
@@ -327,7 +328,7 @@ def _conv_call(
         length=length,
         channels=channels,
         taps=weight_f.shape[1],
-        threads=1 if x.numel() < _SERIAL_ELEMENTS else torch.get_num_threads(),
+        threads=1 if x.numel() < _SERIAL_ELEMENTS else cpu_library.num_threads(),
         x_batch=x.stride(0),
         x_row=x.stride(1),
     )

@@ -40,6 +40,9 @@ class Picture:
 def read_picture(source: Source, limits: DecodeLimits | None = None) -> Picture:
     """Decode a JPEG, PNG or WebP file, or a file's bytes; of a moving one the first frame.
 
+    A turn that EXIF asks for is made. The four orientations that mirror, which no camera writes, cannot be
+    told from turns and come out mirrored the wrong way.
+
     Raises:
         DataError: ``reason`` is one of ``missing``, ``not_a_file``, ``unreadable``, ``empty``,
             ``not_a_picture``, ``decoder_missing``, ``too_large``, ``damaged``, ``pixel_format``, ``timeout``.
