@@ -75,6 +75,7 @@ def test_as_a_user_runs_it(on_shards, tiny, tmp_path, capsys):
     results = json.loads(out.read_text())
     assert results["format"] == "vlm-training-throughput/1"
     assert results["machine"].keys() >= {"device", "cores", "commit", "load_average"}
+    assert results["samples"] == {"digits": 8}
     assert [row["workers"] for row in results["workers"]] == [0, 1]
     for row in results["workers"]:
         assert tuple(row["update_ms"]) == STAGES and min(row["update_ms"].values()) >= 0

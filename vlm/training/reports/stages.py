@@ -40,7 +40,7 @@ def measure_stages(config: TrainingConfig, workers: Sequence[int], updates: int)
         updates: Timed updates for each, after two that are not.
 
     Returns:
-        ``sample_ms``: what one thread needs for a sample, ``decode`` with reading and checking, and
+        ``samples`` of each corpus. ``sample_ms``: what one thread needs for a sample, ``decode`` with reading and checking, and
         ``transform``. ``update_ms``: the stages of an update whose batch is at hand; ``backward`` with
         averaging and clipping of gradients. ``compute_samples_per_s``: what the model could train on.
         ``workers``: for each number of them ``decode_samples_per_s``, what they deliver while no model
@@ -70,6 +70,7 @@ def measure_stages(config: TrainingConfig, workers: Sequence[int], updates: int)
     compute = updates * batch_size / sum(alone.values())
     rows = [_fed(config, state, count, updates, compute) for count in workers]
     return {
+        "samples": {corpus.name: corpus.num_samples for corpus in open_corpora(config.data.shards)},
         "batch_size": batch_size,
         "updates": updates,
         "sample_ms": _sample_ms(config, state),
