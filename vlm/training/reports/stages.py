@@ -40,9 +40,10 @@ def measure_stages(config: TrainingConfig, workers: Sequence[int], updates: int)
         updates: Timed updates for each, after two that are not.
 
     Returns:
-        ``samples`` of each corpus. ``sample_ms``: what one thread needs for a sample, ``decode`` with reading and checking, and
-        ``transform``. ``update_ms``: the stages of an update whose batch is at hand; ``backward`` with
-        averaging and clipping of gradients. ``compute_samples_per_s``: what the model could train on.
+        ``samples`` of each corpus. ``sample_ms``: what one thread needs for one, ``decode`` with reading and
+        checking, and ``transform``. ``update_ms``: the stages of an update whose batch is at hand, with the
+        losses of the middle of the run; ``backward`` with averaging and clipping of gradients.
+        ``compute_samples_per_s``: what the model could train on.
         ``workers``: for each number of them ``decode_samples_per_s``, what they deliver while no model
         computes; ``samples_per_s`` of both together; ``data_wait``, the share of time that the model waits;
         ``of_slower_limit``, what is achieved of the lower of the two limits; and the stages.
@@ -116,7 +117,7 @@ def _fed(
 def _update(watch: _Stopwatch, state: RunState, loader: Loader, clips: ClipBatch) -> None:
     batch = to_batch(clips, loader, state.model, state.config.data.max_words)
     watch.mark("host_to_device")
-    state.update(batch, 0, 0)
+    state.update(batch, state.config.train.max_steps // 2, 0)
     watch.mark("other")
 
 
