@@ -38,23 +38,21 @@ template <> struct Lanes<float> {
   // 2^(x y); the product is rounded once, with the sum it goes into
   static VLM_INLINE Vector decay(Vector x, Vector y) {
 #if defined(__AVX512F__)
-    // 2^x = 2^floor * table[32nds] * polynomial(rest); the magic addend rounds to 32nds
-    const __m512 low = _mm512_setr_ps(1.0f, 1.021897149f, 1.044273782f, 1.067140401f, 1.090507733f,
-                                      1.114386743f, 1.138788635f, 1.163724859f, 1.189207115f,
-                                      1.21524736f, 1.241857812f, 1.269050957f, 1.296839555f,
-                                      1.325236643f, 1.354255547f, 1.383909882f);
-    const __m512 high = _mm512_setr_ps(1.414213562f, 1.445180807f, 1.476826146f, 1.509164428f,
-                                       1.542210825f, 1.575980845f, 1.610490332f, 1.645755478f,
-                                       1.681792831f, 1.718619298f, 1.75625216f, 1.794709075f,
-                                       1.834008086f, 1.874167634f, 1.915206561f, 1.957144124f);
-    const __m512 magic = _mm512_set1_ps(393216.0f);
+    // 2^x = 2^floor * table[sixteenths] * polynomial(rest); the magic addend rounds to sixteenths
+    const __m512 table = _mm512_setr_ps(1.0f, 1.0442737824274138f, 1.0905077326652577f, 1.1387886347566916f,
+                                        1.189207115002721f, 1.241857812073484f, 1.2968395546510096f,
+                                        1.3542555469368927f, 1.4142135623730951f, 1.4768261459394993f,
+                                        1.5422108254079407f, 1.6104903319492543f, 1.681792830507429f,
+                                        1.7562521603732995f, 1.8340080864093424f, 1.9152065613971474f);
+    const __m512 magic = _mm512_set1_ps(786432.0f);
     const __m512 shifted = _mm512_fmadd_ps((__m512)x, (__m512)y, magic);
     const __m512 rounded = _mm512_sub_ps(shifted, magic);
     const __m512 rest = _mm512_fmsub_ps((__m512)x, (__m512)y, rounded);
-    const __m512 step = _mm512_permutex2var_ps(low, _mm512_castps_si512(shifted), high);
-    const __m512 slope = _mm512_fmadd_ps(_mm512_set1_ps(0.24022686f), rest, _mm512_set1_ps(0.6931573f));
-    const __m512 p = _mm512_fmadd_ps(_mm512_mul_ps(step, rest), slope, step);
-    return (Vector)_mm512_scalef_ps(p, rounded);
+    const __m512 step = _mm512_permutexvar_ps(_mm512_castps_si512(shifted), table);
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0.05550573630947199f), rest, _mm512_set1_ps(0.24023355157723317f));
+    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(0.6931471802420466f));
+    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(1.0f));
+    return (Vector)_mm512_scalef_ps(_mm512_mul_ps(p, step), rounded);
 #elif defined(__AVX2__)
     const __m256 table = _mm256_setr_ps(1.0f, 1.0905077326652577f, 1.189207115002721f, 1.2968395546510096f,
                                         1.4142135623730951f, 1.5422108254079407f, 1.681792830507429f,
@@ -101,13 +99,12 @@ template <> struct Lanes<float> {
     return p * t;
   }
   static VLM_INLINE Vector minus_magnitude(Vector x) { return (Vector)((IntVector)x | INT32_MIN); }
-  static VLM_INLINE Vector at_least(float least, Vector x) {
+  static VLM_INLINE Vector positive(Vector x) {
 #if defined(__AVX512F__)
     // the operand order passes NaN on
-    return (Vector)_mm512_max_ps(_mm512_set1_ps(least), (__m512)x);
+    return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
 #else
-    const Vector bound = broadcast(least);
-    return x < bound ? bound : x;
+    return x < Vector{} ? Vector{} : x;
 #endif
   }
   // 1 / x where neither overflows
@@ -139,10 +136,7 @@ template <> struct Lanes<double> {
     return x;
   }
   static VLM_INLINE Vector minus_magnitude(Vector x) { return x < Vector{} ? x : -x; }
-  static VLM_INLINE Vector at_least(double least, Vector x) {
-    const Vector bound = broadcast(least);
-    return x < bound ? bound : x;
-  }
+  static VLM_INLINE Vector positive(Vector x) { return x < Vector{} ? Vector{} : x; }
   static VLM_INLINE Vector reciprocal(Vector x) { return 1.0 / x; }
   static VLM_INLINE Vector broadcast(double x) { return Vector{} + x; }
 };
@@ -274,20 +268,20 @@ template <class T> struct Softplus {
 };
 
 template <class T> VLM_INLINE typename Lanes<T>::Vector softplus(typename Lanes<T>::Vector x) {
-  return Lanes<T>::at_least(0, x) + Lanes<T>::log1p_unit(Lanes<T>::exponential(Lanes<T>::minus_magnitude(x)));
+  return Lanes<T>::positive(x) + Lanes<T>::log1p_unit(Lanes<T>::exponential(Lanes<T>::minus_magnitude(x)));
 }
 
 template <class T> VLM_INLINE Softplus<T> softplus_with_slope(typename Lanes<T>::Vector x) {
   using Vector = typename Lanes<T>::Vector;
   const Vector t = Lanes<T>::exponential(Lanes<T>::minus_magnitude(x));
   const Vector inverse = Lanes<T>::reciprocal(t + (T)1);
-  return {Lanes<T>::at_least(0, x) + Lanes<T>::log1p_unit(t), x < Vector{} ? t * inverse : inverse};
+  return {Lanes<T>::positive(x) + Lanes<T>::log1p_unit(t), x < Vector{} ? t * inverse : inverse};
 }
 
 template <class T> VLM_INLINE typename Lanes<T>::Vector sigmoid(typename Lanes<T>::Vector x) {
   // below this, where it is next to nothing, the exponential would leave its range
-  const T least = sizeof(T) == 4 ? -87 : -700;
-  return Lanes<T>::reciprocal(Lanes<T>::exponential(-Lanes<T>::at_least(least, x)) + (T)1);
+  const typename Lanes<T>::Vector least = Lanes<T>::broadcast(sizeof(T) == 4 ? -87 : -700);
+  return Lanes<T>::reciprocal(Lanes<T>::exponential(-(x < least ? least : x)) + (T)1);
 }
 
 // memory for one thread, aligned to a cache line
