@@ -312,7 +312,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--training", type=Path, metavar="CONFIG", help="stages of a run of vlm train on shards")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="with --training: change a value of the config")  # fmt: skip
-    add("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="data workers; default: 0 1 2")
+    add("--workers", type=natural, nargs="+", default=[0, 1, 2], metavar="N",
+        help="with --training: data workers, one number after another; default: 0 1 2")  # fmt: skip
     add("--updates", type=count, default=20, metavar="N", help="with --training: timed updates; default: 20")
     add("--size", default="tiny", choices=SIZES, help="which VideoMamba; default: tiny")
     add("--frames", type=count, nargs="+", metavar="N", help="of a clip; default: 8, or 8 16 32 (64 on CUDA)")
@@ -335,6 +336,13 @@ def _parser() -> argparse.ArgumentParser:
 def count(text: str) -> int:
     """Read a number from 1; argparse names the function in its complaint."""
     if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """Read a number from 0."""
+    if int(text) < 0:
         raise ValueError
     return int(text)
 

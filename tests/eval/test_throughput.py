@@ -123,6 +123,7 @@ def test_wrong_flags_are_refused(capsys):
     assert main(["eval", "throughput", "--scaling", "--quick", "--resume"]) == 2
     assert main(["eval", "throughput", "--frames", "0"]) == 2
     assert "invalid count value: '0'" in capsys.readouterr().err
+    assert main(["eval", "throughput", "--training", "run.yaml", "--workers", "-1"]) == 2
 
 
 def test_memory_and_clock_see_what_was_done():
