@@ -1,4 +1,4 @@
-"""Measure how fast VideoMamba encodes clips and, with --scaling, how its cost grows beside transformers'."""
+"""Measure how fast VideoMamba encodes; --scaling: how its cost grows; --training: where the time goes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
-from torch import Tensor, nn
+from torch import nn
 
 from vlm.errors import InvalidInput, UsageError
 from vlm.evaluation.speed import draw_scaling, machine, peak_bytes, time_ms
-from vlm.models.patch_embedding import PatchEmbedding
+from vlm.evaluation.speed.rivals import VideoTransformer, naive_bytes, num_heads
 from vlm.models.video_mamba import SIZES, VideoMamba, VideoMambaConfig, sized
 from vlm.models.weights import set_dtype
 
-FORMAT = "vlm-scaling/1"
+FORMAT, TRAINING_FORMAT = "vlm-scaling/1", "vlm-training-throughput/1"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FRAMES = {"cpu": (8, 16, 32), "cuda": (8, 16, 32, 64)}
 CPU_LIMIT_GIB = 4.0
-HEAD_WIDTH = 64
 # what is compared, with its name in tables and plots; the first is what the others are divided by
 ARCHITECTURES = {
     "videomamba": "VideoMamba",
@@ -35,109 +32,21 @@ ARCHITECTURES = {
     "joint-naive": "ViT, joint attention, naive",
 }
 _EXAMPLE = "vlm eval throughput --scaling --out scaling.json"
+_TRAINING_HEADING = (
+    f"{'workers':>7}{'decode/s':>10}{'samples/s':>11}{'waiting':>10}{'of limit':>10}"
+    + "".join(
+        f"{name:>15}" for name in ("wait, ms", "to device", "forward", "backward", "optimizer", "other")
+    )
+)
 _HEADING = f"{'frames':>6}  {'':<29} {'ms':>9}  {'p20 to p80':>17} {'MiB':>8}   times VideoMamba's"
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention: PyTorch's fused kernel, or with the matrix of all pairs in memory."""
-
-    def __init__(self, width: int, *, is_naive: bool = False) -> None:
-        super().__init__()
-        self.num_heads = num_heads(width)
-        self.is_naive = is_naive
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Mix (b, n, d) along n."""
-        heads = rearrange(self.qkv(tokens), "b n (part h c) -> part b h n c", part=3, h=self.num_heads)
-        q, k, v = heads.unbind(0)
-        if self.is_naive:
-            mixed = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.proj(rearrange(mixed, "b h n c -> b n (h c)"))
-        return out
-
-
-class Block(nn.Module):
-    """A transformer block over space and time at once, or over time and then over space.
-
-    Source: Bertasius et al. 2021, Is Space-Time Attention All You Need for Video Understanding?, section 3.
-    """
-
-    def __init__(self, width: int, architecture: str) -> None:
-        super().__init__()
-        is_divided = architecture == "divided"
-        self.time_norm = nn.LayerNorm(width) if is_divided else None
-        self.time = Attention(width) if is_divided else None
-        self.norm = nn.LayerNorm(width)
-        self.attention = Attention(width, is_naive=architecture == "joint-naive")
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-
-    def forward(self, tokens: Tensor, num_frames: int) -> Tensor:
-        """Mix (b, 1 + t n, d), the class token first."""
-        if self.time is None:
-            tokens = tokens + self.attention(self.norm(tokens))
-        else:
-            tokens = self._divided(tokens, num_frames)
-        out: Tensor = tokens + self.mlp(tokens)
-        return out
-
-    def _divided(self, tokens: Tensor, num_frames: int) -> Tensor:
-        assert self.time is not None and self.time_norm is not None
-        first, patches = tokens[:, :1], tokens[:, 1:]
-        by_place = rearrange(patches, "b (t n) d -> (b n) t d", t=num_frames)
-        by_place = by_place + self.time(self.time_norm(by_place))
-        by_frame = rearrange(by_place, "(b n) t d -> (b t) n d", b=len(tokens))
-        # every frame sees the class token, which takes the mean of what it gets from the frames
-        by_frame = torch.cat([repeat(first, "b 1 d -> (b t) 1 d", t=num_frames), by_frame], dim=1)
-        by_frame = by_frame + self.attention(self.norm(by_frame))
-        first = reduce(by_frame[:, :1], "(b t) 1 d -> b 1 d", "mean", t=num_frames)
-        return torch.cat([first, rearrange(by_frame[:, 1:], "(b t) n d -> b (t n) d", t=num_frames)], dim=1)
-
-
-class VideoTransformer(nn.Module):
-    """A plain video transformer with VideoMamba's tokens, width and depth, for comparison only."""
-
-    def __init__(self, config: VideoMambaConfig, architecture: str) -> None:
-        super().__init__()
-        width = config.width
-        self.patch_embed = PatchEmbedding(width, config.patch_size, config.tubelet, config.channels)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1, config.grid**2, width))
-        self.time_embed = nn.Parameter(torch.zeros(1, config.num_steps, 1, width))
-        self.layers = nn.ModuleList(Block(width, architecture) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, video: Tensor) -> Tensor:
-        """Return tokens (b, 1 + t n, d) of a video (b, t, channels, h, w)."""
-        patches = self.patch_embed(video) + self.pos_embed + self.time_embed
-        first = self.cls_token.expand(len(video), -1, -1)
-        tokens = torch.cat([first, rearrange(patches, "b t n d -> b (t n) d")], dim=1)
-        for block in self.layers:
-            tokens = block(tokens, patches.shape[1])
-        out: Tensor = self.norm(tokens)
-        return out
-
-
-def num_heads(width: int) -> int:
-    """Return the heads of a transformer of that width, 64 channels each."""
-    return max(1, width // HEAD_WIDTH)
-
-
-def naive_bytes(config: VideoMambaConfig, batch: int, dtype: torch.dtype) -> int:
-    """Return the size of one block's scores and their softmax, which naive attention holds side by side."""
-    length = 1 + config.num_steps * config.grid**2
-    return 2 * batch * num_heads(config.width) * length**2 * dtype.itemsize
 
 
 def main(argv: list[str]) -> int:
     """Measure, print what was found, write it."""
     arguments = _parser().parse_args(argv)
     settings = _settings(arguments)
+    if arguments.training:
+        return _train(arguments)
     if arguments.scaling:
         return _scale(arguments, settings)
     frames, *others = arguments.frames or [8]
@@ -160,6 +69,43 @@ def main(argv: list[str]) -> int:
         f"{settings['dtype']}, {settings['threads']} threads: "
         f"{row['clips_per_s']:.3g} clips/s, {each:.4g} ms a clip"
     )
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    """Time the stages of training on shards, with one number of data workers after another."""
+    from vlm.config import load_config
+    from vlm.training.config import TrainingConfig
+    from vlm.training.reports.stages import STAGES, measure_stages
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = load_config(TrainingConfig, arguments.training, arguments.overrides)
+    found = measure_stages(config, arguments.workers, arguments.updates)
+    device = "cuda" if config.train.device != "cpu" and torch.cuda.is_available() else "cpu"
+    vision = config.model.vision
+    results = {
+        "format": TRAINING_FORMAT,
+        "machine": machine(torch.device(device)),
+        "clip": {"frames": vision.num_frames, "image_size": vision.image_size},
+        "model": {"width": vision.width, "depth": vision.depth, "precision": config.train.precision},
+        **found,
+    }
+    _write(arguments.out, results)
+    if arguments.json:
+        print(json.dumps(results, indent=1))
+        return 0
+    sample, update = (
+        ", ".join(f"{name} {ms:.1f}" for name, ms in found[key].items()) for key in ("sample_ms", "update_ms")
+    )
+    print(f"a sample, in ms of one thread: {sample}\nan update of {found['batch_size']}, in ms: {update}")
+    print(f"the model alone: {found['compute_samples_per_s']:.1f} samples/s\n{_TRAINING_HEADING}")
+    for row in found["workers"]:
+        stages = "".join(f"{row['update_ms'][name]:>15.1f}" for name in STAGES)
+        print(
+            f"{row['workers']:>7}{row['decode_samples_per_s']:>10.1f}{row['samples_per_s']:>11.1f}"
+            f"{row['data_wait']:>10.1%}{row['of_slower_limit']:>10.1%}{stages}"
+        )
     return 0
 
 
@@ -363,6 +309,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--scaling", action="store_true", help="time and peak memory over frames, beside transformers")
+    add("--training", type=Path, metavar="CONFIG", help="stages of a run of vlm train on shards")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="with --training: change a value of the config")  # fmt: skip
+    add("--workers", type=natural, nargs="+", default=[0, 1, 2], metavar="N",
+        help="with --training: data workers, one number after another; default: 0 1 2")  # fmt: skip
+    add("--updates", type=count, default=20, metavar="N", help="with --training: timed updates; default: 20")
     add("--size", default="tiny", choices=SIZES, help="which VideoMamba; default: tiny")
     add("--frames", type=count, nargs="+", metavar="N", help="of a clip; default: 8, or 8 16 32 (64 on CUDA)")
     add("--batch", type=count, default=1, metavar="N", help="clips encoded at once; default: 1")
@@ -384,6 +336,13 @@ def _parser() -> argparse.ArgumentParser:
 def count(text: str) -> int:
     """Read a number from 1; argparse names the function in its complaint."""
     if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """Read a number from 0."""
+    if int(text) < 0:
         raise ValueError
     return int(text)
 

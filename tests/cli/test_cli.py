@@ -61,6 +61,7 @@ def test_a_command_returns_its_code(command, code):
         ),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 6, "vlm: no space left while writing a file"),
         (RuntimeError("database or disk is full"), 6, "vlm: no space left"),
+        (RuntimeError("I/O error: File too large (os error 27)"), 6, "vlm: no space left"),
         (
             FileNotFoundError(errno.ENOENT, "No such file or directory", "a.mp4"),
             4,

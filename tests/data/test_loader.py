@@ -1,45 +1,22 @@
-"""Exactly once, in one order, whatever the processes, workers and stops; broken samples are never silent."""
+"""Exactly once, in one order, whatever the processes, workers and stops."""
 
 from __future__ import annotations
 
-import json
+import threading
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.data.painted import EVERY, SIZES, SMALL, Painted, config, content
 from vlm.data import Loader, LoaderConfig, Mixture, make_batch, true_pairs
 from vlm.data.augmentation import AugmentationConfig
 from vlm.data.mixture import GlobalOrder
 from vlm.data.sources import FrameChooser, Sample
 from vlm.errors import DataError, VlmError
-from vlm.types import Preprocessing, TokenBatch
-
-SMALL = Preprocessing(num_frames=2, image_size=8)
-
-
-class Painted:
-    """Samples made on the spot; those named in ``bad`` cannot be read."""
-
-    def __init__(
-        self, sizes: tuple[int, ...], bad: tuple[tuple[int, int], ...] = (), name: str = "ab"
-    ) -> None:
-        self.shard_sizes, self.bad, self.fingerprint = sizes, bad, name * 32
-
-    def load(self, shard: int, number: int, choose: FrameChooser) -> Sample:
-        if (shard, number) in self.bad:
-            raise DataError(f"{shard}/{number}: cannot be read", "checksum")
-        chosen = choose(20)
-        frames = np.broadcast_to(chosen.astype(np.uint8)[:, None, None, None], (len(chosen), 8, 8, 3)).copy()
-        frames[:, 0] = shard * 20 + number
-        key = f"{shard}/{number}"
-        return Sample(key=key, frames=frames, captions=(f"caption of {key}", f"other of {key}"))
-
-    def locate(self, shard: int, number: int) -> dict[str, Any]:
-        return {"shard": f"shard-{shard}", "number": number}
+from vlm.types import TokenBatch
 
 
 class Killer(Painted):
@@ -49,18 +26,6 @@ class Killer(Painted):
         import os
 
         os._exit(3)
-
-
-def config(**changes: Any) -> LoaderConfig:
-    return LoaderConfig(**{"batch_size": 7, "workers": 0, "max_bad_fraction": 1.0, **changes})
-
-
-def content(batch) -> list[tuple[str, str, bytes]]:
-    return [(clip.key, clip.caption, clip.pixels.tobytes()) for clip in batch.clips]
-
-
-SIZES = (5, 3, 1, 9, 5)  # 23 samples: divisible by nothing
-EVERY = {f"{shard}/{number}" for shard, size in enumerate(SIZES) for number in range(size)}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -96,6 +61,29 @@ def test_every_split_gives_the_same_global_batches_from_any_point(world_size: in
 def _offsets(parts, number: int) -> list[int]:
     sizes = [len(part[number].clips) for part in parts]
     return [sum(sizes[:rank]) for rank in range(len(parts))]
+
+
+def test_workers_compute_in_one_thread_each_and_leave_the_trainer_its_own() -> None:
+    """OpenMP gives every thread a team of its own; a dozen workers with a dozen threads each only wait."""
+
+    class Asking(Painted):
+        def load(self, shard: int, number: int, choose: FrameChooser) -> Sample:
+            counts.add((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
+            return super().load(shard, number, choose)
+
+    before, counts = torch.get_num_threads(), set[tuple[bool, int]]()
+    torch.set_num_threads(3)
+    try:
+        for _ in Loader(Asking(SIZES), SMALL, config(workers=2)).batches(num_epochs=1):
+            assert torch.get_num_threads() == 3
+        assert counts == {(False, 1)}
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert later == [3] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow
@@ -196,141 +184,6 @@ def test_mixture_visits_each_source_once_and_tells_equal_keys_apart() -> None:
     assert mixture.locate(2, 1)["source"] == 1
     with pytest.raises(ValueError, match="at least one source"):
         Mixture([])
-
-
-# --- broken samples
-
-
-def test_broken_samples_are_counted_and_listed(tmp_path: Path) -> None:
-    bad = ((0, 1), (3, 4))
-    quarantine = tmp_path / "bad.jsonl"
-    loader = Loader(Painted(SIZES, bad), SMALL, config(max_bad_fraction=0.1), quarantine=quarantine)
-    keys = [key for batch in loader.batches(num_epochs=1) for key in batch.keys]
-    assert sorted(keys) == sorted(EVERY - {"0/1", "3/4"})
-    assert loader.tallies[0].seen + loader.tallies[0].rejected.total() == 23
-    lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
-    assert {(line["shard"], line["number"], line["reason"]) for line in lines} == {
-        ("shard-0", 1, "checksum"), ("shard-3", 4, "checksum"),
-    }  # fmt: skip
-    assert all(line["epoch"] == 0 for line in lines)
-
-
-def test_healthy_samples_keep_their_own_captions() -> None:
-    bad = tuple((3, number) for number in range(0, 9, 2))
-    for batch in Loader(Painted(SIZES, bad), SMALL, config()).batches(num_epochs=1):
-        for clip in batch.clips:
-            shard, number = map(int, clip.key.split("/"))
-            assert clip.caption.endswith(f"of {clip.key}")
-            assert (clip.pixels[:, :, 0] == shard * 20 + number).all()
-
-
-def test_too_many_broken_samples_stop_the_run() -> None:
-    loader = Loader(Painted(SIZES, ((0, 1), (3, 4), (4, 4))), SMALL, config(max_bad_fraction=0.1))
-    with pytest.raises(DataError, match=r"3 of 23 samples cannot be used \(checksum 3\)") as caught:
-        list(loader.batches(num_epochs=1))
-    assert caught.value.reason == "too_many_bad"
-
-
-def test_the_same_broken_sample_counts_once_over_epochs() -> None:
-    loader = Loader(Painted(SIZES, ((0, 1), (3, 4))), SMALL, config(max_bad_fraction=0.1))
-    assert len(list(loader.batches(num_epochs=4))) == 14
-    assert loader.tallies[0].rejected == {"checksum": 8}
-
-
-def test_a_hundred_broken_samples_in_a_row_stop_the_run() -> None:
-    bad = tuple((1, number) for number in range(150))
-    loader = Loader(Painted((50, 150), bad), SMALL, config(shuffle=False, batch_size=10))
-    with pytest.raises(DataError, match="100 of 200"):
-        list(loader.batches(num_epochs=1))
-
-
-def test_filling_repeats_healthy_samples_with_their_captions() -> None:
-    bad = ((0, 1), (3, 4))
-    sizes = []
-    for batch in Loader(Painted(SIZES, bad), SMALL, config(fill=True)).batches(num_epochs=1):
-        sizes.append(len(batch.clips))
-        assert all(clip.caption.endswith(f"of {clip.key}") for clip in batch.clips)
-    assert sizes == [7, 7, 7, 2]
-
-
-def test_a_stopped_run_keeps_its_budget_and_lists_each_visit_once(tmp_path: Path) -> None:
-    """A run that is started again and again cannot spend its budget again and again."""
-    bad = ((0, 1), (3, 4), (4, 4))
-    quarantine = tmp_path / "bad.jsonl"
-
-    def loader(allowed: float) -> Loader:
-        return Loader(Painted(SIZES, bad), SMALL, config(max_bad_fraction=allowed), quarantine=quarantine)
-
-    unbroken = list(loader(0.2).batches(num_epochs=2))
-    whole = quarantine.read_text()
-    quarantine.unlink()
-    start = 0
-    for _ in unbroken:  # one batch a run; the second batch is prepared, and lost, each time
-        batches = loader(0.2).batches(start, num_epochs=2)
-        start = next(batches).consumed
-        next(batches, None)
-        batches.close()
-    assert quarantine.read_text() == whole
-    assert len(whole.splitlines()) == 6
-    with pytest.raises(DataError, match="4 of 23"):
-        resumed = Loader(
-            Painted(SIZES, (*bad, (1, 0))), SMALL, config(max_bad_fraction=0.15), quarantine=quarantine
-        )
-        list(resumed.batches(4, num_epochs=2))
-    quarantine.write_text(whole + '{"place": [0')
-    assert list(loader(0.2).batches(6, num_epochs=2))
-    assert quarantine.read_text() == whole
-
-
-def test_the_budget_is_common_to_all_processes() -> None:
-    bad = tuple((3, number) for number in range(4))
-    loaders = [
-        Loader(Painted(SIZES, bad), SMALL, config(max_bad_fraction=0.1), rank=rank, world_size=4)
-        for rank in range(4)
-    ]
-    found: set[tuple[int, int]] = set()
-    stopped = []
-    for parts in zip(*[loader.batches(num_epochs=1) for loader in loaders], strict=True):
-        found.update(place[1:] for part in parts for place in part.rejected)
-        for rank, loader in enumerate(loaders):
-            try:
-                for part in parts:
-                    loader.note_rejected(part.rejected)
-            except DataError as error:
-                assert error.reason == "too_many_bad"
-                stopped.append(rank)
-        assert all(set(loader.tallies[0].bad_places) == found for loader in loaders)
-        if stopped:
-            break
-    assert stopped == [0, 1, 2, 3]
-    assert len(found) > 2
-
-
-def test_a_lone_broken_sample_is_stood_in_for() -> None:
-    """A part of one sample, and that one is broken: the next of the epoch takes its place, after any stop."""
-    source = Painted(SIZES, ((0, 1), (0, 2)))
-    settings = config(fill=True, batch_size=1)
-    batches = list(Loader(source, SMALL, settings).batches(num_epochs=1))
-    assert [len(batch.clips) for batch in batches] == [1] * 23
-    assert {batch.keys[0] for batch in batches} == EVERY - {"0/1", "0/2"}
-    for number, batch in enumerate(batches):
-        (again, *_) = Loader(source, SMALL, settings).batches(number, num_epochs=1)
-        assert content(again) == content(batch)
-
-
-def test_filling_needs_one_healthy_sample() -> None:
-    loader = Loader(Painted((4,), tuple((0, n) for n in range(4))), SMALL, config(fill=True))
-    with pytest.raises(DataError, match="4 of 4|none of 4 samples"):
-        list(loader.batches(num_epochs=1))
-
-
-def test_a_mistake_in_a_source_is_not_a_broken_sample() -> None:
-    class Buggy(Painted):
-        def load(self, shard: int, number: int, choose: FrameChooser) -> Sample:
-            raise TypeError("a bug")
-
-    with pytest.raises(TypeError, match="a bug"):
-        next(Loader(Buggy(SIZES), SMALL, config(workers=2)).batches())
 
 
 # --- batches

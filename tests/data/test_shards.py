@@ -310,6 +310,17 @@ def test_verification_names_the_damaged_sample(shards: Path) -> None:
     assert (finding.file, finding.key, finding.reason) == (tar.name, entry.key, "checksum")
 
 
+def test_items_that_were_neither_packed_nor_rejected(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "s", {"num_items": 4})
+    for key, members in samples(2):
+        writer.add(key, members)
+    writer.reject("bad", "empty", "0 bytes")
+    writer.finish()
+    (finding,) = verify_shards(tmp_path / "s")
+    assert (finding.file, finding.reason) == ("manifest.json", "items_missing")
+    assert "4 items went in, 2 and 1 rejected came out" in finding.detail
+
+
 def test_files_that_the_manifest_does_not_know(shards: Path) -> None:
     (shards / "shard-000099.tar").write_bytes(b"")
     assert [finding.reason for finding in verify_shards(shards)] == ["unknown_file"]

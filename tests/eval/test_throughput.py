@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 
@@ -12,34 +11,25 @@ from PIL import Image
 
 from vlm.cli import main
 from vlm.evaluation.speed import peak_bytes, time_ms
+from vlm.evaluation.speed.rivals import Block, VideoTransformer
 from vlm.models import VideoMambaConfig
 
 CPU = torch.device("cpu")
 TINY = VideoMambaConfig(width=128, depth=2, num_frames=3, image_size=8, patch_size=4)
 
 
-@pytest.fixture(scope="module")
-def program():
-    from vlm.assets import asset
-
-    spec = importlib.util.spec_from_file_location("throughput", asset("eval/throughput.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def rival(program, architecture):
+def rival(architecture):
     torch.manual_seed(0)
-    model = program.VideoTransformer(TINY, architecture).double().eval()
+    model = VideoTransformer(TINY, architecture).double().eval()
     for parameter in model.parameters():  # tables and biases that start at zero would hide mistakes
         torch.nn.init.normal_(parameter, std=0.2)
     return model
 
 
-def test_fused_and_naive_attention_are_the_same_function(program):
+def test_fused_and_naive_attention_are_the_same_function():
     video = torch.randn(2, 3, 3, 8, 8, dtype=torch.float64)
     with torch.inference_mode():
-        fused, naive = (rival(program, name)(video) for name in ("joint-fused", "joint-naive"))
+        fused, naive = (rival(name)(video) for name in ("joint-fused", "joint-naive"))
     assert fused.shape == (2, 1 + 3 * 4, 128)
     torch.testing.assert_close(fused, naive, rtol=1e-10, atol=1e-10)
 
@@ -57,9 +47,9 @@ def attend(layer, tokens):
     return out @ layer.proj.weight.T + layer.proj.bias
 
 
-def test_divided_attention_equals_loops_over_places_and_frames(program):
+def test_divided_attention_equals_loops_over_places_and_frames():
     torch.manual_seed(1)
-    block = program.Block(128, "divided").double()
+    block = Block(128, "divided").double()
     tokens = torch.randn(1, 1 + 3 * 4, 128, dtype=torch.float64)
     with torch.inference_mode():
         found = block(tokens, 3)[0]
@@ -133,6 +123,7 @@ def test_wrong_flags_are_refused(capsys):
     assert main(["eval", "throughput", "--scaling", "--quick", "--resume"]) == 2
     assert main(["eval", "throughput", "--frames", "0"]) == 2
     assert "invalid count value: '0'" in capsys.readouterr().err
+    assert main(["eval", "throughput", "--training", "run.yaml", "--workers", "-1"]) == 2
 
 
 def test_memory_and_clock_see_what_was_done():

@@ -40,6 +40,12 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="session")
+def settings():
+    """What the tiny runs' file holds."""
+    return TINY
+
+
 @pytest.fixture
 def tiny(tmp_path):
     """Return a function that gives the tiny ``TrainingConfig`` with ``--set`` overrides."""
@@ -53,6 +59,24 @@ def tiny(tmp_path):
         return load_config(TrainingConfig, path, overrides)
 
     make.path = path
+    return make
+
+
+@pytest.fixture
+def make_shards(tmp_path):
+    """Return a function that packs the first clips of the digit world and gives the folder."""
+    from vlm.data.annotations import Annotation
+    from vlm.data.packing import pack
+    from vlm.world import caption, sample_scene
+    from vlm.world.clips import write_clips
+
+    def make(count: int) -> Path:
+        scenes = [sample_scene("train", 0, index) for index in range(count)]
+        write_clips(scenes, tmp_path / "clips")
+        rows = [Annotation(video=f"{s.clip_id}.mp4", captions=(caption(s),), metadata={}) for s in scenes]
+        pack(rows, tmp_path / "clips", tmp_path / "shards")
+        return tmp_path / "shards"
+
     return make
 
 

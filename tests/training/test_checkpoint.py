@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from vlm.errors import IntegrityError
-from vlm.training.checkpoint import CheckpointStore, load_tensors, save_tensors, verify
+from vlm.errors import BusyError, IntegrityError
+from vlm.training.checkpoint import CheckpointStore, load_tensors, save_tensors, sole_writer, verify
 
 
 def writer(text):
@@ -96,11 +96,31 @@ def test_leftovers_of_a_kill_are_not_taken_for_checkpoints_and_vanish(store):
     assert not leftover.exists()
 
 
+def test_sweeping_removes_what_is_half_there_and_no_more(store):
+    (store.folder / "step-00000001").mkdir()
+    (store.folder / "step-00000009.tmp").mkdir()
+    flip(store.folder / "step-00000003" / "a.bin")
+    store.sweep()
+    left = sorted(path.name for path in store.folder.iterdir())
+    assert left == ["latest", "step-00000002", "step-00000003"]
+    assert store.latest().name == "step-00000002"
+
+
 def test_a_damaged_step_can_be_saved_again(store):
     flip(store.folder / "step-00000003" / "a.bin")
     store.save(3, writer("again"))
     assert store.latest().name == "step-00000003"
     assert (store.latest() / "a.bin").read_bytes() == b"again"
+
+
+def test_a_run_has_one_writer_at_a_time(tmp_path):
+    run, busy = tmp_path / "runs" / "a", pytest.raises(BusyError, match="is being written by another process")
+    with sole_writer(run), busy, sole_writer(run):
+        raise AssertionError("two writers")
+    with pytest.raises(OSError, match="an error"), sole_writer(run):
+        raise OSError("an error")
+    with sole_writer(run), sole_writer(tmp_path / "runs" / "b"):
+        assert BusyError.exit_code == 75
 
 
 def test_fewer_than_two_are_refused(tmp_path):

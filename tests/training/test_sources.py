@@ -129,18 +129,8 @@ def test_captions_and_twins_of_shards_are_known_across_processes():
     assert known.tolist() == [[True, True], [False, True]] and not twins.any()
 
 
-def test_a_run_from_shards_resumes_at_its_place(tiny, tmp_path):
-    from vlm.data.annotations import Annotation
-    from vlm.data.packing import pack
-    from vlm.world.clips import write_clips
-
-    scenes = [sample_scene("train", 0, index) for index in range(12)]
-    write_clips(scenes, tmp_path / "clips")
-    rows = [
-        Annotation(video=f"{scene.clip_id}.mp4", captions=(caption(scene),), metadata={}) for scene in scenes
-    ]
-    pack(rows, tmp_path / "clips", tmp_path / "shards")
-    folder = tmp_path / "shards"
+def test_a_run_from_shards_resumes_at_its_place(tiny, make_shards):
+    scenes, folder = [sample_scene("train", 0, index) for index in range(12)], make_shards(12)
     shards = f"data.shards={{corpora: {{digits: {{folders: [{folder}]}}}}, random_frames: false}}"
     config = tiny("data.source=shards", shards, "train.batch_size=4")
     model = make_model(config, make_tokenizer(config), torch.device("cpu"))

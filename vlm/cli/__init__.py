@@ -19,6 +19,8 @@ from vlm import __version__
 from vlm.errors import Interrupted, InvalidInput, NoSpaceError, VlmError
 
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+# what the system, quotas, limits and SQLite say, where a library passes on only the words
+_DISK_FULL = ("No space left on device", "Disk quota exceeded", "File too large (os error", "disk is full")
 
 # command: (module with `configure(parser)` and `run(arguments) -> int`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -131,7 +133,7 @@ def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
-        if any(words in str(error) for words in ("No space left on device", "disk is full")):
+        if any(words in str(error) for words in _DISK_FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

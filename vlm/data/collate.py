@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,31 @@ from vlm.data.preprocessing import normalise
 from vlm.types import Batch, Preprocessing, TokenBatch
 
 BadPlace: TypeAlias = tuple[int, int, int]  # a sample that cannot be used: corpus, shard, number in it
+
+
+class Visit(NamedTuple):
+    """A sample's turn: which pass over its corpus, where it lies, and whether it could be used."""
+
+    epoch: int
+    shard: int
+    number: int
+    is_seen: bool
+
+
+class Report(NamedTuple):
+    """What a process did with its part of a global batch, for the accounts that all processes keep alike.
+
+    Attributes:
+        corpus: By number.
+        stop: Samples of the corpus's passes, laid end to end, up to the end of the batch.
+        visits: In order; each sample of the part once, whether it could be used or not.
+        bad: The samples that the process found unusable since its report before.
+    """
+
+    corpus: int
+    stop: int
+    visits: tuple[Visit, ...] = ()
+    bad: tuple[BadPlace, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +88,7 @@ class ClipBatch:
         epoch: Of the batch's first sample, in its corpus.
         offset: Place of this part's first clip in the global batch.
         global_size: Clips of the global batch, rejected ones included.
-        rejected: The samples that this process found unusable since the batch before.
+        report: What was done with this part.
     """
 
     clips: tuple[Clip, ...]
@@ -74,7 +99,7 @@ class ClipBatch:
     offset: int
     global_size: int
     corpus: str = ""
-    rejected: tuple[BadPlace, ...] = ()
+    report: Report
 
     def video(self, device: torch.device | str = "cpu") -> Tensor:
         """Return (b, t, 3, s, s) float32 on the device, preprocessed."""
@@ -105,7 +130,7 @@ def stack_clips(
     epoch: int = 0,
     offset: int = 0,
     global_size: int | None = None,
-    rejected: tuple[BadPlace, ...] = (),
+    report: Report,
 ) -> ClipBatch:
     """Stack clips of equal shape."""
     shape = (0, p.num_frames, 3, p.image_size, p.image_size)
@@ -119,7 +144,7 @@ def stack_clips(
         epoch=epoch,
         offset=offset,
         global_size=len(clips) if global_size is None else global_size,
-        rejected=rejected,
+        report=report,
     )
 
 

@@ -6,23 +6,72 @@ change what a batch holds, and the split over processes never changes what a glo
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from vlm.data.collate import BadPlace, Clip, ClipBatch, stack_clips
+from vlm.data.collate import BadPlace, Clip, ClipBatch, Report, Visit, stack_clips
 from vlm.data.mixture import Corpus, GlobalOrder, Turns
 from vlm.data.preparation import Failure, LoaderConfig, Preparation, Result, Task, fitting, start_workers
 from vlm.data.shards.layout import write_atomically
 from vlm.data.sources import SampleSource
-from vlm.errors import DataError, VlmError
+from vlm.errors import DataError, IntegrityError, VlmError
 from vlm.types import Preprocessing
 
 _MOST_BAD_IN_A_ROW = 100
+_REPORT = "this is a mistake of the loader and no damage of the data: report it with the run's config"
+
+
+class Account:
+    """Which samples of a corpus were visited, by all processes: each must be, once in a pass.
+
+    Args:
+        shard_sizes: Of the corpus.
+        start: Samples of its passes that were visited before, by a run that was stopped.
+    """
+
+    def __init__(self, shard_sizes: Sequence[int], start: int) -> None:
+        self._firsts = list(itertools.accumulate(shard_sizes, initial=0))
+        self._size = self._firsts[-1]
+        self._begun, self._before = divmod(start, self._size)
+        self._marks: dict[int, bytearray] = {}
+        self._counts: Counter[int] = Counter({self._begun: self._before})
+
+    def add(self, visit: Visit) -> None:
+        """Note a visit.
+
+        Raises:
+            IntegrityError: The sample was visited in this pass before.
+        """
+        marks = self._marks.setdefault(visit.epoch, bytearray(self._size // 8 + 1))
+        place, bit = divmod(self._firsts[visit.shard] + visit.number, 8)
+        if marks[place] >> bit & 1:
+            raise IntegrityError(
+                f"epoch {visit.epoch}: sample {visit.number} of shard {visit.shard} came twice; {_REPORT}"
+            )
+        marks[place] |= 1 << bit
+        self._counts[visit.epoch] += 1
+
+    def close(self, stop: int) -> None:
+        """Check the passes that are over once ``stop`` samples were visited.
+
+        Raises:
+            IntegrityError: A sample was neither seen nor rejected.
+        """
+        while stop >= (self._begun + 1) * self._size:
+            missing = self._size - self._counts.pop(self._begun, 0)
+            if missing:
+                raise IntegrityError(
+                    f"epoch {self._begun}: {missing} of {self._size} samples were neither seen nor rejected; "
+                    f"{_REPORT}"
+                )
+            self._marks.pop(self._begun, None)
+            self._begun += 1
 
 
 @dataclass(slots=True)
@@ -102,10 +151,16 @@ class Loader:
 
         Raises:
             DataError: Too many samples were rejected (``too_many_bad``).
+            IntegrityError: At the end of a pass a sample was neither seen nor rejected, or one came twice.
             VlmError: A worker process died.
         """
         end = None if num_epochs is None else self._turns.before(num_epochs)
-        self._recall(start)
+        done = [count * self._batch_size(c) for c, count in enumerate(self._turns.counts(start))]
+        self._recall(done)
+        self._accounts = [
+            Account(corpus.source.shard_sizes, count)
+            for corpus, count in zip(self._corpora, done, strict=True)
+        ]
         ahead = self._config.prefetch if self._config.workers else 1
         waiting: deque[tuple[_Plan, list[Task], list[Future[Result]]]] = deque()
         preparation = Preparation(self._corpora, self._preprocessing, self._config)
@@ -126,17 +181,36 @@ class Loader:
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
-    def note_rejected(self, places: Iterable[BadPlace]) -> None:
-        """Count samples that any process rejected (`ClipBatch.rejected`) against the common budget.
+    def settle(self, reports: Sequence[Report]) -> None:
+        """Account for a global batch; a process that is alone has done so before it gives the batch away.
 
-        Several processes call it with everybody's places after each batch, and so stop at the same one.
+        Several processes call it with everybody's reports (`ClipBatch.report`), in the order of their ranks,
+        after each batch, and so stop at the same one.
 
         Raises:
             DataError: Too many samples were rejected (``too_many_bad``).
+            IntegrityError: A sample came twice in a pass, or at its end not at all.
         """
-        for corpus, shard, number in places:
-            self.tallies[corpus].bad_places.add((shard, number))
+        if self._world_size > 1:
+            self._settle(reports)
+
+    def _settle(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            tally, account = self.tallies[report.corpus], self._accounts[report.corpus]
+            for corpus, shard, number in report.bad:
+                self.tallies[corpus].bad_places.add((shard, number))
+            for visit in report.visits:
+                account.add(visit)
+                tally.bad_in_a_row = 0 if visit.is_seen else tally.bad_in_a_row + 1
+                if tally.bad_in_a_row == _MOST_BAD_IN_A_ROW:
+                    raise DataError(
+                        f"{_called(self._corpora[report.corpus].name)}{_MOST_BAD_IN_A_ROW} samples in a row "
+                        f"cannot be used; last: {tally.last or 'elsewhere'}; run vlm data verify",
+                        "too_many_bad",
+                    )
         self._check_budgets()
+        for report in reports[-1:]:
+            self._accounts[report.corpus].close(report.stop)
 
     def _plan(self, number: int, num_epochs: int | None) -> _Plan:
         corpus, ordinal = self._turns[number]
@@ -170,20 +244,23 @@ class Loader:
             self._check_budgets()
         corpus, tally = self._corpora[plan.corpus], self.tallies[plan.corpus]
         clips: list[Clip] = []
+        visits = []
         for task, result in zip(tasks, results, strict=True):
             if isinstance(result, Failure):
                 self._reject(task, result)
             else:
-                tally.bad_in_a_row = 0
                 clips.extend(result)
+            visits.append(Visit(task.epoch, task.shard, task.number, isinstance(result, list)))
+        report = Report(plan.corpus, plan.stop, tuple(visits), tuple(self._untold))
+        self._untold.clear()
+        if self._world_size == 1:
+            self._settle([report])
         repeats = self._config.repeats
         tally.seen += len(clips) // repeats
         if self._config.fill and len(clips) < len(tasks) * repeats:
             clips = clips or self._stand_in(tasks[-1])
             healthy = len(clips)
             clips = [clips[number % healthy] for number in range(len(tasks) * repeats)]
-        rejected = tuple(self._untold)
-        self._untold.clear()
         return stack_clips(
             clips,
             fitting(corpus, self._preprocessing),
@@ -192,7 +269,7 @@ class Loader:
             epoch=plan.start // self._sizes[plan.corpus],
             offset=(self._share(plan).start - plan.start) * repeats,
             global_size=(plan.stop - plan.start) * repeats,
-            rejected=rejected,
+            report=report,
         )
 
     def _stand_in(self, task: Task) -> list[Clip]:
@@ -208,11 +285,10 @@ class Loader:
             f"{_called(self._corpora[task.corpus].name)}none of {size} samples can be read", "too_many_bad"
         )
 
-    def _recall(self, start: int) -> None:
-        """Read the list of an earlier run; its last line may be torn."""
+    def _recall(self, done: list[int]) -> None:
+        """Read the list of an earlier run, of whose corpora so much is done; its last line may be torn."""
         if self._quarantine is None or not self._quarantine.exists():
             return
-        done = [count * self._batch_size(c) for c, count in enumerate(self._turns.counts(start))]
         numbers = {corpus.name: number for number, corpus in enumerate(self._corpora)}
         text = self._quarantine.read_text(encoding="utf-8")
         complete, _, torn = text.rpartition("\n")
@@ -230,7 +306,6 @@ class Loader:
         tally, corpus = self.tallies[task.corpus], self._corpora[task.corpus]
         tally.rejected[failure.reason] += 1
         self._count_place(task.corpus, task.shard, task.number)
-        tally.bad_in_a_row += 1
         tally.last = failure.detail
         visit = (task.corpus, task.epoch, task.position)
         if self._quarantine is not None and visit not in self._listed:
@@ -257,7 +332,7 @@ class Loader:
     def _check_budgets(self) -> None:
         for corpus, size, tally in zip(self._corpora, self._sizes, self.tallies, strict=True):
             bad, allowed = len(tally.bad_places), self._config.max_bad_fraction * size
-            if bad > allowed or tally.bad_in_a_row >= _MOST_BAD_IN_A_ROW:
+            if bad > allowed:
                 reasons = ", ".join(f"{reason} {count}" for reason, count in tally.rejected.most_common())
                 raise DataError(
                     f"{_called(corpus.name)}{bad} of {size} samples cannot be used "

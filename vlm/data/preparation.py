@@ -163,7 +163,7 @@ def start_workers(
     if config.workers == 0:
         return _Inline(), preparation
     if config.worker_kind == "thread":
-        return ThreadPoolExecutor(config.workers, thread_name_prefix="vlm-data"), preparation
+        return _Threads(config.workers), preparation
     # spawned: a fork would copy the locks of other threads in whatever state they are
     pool = ProcessPoolExecutor(
         config.workers, get_context("spawn"), initializer=_start_process, initargs=(preparation,)
@@ -178,6 +178,18 @@ class _Inline(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads whose tensor operations stay in them: a team of OpenMP for each would fight over the cores."""
+
+    def __init__(self, workers: int) -> None:
+        self._before = torch.get_num_threads()  # also settles the number of the thread that trains
+        super().__init__(workers, "vlm-data", initializer=torch.set_num_threads, initargs=(1,))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        torch.set_num_threads(self._before)  # what threads that start from now on begin with
 
 
 _preparation_of_this_process: Preparation | None = None

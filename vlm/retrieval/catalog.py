@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm.crashes import crash_point
 from vlm.errors import IntegrityError, InvalidInput, NoSpaceError
-from vlm.retrieval.durability import crash_point
 from vlm.retrieval.vector_log import LogFile
 
 _SCHEMA = """

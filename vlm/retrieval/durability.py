@@ -1,8 +1,7 @@
 """How an index reaches the disk: files that appear whole or not at all, and one writer at a time.
 
 A file is written under a temporary name, synchronised, hashed on the way, and renamed; a crash leaves the
-old state or a temporary file that the next writer sweeps. `CRASH_AT=point` or `CRASH_AT=point:3` in the
-environment kills the process at a named point (the third time it is reached), which is how tests prove it.
+old state or a temporary file that the next writer sweeps.
 """
 
 from __future__ import annotations
@@ -12,30 +11,18 @@ import fcntl
 import hashlib
 import json
 import os
-import signal
 import socket
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from vlm.crashes import crash_point
 from vlm.errors import BusyError, NoSpaceError
 
 TEMPORARY_PREFIX = ".tmp-"
 _SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_reached: Counter[str] = Counter()
-
-
-def crash_point(name: str) -> None:
-    """Kill this process without any clean-up if the environment asks for it here."""
-    wanted, _, count = os.environ.get("CRASH_AT", "").partition(":")
-    if wanted != name:
-        return
-    _reached[name] += 1
-    if _reached[name] == int(count or 1):
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class HashingWriter:

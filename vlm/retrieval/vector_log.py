@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm.crashes import crash_point
 from vlm.errors import IntegrityError
-from vlm.retrieval.durability import HashingWriter, crash_point, hash_file, write_durably
+from vlm.retrieval.durability import HashingWriter, hash_file, write_durably
 
 NumpyArray = np.ndarray
 

@@ -1,24 +1,28 @@
 """Checkpoints that survive a kill or a full disk at any byte: written aside, hashed, then renamed.
 
-``RUN/checkpoints/step-00000100/`` appears complete or not at all; ``latest`` names the newest.
+``RUN/checkpoints/step-00000100/`` appears complete or not at all; ``latest`` names the newest. A run has one
+writer at a time.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlm import distributed
-from vlm.errors import IntegrityError
+from vlm.crashes import crash_point
+from vlm.errors import BusyError, IntegrityError
 
 MANIFEST = "manifest.json"
 FORMAT = "vlm-checkpoint/1"
@@ -53,7 +57,7 @@ class CheckpointStore:
         """
         final = self.folder / f"step-{step:08d}"
         aside = final.with_suffix(".tmp")
-        self._together(lambda: self._prepare(aside))
+        together(lambda: self._prepare(aside))
         write_error: Exception | None = None
         try:
             write(aside)
@@ -65,7 +69,7 @@ class CheckpointStore:
             if distributed.is_main():
                 shutil.rmtree(aside, ignore_errors=True)
             raise first
-        self._together(lambda: self._commit(aside, final, {"step": step, **(facts or {})}))
+        together(lambda: self._commit(aside, final, {"step": step, **(facts or {})}))
         return final
 
     def latest(self) -> Path | None:
@@ -92,12 +96,18 @@ class CheckpointStore:
         found = [path for path in self.folder.glob("step-*") if path.is_dir() and path.suffix != ".tmp"]
         return sorted(found)
 
+    def sweep(self) -> None:
+        """Remove what a kill left half written or half deleted, and what is beyond ``keep``."""
+        self._remove_partial()
+        self._rotate()
+
     def _prepare(self, aside: Path) -> None:
-        for leftover in self.folder.glob("step-*.tmp"):
-            shutil.rmtree(leftover)
+        self._remove_partial()
         aside.mkdir(parents=True)
+        crash_point("checkpoint-begun")
 
     def _commit(self, aside: Path, final: Path, facts: dict[str, Any]) -> None:
+        crash_point("checkpoint-written")
         files = sorted(path for path in aside.rglob("*") if path.is_file())
         entries = {}
         for path in files:
@@ -108,31 +118,70 @@ class CheckpointStore:
             }
         for folder in (path for path in aside.rglob("*") if path.is_dir()):
             sync(folder)
+        crash_point("checkpoint-hashed")
         manifest = {"format": FORMAT, **facts, "files": entries}
         write_durably(aside / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
         sync(aside)
+        crash_point("checkpoint-before-rename")
         if final.exists():  # a resumed run repeats a step whose checkpoint was found damaged
             shutil.rmtree(final)
         os.rename(aside, final)
         sync(self.folder)
-        marker = self.folder / f"{_LATEST}.tmp"
-        write_durably(marker, final.name.encode())
-        os.replace(marker, self.folder / _LATEST)
-        sync(self.folder)
-        for old in self.list()[: -self.keep]:
-            shutil.rmtree(old)
+        crash_point("checkpoint-after-rename")
+        replace_durably(self.folder / _LATEST, final.name.encode())
+        crash_point("checkpoint-marked")
+        self._rotate()
 
-    def _together(self, action: Callable[[], None]) -> None:
-        """Run ``action`` in process 0 and raise its error in every process."""
-        problem: Exception | None = None
-        if distributed.is_main():
-            try:
-                action()
-            except Exception as error:
-                problem = error
-        problem = distributed.broadcast_object(problem)
-        if problem is not None:
-            raise problem
+    def _remove_partial(self) -> None:
+        for leftover in self.folder.glob("step-*.tmp"):
+            shutil.rmtree(leftover)
+
+    def _rotate(self) -> None:
+        for old in self.list()[: -self.keep]:
+            aside = old.with_suffix(".tmp")  # half deleted it must not pass for a checkpoint
+            old.rename(aside)
+            crash_point("checkpoint-in-rotation")
+            shutil.rmtree(aside)
+
+
+def together(action: Callable[[], None]) -> None:
+    """Run ``action`` in process 0 and raise its error in every process."""
+    problem: Exception | None = None
+    if distributed.is_main():
+        try:
+            action()
+        except Exception as error:
+            problem = error
+    problem = distributed.broadcast_object(problem)
+    if problem is not None:
+        raise problem
+
+
+@contextmanager
+def sole_writer(run: Path) -> Iterator[None]:
+    """Keep other runs out of a run's folder, which is made; every process calls this.
+
+    The system lets go of the lock when process 0 ends, however it does.
+
+    Raises:
+        BusyError: A process that was started before still writes there.
+    """
+    held: list[int] = []
+
+    def take() -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        held.append(os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        try:
+            fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"{run} is being written by another process; wait for it, or stop it") from error
+
+    try:
+        together(take)
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -182,6 +231,14 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Write a file so that it is there as it was, or as it shall be, whatever happens meanwhile."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    write_durably(temporary, content)
+    os.replace(temporary, path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

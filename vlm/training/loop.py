@@ -19,13 +19,22 @@ from torch import Tensor, nn
 
 from vlm import distributed
 from vlm.config import dump, load_config, to_dict
+from vlm.crashes import crash_point
 from vlm.errors import ConfigError, Interrupted, InvalidInput, VlmError
 from vlm.models.classifier import EncoderModel
 from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
-from vlm.models.weights import save_model
+from vlm.models.weights import save_model, sweep_partial
 from vlm.progress import progress_bar
-from vlm.training.checkpoint import CheckpointStore, load_tensors, save_tensors, verify, write_durably
+from vlm.training.checkpoint import (
+    CheckpointStore,
+    load_tensors,
+    replace_durably,
+    save_tensors,
+    sole_writer,
+    together,
+    verify,
+)
 from vlm.training.config import TrainingConfig, forbidden_changes
 from vlm.training.engine import Engine
 from vlm.training.reports.boards import open_boards
@@ -45,6 +54,7 @@ from vlm.training.validation import make_validation
 from vlm.types import Batch
 
 _AVERAGE = "average.pt"
+_CONFIG = "config.yaml"
 _ENVIRONMENT = "environment.json"
 
 
@@ -59,12 +69,20 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
 
     Raises:
         InvalidInput: The folder holds a run already, or none to resume.
+        BusyError: Another process writes this run.
         ConfigError: The config does not fit, or differs from the resumed run's in what is learned.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
         VlmError: The loss is not finite.
     """
     device = prepare_process(config)
-    _prepare_folder(config, run, resume)
+    _check_folder(config, run, resume)
+    with sole_writer(run):
+        together(lambda: _prepare_folder(config, run, resume))
+        return _learn(config, run, device, resume)
+
+
+def _learn(config: TrainingConfig, run: Path, device: torch.device, resume: bool) -> Path:
+    """Do all updates that are left; return the model's folder."""
     state = build(config, run, device)
     done = state.restore() if resume else 0
     last, evaluation = config.train.max_steps, config.evaluation
@@ -144,6 +162,7 @@ class RunState:
 
         def write(folder: Path) -> None:
             self.engine.save(folder)
+            crash_point("checkpoint-half-written")
             if distributed.is_main():
                 save_tensors(folder / _AVERAGE, {"values": self.average.values})
                 with self.average.applied():
@@ -154,6 +173,7 @@ class RunState:
     def restore(self) -> int:
         """Load the newest undamaged checkpoint; return how many updates are done, 0 without one."""
         newest = distributed.broadcast_object(self.store.latest() if distributed.is_main() else None)
+        together(self.store.sweep)
         if newest is None:
             return 0
         self.engine.load(newest)
@@ -175,9 +195,9 @@ def build(config: TrainingConfig, run: Path, device: torch.device) -> RunState:
     )
 
 
-def _prepare_folder(config: TrainingConfig, run: Path, resume: bool) -> None:
-    """Check that the folder fits what is asked, in every process, then write the resolved config."""
-    before = run / "config.yaml"
+def _check_folder(config: TrainingConfig, run: Path, resume: bool) -> None:
+    """Check that the folder fits what is asked, in every process before any writes to it."""
+    before = run / _CONFIG
     if resume and not before.is_file():
         raise InvalidInput(f"{run}: no run to resume, {before.name} is missing; start one with --out {run}")
     if resume:
@@ -193,12 +213,15 @@ def _prepare_folder(config: TrainingConfig, run: Path, resume: bool) -> None:
             f"{run} holds a run already; continue it with --resume {run}, or choose another --out"
         )
     distributed.barrier()
-    if distributed.is_main():
-        run.mkdir(parents=True, exist_ok=True)
-        if not resume:  # a resumed run keeps the command and the machine that it was started with
-            facts = json.dumps(circumstances(config.seed), indent=1)
-            write_durably(run / _ENVIRONMENT, facts.encode())
-        write_durably(before, dump(config).encode())
+
+
+def _prepare_folder(config: TrainingConfig, run: Path, resume: bool) -> None:
+    """Remove what a kill left half saved, and write the resolved config."""
+    sweep_partial(run)
+    if not resume:  # a resumed run keeps the command and the machine that it was started with
+        replace_durably(run / _ENVIRONMENT, json.dumps(circumstances(config.seed), indent=1).encode())
+    crash_point("run-described")
+    replace_durably(run / _CONFIG, dump(config).encode())
 
 
 def _finish(config: TrainingConfig, state: RunState, run: Path) -> Path:

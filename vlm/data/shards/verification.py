@@ -33,8 +33,8 @@ def verify_shards(folder: Path | str, on_shard: Callable[[], object] = lambda: N
         DataError, IntegrityError: There is no usable manifest.
     """
     reader = ShardReader(folder)
-    findings: list[Finding] = []
-    for number, record in enumerate(reader.manifest.shards):
+    manifest, findings = reader.manifest, list[Finding]()
+    for number, record in enumerate(manifest.shards):
         try:
             path = reader.shard_path(number)
         except DataError as error:
@@ -47,14 +47,20 @@ def verify_shards(folder: Path | str, on_shard: Callable[[], object] = lambda: N
             findings += _damage(reader, number) or [
                 Finding(record.file, "", "tar_damaged", "hash or size differs, outside of the samples' bytes")
             ]
-        elif reader.manifest.is_foreign:
+        elif manifest.is_foreign:
             findings += _damage(reader, number)
         else:
             findings += _index_damage(reader, number)
         on_shard()
-    if reader.manifest.is_foreign or is_remote(folder):
+    if manifest.is_foreign or is_remote(folder):
         return findings  # others keep their own files beside their shards, and a cache has its own
-    known = {name for record in reader.manifest.shards for name in (record.file, record.index)} | {MANIFEST}
+    given = manifest.input.get("num_items")
+    if given is not None and given != manifest.num_samples + len(manifest.rejected):
+        detail = (
+            f"{given} items went in, {manifest.num_samples} and {len(manifest.rejected)} rejected came out"
+        )
+        findings.append(Finding(MANIFEST, "", "items_missing", detail))
+    known = {name for record in manifest.shards for name in (record.file, record.index)} | {MANIFEST}
     for path in sorted(reader.folder.iterdir()):
         if path.name not in known:
             findings.append(Finding(path.name, "", "unknown_file", "the manifest does not know it"))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm.crashes import crash_point
 from vlm.errors import CheckpointError, IntegrityError, InvalidInput
 from vlm.models.classifier import Classifier, ClassifierConfig, EncoderConfig, EncoderModel
 from vlm.models.video_model import VideoModel
@@ -73,7 +74,7 @@ def save_model(
     if folder.exists() and not (folder / "config.yaml").is_file() and any(folder.iterdir()):
         raise InvalidInput(f"{folder} exists and is not a model folder; choose another path")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    partial = _beside(folder, "partial")
     partial.mkdir()
     try:
         weights = _write_weights(model, partial / "model.safetensors", dtype)
@@ -97,6 +98,13 @@ def save_model(
 def is_hub_folder(path: Path) -> bool:
     """Whether a folder holds a model in the layout of Hugging Face transformers."""
     return (path / "config.json").is_file() and not (path / "config.yaml").exists()
+
+
+def sweep_partial(parent: Path) -> None:
+    """Remove what kills during ``save_model`` left in a folder that nobody writes now."""
+    for kind in ("partial", "old"):
+        for leftover in parent.glob(f".*.????????.{kind}"):
+            shutil.rmtree(leftover)
 
 
 def is_model_folder(path: Path) -> bool:
@@ -244,17 +252,24 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
+def _beside(folder: Path, kind: str) -> Path:
+    return folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.{kind}"
+
+
 def _swap(partial: Path, folder: Path) -> None:
     """Put the new folder in the old one's place."""
-    old = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.old"
+    crash_point("model-before-swap")
+    old = _beside(folder, "old")
     if folder.exists():
         folder.rename(old)
+    crash_point("model-in-swap")
     try:
         partial.rename(folder)
     except BaseException:
         if old.exists():
             old.rename(folder)
         raise
+    crash_point("model-swapped")
     shutil.rmtree(old, ignore_errors=True)
     descriptor = os.open(folder.parent, os.O_RDONLY)
     try:

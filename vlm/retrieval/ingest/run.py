@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vlm.crashes import crash_point
 from vlm.errors import InvalidInput
 from vlm.progress import progress_bar
 from vlm.retrieval.catalog import Catalog, Changes, Rejection, Span, VideoRow
-from vlm.retrieval.durability import crash_point
 from vlm.retrieval.embedding import FeatureLayout, encode_segments
 from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, Finished, Opened, decode_files
 from vlm.retrieval.ingest.scanning import Source, assign_video_id, domain_of

@@ -89,8 +89,7 @@ def make_loader(
 
 
 def _to_batch(clips: ClipBatch, loader: Loader, device: torch.device) -> LabelledBatch:
-    for rejected in distributed.gather_objects(clips.rejected):
-        loader.note_rejected(rejected)
+    loader.settle(distributed.gather_objects(clips.report))
     return LabelledBatch(video=clips.video(device), labels=labels_of(clips, device), keys=clips.keys)
 
 

@@ -43,27 +43,37 @@ def open_shards(
         ConfigError: A corpus does not fit: its batch, its media, or samples that another has too.
         DataError: A corpus is empty, or its shards cannot be read.
     """
-    settings = config.data.shards
-    loader = Loader(
-        open_corpora(settings),
+    loader = make_loader(config, model, run)
+    batches = cast(Generator[ClipBatch, None, None], loader.batches(done))
+    with closing(batches) as clips:  # which stops the loader's threads
+        yield (to_batch(batch, loader, model, config.data.max_words) for batch in clips)
+
+
+def make_loader(config: TrainingConfig, model: VideoModel, run: Path | None = None) -> Loader:
+    """Return the loader of this process's clips; see ``open_shards``."""
+    return Loader(
+        open_corpora(config.data.shards),
         model.preprocessing,
-        LoaderConfig(
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            random_frames=settings.random_frames,
-            augmentation=settings.augmentation,
-            workers=config.data.workers,
-            prefetch=config.data.prefetch,
-            max_bad_fraction=settings.max_bad_fraction,
-            fill=True,
-        ),
+        loading(config),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         quarantine=None if run is None else run / f"rejected-{distributed.rank()}.jsonl",
     )
-    batches = cast(Generator[ClipBatch, None, None], loader.batches(done))
-    with closing(batches) as clips:  # which stops the loader's threads
-        yield (_to_batch(batch, loader, model, config.data.max_words) for batch in clips)
+
+
+def loading(config: TrainingConfig) -> LoaderConfig:
+    """Return how samples become batches."""
+    settings = config.data.shards
+    return LoaderConfig(
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        random_frames=settings.random_frames,
+        augmentation=settings.augmentation,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+        max_bad_fraction=settings.max_bad_fraction,
+        fill=True,
+    )
 
 
 def open_corpora(settings: ShardsConfig) -> list[Corpus]:
@@ -109,11 +119,16 @@ def open_corpora(settings: ShardsConfig) -> list[Corpus]:
     return corpora
 
 
-def _to_batch(clips: ClipBatch, loader: Loader, model: VideoModel, max_words: int) -> Batch:
+def to_batch(clips: ClipBatch, loader: Loader, model: VideoModel, max_words: int) -> Batch:
+    """Settle accounts with the other processes, and put a batch with its texts and truth on the device.
+
+    Raises:
+        DataError: Too many samples were rejected, by all processes.
+        IntegrityError: A sample came twice in a pass, or not at all.
+    """
     own = [_facts(clip) for clip in clips.clips]
-    parts = distributed.gather_objects((own, clips.rejected))
-    for _, rejected in parts:  # all processes stop at the same batch once all of them found too many
-        loader.note_rejected(rejected)
+    parts = distributed.gather_objects((own, clips.report))
+    loader.settle([report for _, report in parts])
     everyone = [facts for part, _ in parts for facts in part]
     positives, siblings = relations(everyone)
     if isinstance(model, VideoTextModel):
