@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from vlm.data.augmentation import AugmentationConfig
@@ -104,6 +104,10 @@ class RunConfig:
     Attributes:
         max_steps: Updates of the whole run.
         batch_size: Clips of one update, over all processes.
+        accumulate: Parts that the batch is computed in, one after the other; the update goes by the mean of
+            their gradients. What a loss says of a clip by itself is the same in parts. What it says of pairs
+            is not: contrastive and matching negatives, minimal-pair groups, mixing and batch statistics stay
+            within a part, as in a batch of ``batch_size / accumulate``.
         precision: ``fp32``; or ``bf16``: matrix products in bf16, weights and sums in fp32.
         device: ``auto``, ``cpu`` or ``cuda``.
         init_from: A model folder or checkpoint to start from; None starts from random weights. An encoder
@@ -118,6 +122,7 @@ class RunConfig:
 
     max_steps: int = 1000
     batch_size: int = 48
+    accumulate: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     init_from: str | None = None
@@ -129,8 +134,12 @@ class RunConfig:
     timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1 or self.batch_size < 1 or self.log_every < 1:
-            raise ValueError("train.max_steps, train.batch_size and train.log_every must be at least 1")
+        if min(self.max_steps, self.batch_size, self.log_every, self.accumulate) < 1:
+            raise ValueError("train.max_steps, batch_size, accumulate and log_every must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"train.batch_size {self.batch_size} is not a multiple of train.accumulate {self.accumulate}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,6 +266,27 @@ class TrainingConfig:
                 f"model.vision.num_frames: clips of the digit world do not fit: {error}; change it, or "
                 f"set {otherwise}"
             ) from error
+
+
+def in_parts(config: TrainingConfig) -> TrainingConfig:
+    """Return what a source of batches is to know: every part of an update is a batch of its own.
+
+    Batch ``update * accumulate + part`` of that config is a part of ``update``; clips come in the same order.
+    """
+    parts = config.train.accumulate
+    if parts == 1:
+        return config
+    grouped = config.data.world.grouped
+    if not isinstance(grouped, float):
+        grouped = tuple((step * parts, value) for step, value in grouped)
+    world = replace(config.data.world, grouped=grouped)
+    run = replace(
+        config.train,
+        batch_size=config.train.batch_size // parts,
+        max_steps=config.train.max_steps * parts,
+        accumulate=1,
+    )
+    return replace(config, data=replace(config.data, world=world), train=run)
 
 
 # what may differ between a run and its continuation: nothing that changes what is learned

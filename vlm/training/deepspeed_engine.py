@@ -61,12 +61,13 @@ class DeepSpeedEngine:
         batch_size: int,
         zero_stage: int,
         file: Path | None = None,
+        parts: int = 1,
     ) -> None:
         deepspeed = _import(device)
         self._clip_norm = clip_norm
         self._zero = zero_stage > 0
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        settings = _settings(batch_size, zero_stage, clip_norm, file)
+        settings = _settings(batch_size, zero_stage, clip_norm, file, parts)
         distributed.broadcast_weights(module)
         with _quiet(), _without_broadcast(deepspeed):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -78,10 +79,15 @@ class DeepSpeedEngine:
         result: tuple[Tensor, dict[str, Tensor]] = self._engine(*arguments)
         return result
 
-    def update(self, loss: Tensor, learning_rate: float) -> float:
-        """Differentiate, average over processes, clip and step; return the gradient norm before clipping."""
+    def differentiate(self, loss: Tensor) -> None:
+        """Add the gradient of one part's loss to those of the update's parts before it."""
+        self._engine.backward(loss)  # which divides by the number of parts
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # counts the parts, no more
+
+    def update(self, learning_rate: float) -> float:
+        """Average over parts and processes, clip and step; return the gradient norm before clipping."""
         set_learning_rate(self._optimizer, learning_rate)
-        self._engine.backward(loss)
         norm: Any = None
         if not self._zero:  # stage 0 neither reports the norm nor clips by one that can be read
             norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm or torch.inf)
@@ -120,7 +126,9 @@ class DeepSpeedEngine:
         groups._WORLD_GROUP = None
 
 
-def _settings(batch_size: int, zero_stage: int, clip_norm: float, file: Path | None) -> dict[str, Any]:
+def _settings(
+    batch_size: int, zero_stage: int, clip_norm: float, file: Path | None, parts: int = 1
+) -> dict[str, Any]:
     """Merge the user's DeepSpeed file with what the training config decides.
 
     Raises:
@@ -139,8 +147,8 @@ def _settings(batch_size: int, zero_stage: int, clip_norm: float, file: Path | N
     if zero["stage"] != zero_stage:
         raise ConfigError(f"{file}: ZeRO stage {zero['stage']} differs from engine.zero_stage {zero_stage}")
     return {
-        "train_micro_batch_size_per_gpu": batch_size // distributed.world_size(),
-        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": batch_size // distributed.world_size() // parts,
+        "gradient_accumulation_steps": parts,
         "gradient_clipping": clip_norm if zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

@@ -1,6 +1,6 @@
 """The plain engine: backward, average over processes, clip, step, in ordinary PyTorch.
 
-``DeepSpeedEngine`` offers the same five methods; the loop knows no difference.
+``DeepSpeedEngine`` offers the same methods; the loop knows no difference.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ class Engine(Protocol):
     def losses(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the module forward: the loss to differentiate, and its parts."""
 
-    def update(self, loss: Tensor, learning_rate: float) -> float:
-        """Differentiate, average over processes, clip and step; return the gradient norm before clipping."""
+    def differentiate(self, loss: Tensor) -> None:
+        """Add the gradient of one part's loss to those of the update's parts before it."""
+
+    def update(self, learning_rate: float) -> float:
+        """Average over parts and processes, clip and step; return the gradient norm before clipping."""
 
     def save(self, folder: Path) -> None:
         """Write what a resume needs into ``folder``; every process calls this."""
@@ -45,12 +48,17 @@ class PlainEngine:
         module: Called by ``losses``.
         optimizer: Over the module's learning parameters.
         clip_norm: Largest global gradient norm; 0 = no clipping.
+        parts: Losses that are differentiated for one update; its gradient is their mean.
     """
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, clip_norm: float) -> None:
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, *, clip_norm: float, parts: int = 1
+    ) -> None:
         self._module = module
         self._optimizer = optimizer
         self._clip_norm = clip_norm
+        self._parts = parts
+        self._is_fresh = True
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def losses(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -58,11 +66,17 @@ class PlainEngine:
         result: tuple[Tensor, dict[str, Tensor]] = self._module(*arguments)
         return result
 
-    def update(self, loss: Tensor, learning_rate: float) -> float:
-        """Differentiate, average over processes, clip and step; return the gradient norm before clipping."""
+    def differentiate(self, loss: Tensor) -> None:
+        """Add the gradient of one part's loss to those of the update's parts before it."""
+        if self._is_fresh:
+            self._optimizer.zero_grad(set_to_none=True)
+        self._is_fresh = False
+        (loss / self._parts).backward()  # type: ignore[no-untyped-call]
+
+    def update(self, learning_rate: float) -> float:
+        """Average over parts and processes, clip and step; return the gradient norm before clipping."""
         set_learning_rate(self._optimizer, learning_rate)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._is_fresh = True
         self._average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm or torch.inf)
         if torch.isfinite(norm):  # or the weights would be lost with the step

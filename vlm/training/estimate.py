@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm import distributed
-from vlm.training.config import TrainingConfig
+from vlm.training.config import TrainingConfig, in_parts
 from vlm.training.loop import build
 from vlm.training.setup import prepare_process
 from vlm.training.sources import open_source
@@ -30,10 +30,10 @@ def estimate(config: TrainingConfig) -> dict[str, Any]:
     middle = config.train.max_steps // 2
     seconds = []
     for step in (0, middle):
-        with open_source(config, state.model, step) as batches:
-            batch = next(batches)
+        with open_source(in_parts(config), state.model, step * config.train.accumulate) as batches:
+            parts = [next(batches) for _ in range(config.train.accumulate)]
             begin = time.perf_counter()
-            state.update(batch, step, 0)
+            state.update(parts, step, 0)
             seconds.append(time.perf_counter() - begin)
     learning = [parameter.numel() for parameter in state.model.parameters() if parameter.requires_grad]
     averages = sum(learning) if config.optimizer.ema_decay else 0

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from vlm.models.video_text_model import VideoTextModel
 from vlm.models.weights import save_model
 from vlm.progress import progress_bar
 from vlm.training.checkpoint import CheckpointStore, load_tensors, save_tensors, verify, write_durably
-from vlm.training.config import TrainingConfig, forbidden_changes
+from vlm.training.config import TrainingConfig, forbidden_changes, in_parts
 from vlm.training.engine import Engine
 from vlm.training.reports.boards import open_boards
 from vlm.training.reports.diagnosis import first_bad_tensor
@@ -72,14 +72,14 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
     best = best_value(run / "metrics.jsonl", f"val/{evaluation.best}", done)
     with (
         _tracking(config, run, done) as tracker,
-        open_source(config, state.model, done, run) as batches,
+        open_source(in_parts(config), state.model, done * config.train.accumulate, run) as batches,
         _Signals() as signals,
         _bar(last, done) as bar,
     ):
         while done < last:
             with clock.waiting():
-                batch = next(batches)
-            values = state.update(batch, done, signals.number)
+                parts = [next(batches) for _ in range(config.train.accumulate)]
+            values = state.update(parts, done, signals.number)
             done += 1
             stop_signal = int(values.pop("stop"))
             if validation is not None and (done % evaluation.every == 0 or done == last):
@@ -109,23 +109,34 @@ class RunState:
     average: MovingAverage
     store: CheckpointStore
 
-    def update(self, batch: Any, step: int, signal_number: int) -> dict[str, float]:
-        """Do update ``step`` (from 0); return its metrics, means over processes, and the signal to stop for.
+    def update(self, parts: Sequence[Any], step: int, signal_number: int) -> dict[str, float]:
+        """Do update ``step`` (from 0) with the parts of its batch.
+
+        Returns:
+            Its metrics, means over parts and processes, and the signal to stop for.
 
         Raises:
             VlmError: The loss or the gradient is not finite.
         """
         rate = learning_rate(step, self.config.optimizer, self.config.train.max_steps)
-        loss, parts = self.engine.losses(batch, step)
+        batches = list(enumerate(parts, step * len(parts)))
+        losses = []
+        for number, batch in batches:
+            loss, terms = self.engine.losses(batch, number)
+            losses.append({"loss": loss.detach(), **terms})
+            self.engine.differentiate(loss)
         numbers = {"learning_rate": rate}
         if isinstance(self.model, VideoTextModel):
             numbers["temperature"] = float(self.model.temp.detach())
-        norm = self.engine.update(loss, rate)
-        values = _mean_over_processes({"loss": loss.detach(), **parts}, signal_number)
+        norm = self.engine.update(rate)
+        means = {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}
+        values = _mean_over_processes(means, signal_number)
         values |= {**numbers, "gradient_norm": norm}
         wrong = [name for name, value in values.items() if not abs(value) < float("inf")]
         if wrong:
-            where = first_bad_tensor(self.module, lambda: self.engine.losses(batch, step))
+            where = first_bad_tensor(
+                self.module, lambda: [self.engine.losses(batch, number) for number, batch in batches]
+            )
             raise VlmError(
                 f"step {step + 1}: {', '.join(wrong)} not finite ({values})"
                 + (f"; first of all {where}" if where else "")

@@ -44,9 +44,12 @@ def prepare_process(config: TrainingConfig) -> torch.device:
     else:
         distributed.initialise(device, config.train.timeout_s)
     processes = distributed.world_size()
-    if config.train.batch_size % processes:
+    parts = config.train.accumulate
+    if config.train.batch_size % (processes * parts):
+        in_each = f" in each of {parts} parts" if parts > 1 else ""
         raise ConfigError(
             f"train.batch_size {config.train.batch_size} is not a multiple of the {processes} processes"
+            + in_each
         )
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -188,13 +191,7 @@ def make_objective(
     """
     if isinstance(model, Classifier):
         assert config.classification is not None
-        return classification.make_objective(
-            config.classification,
-            model,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            autocast=config.train.precision == "bf16",
-        )
+        return classification.make_objective(config, config.classification, model)
     masking = None
     if is_ever_positive(config.losses.masked_language.weight):
         if not config.model.text.has_language_head:
@@ -211,6 +208,7 @@ def make_objective(
         alignment=make_alignment(config.losses.alignment, encoder, preprocessing, device),
         distillation=make_distillation(config.losses.distillation, encoder.config, preprocessing, device),
         autocast=config.train.precision == "bf16",
+        parts=config.train.accumulate,
     )
 
 
@@ -243,7 +241,9 @@ def make_engine(config: TrainingConfig, objective: nn.Module, device: torch.devi
     """Return the engine that updates the objective's weights."""
     optimizer = make_optimizer(objective, config.optimizer)
     if config.engine.name == "plain":
-        return PlainEngine(objective, optimizer, clip_norm=config.optimizer.clip_norm)
+        return PlainEngine(
+            objective, optimizer, clip_norm=config.optimizer.clip_norm, parts=config.train.accumulate
+        )
     from vlm.training.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(
@@ -254,6 +254,7 @@ def make_engine(config: TrainingConfig, objective: nn.Module, device: torch.devi
         batch_size=config.train.batch_size,
         zero_stage=config.engine.zero_stage,
         file=Path(config.engine.file) if config.engine.file else None,
+        parts=config.train.accumulate,
     )
 
 
