@@ -61,12 +61,13 @@ def launch():
     """Return a function that starts ``vlm`` (or with ``processes`` torchrun) and gives the Popen object."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, processes: int = 1, module: str = "vlm") -> subprocess.Popen[str]:
+    def start(*arguments: str, processes: int = 1, restarts: int = 0) -> subprocess.Popen[str]:
         command = [sys.executable, "-m"]
         if processes > 1:
-            command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+            command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+            command += [f"--max-restarts={restarts}", "-m"]
         process = subprocess.Popen(
-            [*command, module, *arguments],
+            [*command, "vlm", *arguments],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             text=True,

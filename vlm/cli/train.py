@@ -22,9 +22,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint"
     )
     parser.add_argument(
+        "--or-resume",
+        action="store_true",
+        help="continue the run that --out holds, if it does: for launchers, which repeat one command",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="build everything, time two updates, print the cost, write nothing",
+        help="print the whole config, every file needed, sizes, memory, disk and hours; write nothing",
     )
 
 
@@ -34,11 +39,11 @@ def run(arguments: argparse.Namespace) -> int:
     from vlm.errors import RejectedItems, UsageError
     from vlm.training.config import TrainingConfig
 
-    if arguments.out and arguments.resume:
-        raise UsageError("--resume RUN names the folder already; leave --out away")
+    if arguments.resume and (arguments.out or arguments.or_resume):
+        raise UsageError("--resume RUN names the folder already; leave --out and --or-resume away")
     config = load_config(TrainingConfig, arguments.config, arguments.overrides)
     if arguments.dry_run:
-        from vlm.training.estimate import estimate
+        from vlm.training.planning.estimate import estimate
 
         print(json.dumps(estimate(config), indent=1))
         return 0
@@ -46,8 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     from vlm.training.loop import train
 
     folder = arguments.resume or arguments.out or Path("runs") / config.name
+    resume = None if arguments.or_resume else arguments.resume is not None
     try:
-        model = train(config, folder, resume=arguments.resume is not None)
+        model = train(config, folder, resume=resume)
         if distributed.is_main():
             print(model)
         alone = distributed.world_size() == 1

@@ -41,6 +41,37 @@ class Engine(Protocol):
         """Release what the engine holds."""
 
 
+def save_state(folder: Path, module: nn.Module, optimizer: dict[str, Any], *, frozen: bool = True) -> None:
+    """Write a checkpoint's state, in process 0: one form for every engine and number of processes.
+
+    Args:
+        folder: The checkpoint's.
+        module: Its parameters and buffers are written.
+        optimizer: The optimiser's state.
+        frozen: Whether parameters that do not learn are written too.
+    """
+    if distributed.is_main():
+        left_out = set() if frozen else _frozen(module)
+        kept = {name: value for name, value in module.state_dict().items() if name not in left_out}
+        save_tensors(folder / _STATE, {"module": kept, "optimizer": optimizer})
+
+
+def load_state(folder: Path, module: nn.Module) -> dict[str, Any]:
+    """Read what ``save_state`` wrote onto the CPU, and fill the module with it.
+
+    Frozen parameters that were left out stay as they are.
+    """
+    state = load_tensors(folder / _STATE)
+    own = module.state_dict()
+    kept = {name: own[name] for name in _frozen(module) if name not in state["module"]}
+    module.load_state_dict({**kept, **state["module"]})
+    return state
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+
+
 class PlainEngine:
     """One process, or several that average their gradients; the state is equal in all of them.
 
@@ -49,15 +80,23 @@ class PlainEngine:
         optimizer: Over the module's learning parameters.
         clip_norm: Largest global gradient norm; 0 = no clipping.
         parts: Losses that are differentiated for one update; its gradient is their mean.
+        saves_frozen: Whether checkpoints hold the parameters that do not learn.
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, *, clip_norm: float, parts: int = 1
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float,
+        parts: int = 1,
+        saves_frozen: bool = True,
     ) -> None:
         self._module = module
         self._optimizer = optimizer
         self._clip_norm = clip_norm
         self._parts = parts
+        self._saves_frozen = saves_frozen
         self._is_fresh = True
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
@@ -85,14 +124,11 @@ class PlainEngine:
 
     def save(self, folder: Path) -> None:
         """Write parameters and optimiser state; process 0 writes, since all hold the same."""
-        if distributed.is_main():
-            state = {"module": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
-            save_tensors(folder / _STATE, state)
+        save_state(folder, self._module, self._optimizer.state_dict(), frozen=self._saves_frozen)
 
     def load(self, folder: Path) -> None:
         """Restore parameters and optimiser state; the number of processes may have changed."""
-        state = load_tensors(folder / _STATE)
-        self._module.load_state_dict(state["module"])
+        state = load_state(folder, self._module)
         self._optimizer.load_state_dict(state["optimizer"])
 
     def close(self) -> None:

@@ -25,6 +25,8 @@ from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.models.weights import save_model
 from vlm.progress import progress_bar
+from vlm.training import adapters
+from vlm.training.average import MovingAverage
 from vlm.training.checkpoint import CheckpointStore, load_tensors, save_tensors, verify, write_durably
 from vlm.training.config import TrainingConfig, forbidden_changes, in_parts
 from vlm.training.engine import Engine
@@ -33,7 +35,6 @@ from vlm.training.reports.diagnosis import first_bad_tensor
 from vlm.training.reports.tracking import Tracker, best_value, circumstances, draw_curves, training_s
 from vlm.training.schedule import learning_rate
 from vlm.training.setup import (
-    MovingAverage,
     make_engine,
     make_model,
     make_objective,
@@ -44,17 +45,18 @@ from vlm.training.sources import open_source
 from vlm.training.validation import make_validation
 
 _AVERAGE = "average.pt"
+_CONFIG = "config.yaml"
 _ENVIRONMENT = "environment.json"
 
 
-def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
+def train(config: TrainingConfig, run: Path, *, resume: bool | None = False) -> Path:
     """Train a model and return its folder, ``RUN/model``.
 
     Args:
         config: What to train; written to ``RUN/config.yaml`` in full.
         run: The run's folder; new, unless ``resume``.
         resume: Continue from the newest undamaged checkpoint, to the bit as if there had been no stop (plain
-            engine; the same number of processes and threads on the same machine).
+            engine; the same number of processes and threads on the same machine). None: if there is one.
 
     Raises:
         InvalidInput: The folder holds a run already, or none to resume.
@@ -63,6 +65,8 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
         VlmError: The loss is not finite.
     """
     device = prepare_process(config)
+    if resume is None:  # asked of one process, before it writes what the others would see
+        resume = distributed.broadcast_object((run / _CONFIG).is_file() if distributed.is_main() else None)
     _prepare_folder(config, run, resume)
     state = build(config, run, device)
     done = state.restore() if resume else 0
@@ -100,7 +104,11 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunState:
-    """The objects that a run updates and saves; ``module`` is the model with its losses."""
+    """The objects that a run updates and saves.
+
+    ``module`` is the model with its losses; ``base`` a hash of the weights that adapters stand beside, None
+    if there are no adapters.
+    """
 
     config: TrainingConfig
     model: VideoTextModel | EncoderModel
@@ -108,6 +116,7 @@ class RunState:
     engine: Engine
     average: MovingAverage
     store: CheckpointStore
+    base: str | None
 
     def update(self, parts: Sequence[Any], step: int, signal_number: int) -> dict[str, float]:
         """Do update ``step`` (from 0) with the parts of its batch.
@@ -154,18 +163,27 @@ class RunState:
             if distributed.is_main():
                 save_tensors(folder / _AVERAGE, {"values": self.average.values})
                 with self.average.applied():
-                    save_model(self.model, folder / "model")
+                    if self.base is None:
+                        save_model(self.model, folder / "model")
+                    else:
+                        adapters.save_adapter(self.model, folder / adapters.FOLDER)
 
-        self.store.save(done, write, {"processes": distributed.world_size()})
+        self.store.save(done, write, {"processes": distributed.world_size(), "base": self.base})
 
     def restore(self) -> int:
         """Load the newest undamaged checkpoint; return how many updates are done, 0 without one."""
         newest = distributed.broadcast_object(self.store.latest() if distributed.is_main() else None)
         if newest is None:
             return 0
+        facts = verify(newest)
+        if facts.get("base") != self.base:
+            raise ConfigError(
+                f"{newest}: its adapters belong to other weights than those of train.init_from "
+                f"({self.config.train.init_from}); give the run the model that it started from"
+            )
         self.engine.load(newest)
         self.average.load(load_tensors(newest / _AVERAGE, self.model.device)["values"])
-        return int(verify(newest)["step"])
+        return int(facts["step"])
 
 
 def build(config: TrainingConfig, run: Path, device: torch.device) -> RunState:
@@ -179,12 +197,13 @@ def build(config: TrainingConfig, run: Path, device: torch.device) -> RunState:
         engine=make_engine(config, objective, device),
         average=MovingAverage(model, config.optimizer.ema_decay),
         store=CheckpointStore(run / "checkpoints", config.checkpoint.keep),
+        base=adapters.frozen_hash(model) if config.train.lora else None,
     )
 
 
 def _prepare_folder(config: TrainingConfig, run: Path, resume: bool) -> None:
     """Check that the folder fits what is asked, in every process, then write the resolved config."""
-    before = run / "config.yaml"
+    before = run / _CONFIG
     if resume and not before.is_file():
         raise InvalidInput(f"{run}: no run to resume, {before.name} is missing; start one with --out {run}")
     if resume:
@@ -215,7 +234,9 @@ def _finish(config: TrainingConfig, state: RunState, run: Path) -> Path:
         training = json.loads((run / _ENVIRONMENT).read_text())
         training |= {"steps": config.train.max_steps, "training_s": round(training_s(run))}
         with state.average.applied():
-            save_model(state.model, run / "model", card={"training": training})
+            save_model(adapters.merged(state.model), run / "model", card={"training": training})
+            if state.base is not None:
+                adapters.save_adapter(state.model, run / adapters.FOLDER)
     state.engine.close()
     distributed.barrier()
     return run / "model"
@@ -229,7 +250,11 @@ def _keep_best(
     if value <= best:
         return best
     if distributed.is_main():
-        save_model(model, run / "best", card={"training": {"step": done, config.evaluation.best: value}})
+        save_model(
+            adapters.merged(model),
+            run / "best",
+            card={"training": {"step": done, config.evaluation.best: value}},
+        )
     return value
 
 
