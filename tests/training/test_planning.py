@@ -136,7 +136,12 @@ def test_nothing_that_is_not_here_is_fetched_and_all_of_it_is_named(tiny, tmp_pa
     assert (start.megabytes, start.licence, start.note) == (
         381.232, "Apache-2.0", "vlm models pull videomamba-m-5m",
     )  # fmt: skip
-    assert text.note.startswith("hf download google-bert") and teacher.key == "losses.distillation.teacher"
+    assert (
+        text.note.startswith(
+            "hf download google-bert/bert-base-uncased model.safetensors (440 MB, Apache-2.0"
+        )
+        and teacher.key == "losses.distillation.teacher"
+    )
     assert shards.note == "no such path" and "in the course of the run" in remote.note
     told = estimate(config)
     assert told["hours"] is None and "tokenizer, train.init_from" in told["not_measured"]

@@ -35,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; the model's folder is the result."""
+    from vlm import distributed
     from vlm.config import load_config
     from vlm.errors import RejectedItems, UsageError
     from vlm.training.config import TrainingConfig
@@ -45,9 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         from vlm.training.planning.estimate import estimate
 
-        print(json.dumps(estimate(config), indent=1))
+        told = estimate(config)
+        if distributed.is_main():
+            print(json.dumps(told, indent=1))
+        distributed.shut_down()
         return 0
-    from vlm import distributed
     from vlm.training.loop import train
 
     folder = arguments.resume or arguments.out or Path("runs") / config.name

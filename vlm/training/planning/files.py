@@ -12,6 +12,7 @@ from vlm.training.config import TrainingConfig
 from vlm.training.schedule import is_ever_positive
 
 _BERT_MEGABYTES = 0.232  # as google-bert/bert-base-uncased has its vocabulary
+_BERT = "hf download google-bert/bert-base-uncased model.safetensors (440 MB, Apache-2.0) gives a BERT"
 _UNKNOWN = "unknown"
 
 
@@ -51,9 +52,7 @@ def _models(config: TrainingConfig) -> Iterator[NeededFile]:
     if run.init_from is not None:
         yield _model("train.init_from", run.init_from)
     if run.text_from is not None:
-        yield _path(
-            "train.text_from", run.text_from, "hf download google-bert/bert-base-uncased", "Apache-2.0"
-        )
+        yield _path("train.text_from", run.text_from, _BERT)
     if config.classification is None and is_ever_positive(losses.alignment.weight):
         yield _model("losses.alignment.teacher", losses.alignment.teacher)
     if is_ever_positive(losses.distillation.weight):
@@ -75,23 +74,14 @@ def _data(config: TrainingConfig) -> Iterator[NeededFile]:
             yield _path("data.shards.folders", folder)
 
 
-def _path(key: str, source: str, command: str = "", licence: str = _UNKNOWN) -> NeededFile:
+def _path(key: str, source: str, command: str = "no such path") -> NeededFile:
     if "://" in source:
         note = "not looked at: it is fetched in the course of the run"
         return NeededFile(key=key, source=source, present=True, megabytes=None, note=note)
     path = Path(source)
     if not path.exists():
-        return NeededFile(
-            key=key,
-            source=source,
-            present=False,
-            megabytes=None,
-            licence=licence,
-            note=command or "no such path",
-        )
-    return NeededFile(
-        key=key, source=source, present=True, megabytes=_size(path), licence=_licence(path, licence)
-    )
+        return NeededFile(key=key, source=source, present=False, megabytes=None, note=command)
+    return NeededFile(key=key, source=source, present=True, megabytes=_size(path), licence=_licence(path))
 
 
 def _model(key: str, source: str) -> NeededFile:
@@ -161,7 +151,7 @@ def _size(path: Path) -> float:
     return round(sum(file.stat().st_size for file in files) / 1e6, 3)
 
 
-def _licence(path: Path, otherwise: str = _UNKNOWN) -> str:
+def _licence(path: Path) -> str:
     """Return what the card of a model folder says."""
     from vlm.models.weights import read_card
 
@@ -169,7 +159,7 @@ def _licence(path: Path, otherwise: str = _UNKNOWN) -> str:
     for place in (folder, folder / "model"):
         if (place / "card.json").is_file():
             try:
-                return str(read_card(place).get("licence", otherwise))
+                return str(read_card(place).get("licence", _UNKNOWN))
             except InvalidInput:
                 break
-    return otherwise
+    return _UNKNOWN
