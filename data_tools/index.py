@@ -7,9 +7,11 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 from vlm.data.foreign import index_foreign
 from vlm.data.packing import summary
+from vlm.data.shards.layout import Media
 from vlm.progress import progress_bar
 
 
@@ -22,12 +24,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where the index goes; beside the tars if left out"
     )
-    parser.add_argument("--no-decode", action="store_true", help="do not try whether the videos decode")
+    parser.add_argument(
+        "--media", choices=get_args(Media), default="video", help="what the samples are (video)"
+    )
+    parser.add_argument("--no-decode", action="store_true", help="do not try whether they decode")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of lines")
     arguments = parser.parse_args(argv)
     with progress_bar(len(list(arguments.folder.glob("*.tar"))), "indexing", "shard") as bar:
         manifest = index_foreign(
-            arguments.folder, arguments.out, decode=not arguments.no_decode, on_shard=bar.update
+            arguments.folder,
+            arguments.out,
+            media=arguments.media,
+            decode=not arguments.no_decode,
+            on_shard=bar.update,
         )
     report = summary(manifest)
     if arguments.json:

@@ -72,6 +72,7 @@ class Batch:
         keys: Sample identifiers, length b.
         siblings: (B, B) bool, pairs whose clips differ in one thing only (minimal pairs, reversed twins);
             None where the source knows of none.
+        corpus: Name of the corpus that the batch is of; empty where there is one only.
     """
 
     video: Tensor
@@ -80,6 +81,7 @@ class Batch:
     offset: int = 0
     keys: tuple[str, ...] = ()
     siblings: Tensor | None = None
+    corpus: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

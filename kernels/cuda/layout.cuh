@@ -31,10 +31,14 @@ constexpr int kTile = kRows * kSplit;
 constexpr int kVector = 16 / int(sizeof(Io));
 // a quarter of the banks more than the row: the fragments of a matrix product then come from different banks
 constexpr int kRankRow = kRank + kVector;
+// of a row of rank rows in 32-bit words, which are what fragments consist of: its length, and its distance to the next.
+// A product takes eight words of each row at a time, whatever their type.
+constexpr int kRankWords = kRank * int(sizeof(Io)) / 4, kRankStride = kRankRow * int(sizeof(Io)) / 4;
+constexpr int kProducts = kRankWords / 8;
 
 static_assert(kStateCount == 8 || kStateCount == 16 || kStateCount == 32 || kStateCount == 64, "states");
 static_assert(kDirections == 1 || kDirections == 2, "directions");
-static_assert(kRank == 0 || (kRank % 16 == 0 && kAligned && sizeof(Io) == 2), "rank rows are aligned halves");
+static_assert(kRank == 0 || (kRank % 16 == 0 && kAligned), "rank rows are aligned");
 static_assert(kSplit == 1 || kSplit == 2 || kSplit == 4 || (kSplit == 8 && (kStateCount == 16 || kStateCount == 32)),
               "split");
 static_assert(kTileChannels % 8 == 0 && kRows % kParts == 0, "a tile is whole vectors and whole passes");
@@ -80,7 +84,7 @@ struct alignas(16) WarpRoom {
   float bias[kTileChannels];
   // B and C as fp32; of stored fp32 they are read where they landed
   Room<(sizeof(Io) == 4 ? 0 : kRows * 2 * kStateCount * 4)> wide;
-  Room<kTileChannels * (kRank ? kRankRow : 0) * 2> weight;
+  Room<kTileChannels * (kRank ? kRankRow : 0) * int(sizeof(Io))> weight;
   Room<(kSplit > 1 ? 2 * int(sizeof(Publication)) : 0)> published;
   Room<(kSplit > 1 ? 2 * kStates * 32 * 4 : 0)> carry;
 };

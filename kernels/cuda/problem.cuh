@@ -8,7 +8,7 @@
 //   VLM_STATES      8, 16, 32, 64
 //   VLM_DIRECTIONS  1, or 2: out = gate * (forward + backward)
 //   VLM_RANK        0: `delta` is (b, l, e). 16, 32 or 48: `delta` is (b, l, r) and the kernel multiplies it by
-//                   `weight` (e, r); half types only. The host pads r with zero columns in both.
+//                   `weight` (e, r), of fp32 with both rounded to tf32. The host pads r with zero columns in both.
 //   VLM_ALIGNED     1: all sequences start at addresses, and have strides, that are multiples of 16 bytes, and so does
 //                   every group's first channel; `kept` starts at a multiple of 8. 0: nothing is asked; no rank
 //   VLM_EVENTS      1: `segments` or `kept` may be given. 0: both are null

@@ -69,7 +69,8 @@ template <> __device__ __forceinline__ unsigned pack<fp16>(float first, float se
   return word;
 }
 
-// c (16, 8) += a (16, 16) @ b (16, 8), spread over the warp as mma.m16n8k16 lays it out
+// c (16, 8) += a (16, 16) @ b (16, 8), spread over the warp as mma.m16n8k16 lays it out; of fp32, which is rounded to
+// tf32, half as many columns in as many words, as mma.m16n8k8 lays them out
 template <class T> __device__ void mma(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
 
 #define VLM_MMA(type, name)                                                                               \
@@ -83,6 +84,21 @@ template <class T> __device__ void mma(float (&c)[4], const unsigned (&a)[4], co
 VLM_MMA(bf16, "bf16")
 VLM_MMA(fp16, "f16")
 #undef VLM_MMA
+
+// left to itself the instruction would cut what tf32 has no bits for off, a bias twice as large as the rounding
+__device__ __forceinline__ unsigned round_to_tf32(unsigned word) {
+  unsigned rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(word)));
+  return rounded;
+}
+
+template <> __device__ __forceinline__ void mma<float>(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(round_to_tf32(a[0])), "r"(round_to_tf32(a[1])), "r"(round_to_tf32(a[2])), "r"(round_to_tf32(a[3])),
+        "r"(round_to_tf32(b[0])), "r"(round_to_tf32(b[1])));
+}
 
 __device__ __forceinline__ float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 

@@ -205,23 +205,23 @@ __device__ __forceinline__ void put_step(const Task &w, const Times &times, int 
 #if VLM_RANK
 // delta = rank rows @ weight^T: 16 steps and 8 channels at a time, with the bias as what is added to
 template <bool Soft, bool Gated> __device__ __forceinline__ void prepare_steps(const Task &w, const Times &times) {
-  constexpr int stride = kRankRow / 2;
+  constexpr int stride = kRankStride;
   const int lane = opaque(w.lane), row = lane / 4, part = lane % 4;
   const unsigned *rows = reinterpret_cast<const unsigned *>(w.room.raw.delta) + row * stride + part;
-  const unsigned *weight = static_cast<const unsigned *>(w.given().weight) + (w.channel + row) * (kRank / 2) + part;
+  const unsigned *weight = static_cast<const unsigned *>(w.given().weight) + (w.channel + row) * kRankWords + part;
   for (int first = 0; first < kTileChannels; first += 8) {
-    unsigned b[kRank / 16][2];
+    unsigned b[kProducts][2];
 #pragma unroll
-    for (int k = 0; k < kRank / 16; ++k)
+    for (int k = 0; k < kProducts; ++k)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        b[k][i] = first + row < w.columns ? weight[first * (kRank / 2) + 8 * k + 4 * i] : 0;
+        b[k][i] = first + row < w.columns ? weight[first * kRankWords + 8 * k + 4 * i] : 0;
     const float2 bias = Pairs<float>::load(w.room.bias + first + 2 * part);
 #pragma unroll
     for (int half = 0; half < kChunk; half += 16) {
       float c[4] = {bias.x, bias.y, bias.x, bias.y};
 #pragma unroll
-      for (int k = 0; k < kRank / 16; ++k) {
+      for (int k = 0; k < kProducts; ++k) {
         const unsigned *from = rows + half * stride + 8 * k;
         const unsigned a[4] = {from[0], from[8 * stride], from[4], from[8 * stride + 4]};
         mma<Io>(c, a, b[k]);
@@ -605,7 +605,7 @@ extern "C" {
 __constant__ long long vlm_scan_backward_geometry[4] = {vlm::kBackwardThreads, vlm::kBackwardBytes,
                                                         vlm::kTileChannels, vlm::kBackwardWarps};
 
-__global__ void __launch_bounds__(vlm::kBackwardThreads)
+__global__ void __launch_bounds__(vlm::kBackwardThreads, 8 / vlm::kBackwardWarps)
     vlm_scan_backward_carry(const __grid_constant__ vlm::ScanBackward p) {
   vlm::run<false>(p, 1);
 }

@@ -177,10 +177,10 @@ __device__ __forceinline__ void prepare_steps(const Task &w, Raw &raw, const Tim
   const int row = w.lane / 4, part = w.lane % 4;
   const unsigned *rows = reinterpret_cast<const unsigned *>(raw.delta());
   const unsigned *weight = reinterpret_cast<const unsigned *>(&w.room().weight);
-  constexpr int stride = kRankRow / 2;
-  unsigned a[kRank / 16][4];
+  constexpr int stride = kRankStride;
+  unsigned a[kProducts][4];
 #pragma unroll
-  for (int k = 0; k < kRank / 16; ++k)
+  for (int k = 0; k < kProducts; ++k)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       a[k][2 * half] = rows[row * stride + 8 * k + 4 * half + part];
@@ -191,7 +191,7 @@ __device__ __forceinline__ void prepare_steps(const Task &w, Raw &raw, const Tim
     const float2 bias = Pairs<float>::load(w.room().bias + first + 2 * part);
     float c[4] = {bias.x, bias.y, bias.x, bias.y};
 #pragma unroll
-    for (int k = 0; k < kRank / 16; ++k) {
+    for (int k = 0; k < kProducts; ++k) {
       const unsigned *from = weight + (first + row) * stride + 8 * k + part;
       const unsigned b[2] = {from[0], from[4]};
       mma<Io>(c, a[k], b);

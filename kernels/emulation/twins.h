@@ -67,6 +67,22 @@ template <class T> void mma(float (&c)[4], const unsigned (&a)[4], const unsigne
   }
 }
 
+inline float rounded_to_tf32(unsigned word) {
+  const bool is_number = (word >> 23 & 255) != 255;
+  return __uint_as_float(is_number ? (word + 0x1000) & ~0x1fffu : word);
+}
+
+template <> inline void mma<float>(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  const emulation::Words *all = emulation::running->meet("mma", {{a[0], a[1], a[2], a[3], b[0], b[1]}});
+  const unsigned lane = threadIdx.x % 32;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (unsigned k = 0; k < 8; ++k)
+      c[i] += rounded_to_tf32(all[row % 8 * 4 + k % 4].word[row / 8 + k / 4 * 2]) *
+              rounded_to_tf32(all[column * 4 + k % 4].word[4 + k / 4]);
+  }
+}
+
 inline float shuffle_xor(float x, int mask) {
   const emulation::Words *all = emulation::running->meet("shuffle_xor", {{__float_as_uint(x)}});
   return __uint_as_float(all[threadIdx.x % 32 ^ unsigned(mask)].word[0]);

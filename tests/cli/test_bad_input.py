@@ -241,7 +241,12 @@ def tiny_run(tmp_path) -> list[str]:
 
 
 def test_training_from_a_torn_shard_stops_and_says_how_to_look(shards, tiny_run, tmp_path, capsys) -> None:
-    source = ["--set", "data.source=shards", "--set", f"data.shards.folders=[{shards}]"]
+    source = [
+        "--set",
+        "data.source=shards",
+        "--set",
+        f"data.shards.corpora={{videos: {{folders: [{shards}]}}}}",
+    ]
     assert main([*tiny_run, *source]) == 4
     message = capsys.readouterr().err
     assert "of 4 samples cannot be used (short_read" in message and "shard-000000.tar" in message
@@ -250,7 +255,11 @@ def test_training_from_a_torn_shard_stops_and_says_how_to_look(shards, tiny_run,
 
 
 def test_a_run_that_left_samples_out_says_so(shards, tiny_run, tmp_path, capsys) -> None:
-    source = [f"data.shards.folders=[{shards}]", "data.source=shards", "data.shards.max_bad_fraction=1.0"]
+    source = [
+        f"data.shards.corpora={{videos: {{folders: [{shards}]}}}}",
+        "data.source=shards",
+        "data.shards.max_bad_fraction=1.0",
+    ]
     assert main([*tiny_run, *(word for value in source for word in ("--set", value))]) == 3
     printed = capsys.readouterr()
     assert printed.out.strip() == str(tmp_path / "run" / "model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 
 import pytest
 
@@ -200,6 +201,15 @@ def test_operators_that_do_not_run_on_cuda_kernels_are_named(gpu, monkeypatch, c
     else:
         assert finding.status == "note"
         assert finding.text == "cuda: selective_scan, bi_scan, add_rms_norm; chunked: conv2"
+
+
+def test_a_mamba_ssm_that_could_serve_is_named(gpu, monkeypatch):
+    from vlm.ops import backends
+
+    monkeypatch.setattr(backends, "_is_trusted", lambda *_: True)
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
+    finding = the(doctor.check_scan(), "operators on cuda")
+    assert finding.status == "ok" and finding.text.endswith("; VLM_SCAN_BACKEND=mamba_ssm can be had")
 
 
 def test_the_first_use_of_the_cuda_kernels_is_timed(gpu):

@@ -68,7 +68,7 @@ def test_resuming_at_every_batch(count: int, batch_size: int, world_size: int, w
     epochs = [key for batch in keys for key in batch]
     assert len(set(epochs[:count])) == len(set(epochs[count:])) == count
     for first in range(len(whole)):
-        assert run(source, batch_size, world_size, workers, first * batch_size) == whole[first:]
+        assert run(source, batch_size, world_size, workers, first) == whole[first:]
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1003, 128), (10_007, 1024)])
@@ -78,7 +78,7 @@ def test_larger_sets(count: int, batch_size: int, world_size: int) -> None:
     source = Numbered(count)
     expected = truth(source, batch_size)
     first = -(-3 * count // 2) // batch_size
-    found = run(source, batch_size, world_size, 2, first * batch_size)
+    found = run(source, batch_size, world_size, 2, first)
     assert [[key for key, _ in batch] for batch in found] == expected[first:]
     assert sum(map(len, expected)) == 2 * count
     everything = [key for batch in expected for key in batch]

@@ -109,11 +109,11 @@ def test_a_stopped_pack_goes_on_to_the_same_bytes(
     pack(annotations(), videos, tmp_path / "whole", max_shard_bytes=6000, workers=1)
     original, calls = packing._check, []
 
-    def failing(item, key, reencoding):
+    def failing(item, key, **how):
         calls.append(key)
         if len(calls) > stop:
             raise KeyboardInterrupt
-        return original(item, key, reencoding)
+        return original(item, key, **how)
 
     monkeypatch.setattr(packing, "_check", failing)
     with pytest.raises(KeyboardInterrupt):

@@ -19,7 +19,7 @@ import pytest
 from vlm.cli import main
 from vlm.data.loader import Loader, LoaderConfig
 from vlm.data.shards import ShardReader, ShardWriter, remote
-from vlm.data.shards.remote import CacheConfig, shown
+from vlm.data.shards.remote import CacheConfig, RemoteFolder, shown
 from vlm.data.shards.verification import verify_shards
 from vlm.data.sources import ShardSource
 from vlm.errors import DataError, InvalidInput, MissingExtra
@@ -221,6 +221,23 @@ def test_many_threads_and_readers_with_one_small_cache(tmp_path: Path, shards: P
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(check, enumerate(places)))
+
+
+def test_a_copy_that_leaves_before_it_is_opened_is_fetched_again(
+    tmp_path: Path, shards: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ShardReader(url_of(server), CacheConfig(folder=tmp_path / "cache"))
+    local, left = RemoteFolder.local, []
+
+    def leave_once(self: RemoteFolder, name: str, sha256: str, size: int | None = None) -> Path:
+        path = local(self, name, sha256, size)
+        if name.endswith(".tar") and not left:
+            left.append(name)
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(RemoteFolder, "local", leave_once)
+    assert reader.read(0, 0) == ShardReader(shards).read(0, 0) and left
 
 
 def test_the_program(tmp_path: Path, server: Server, capsys) -> None:

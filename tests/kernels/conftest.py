@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from tests.kernels import extensions as played
 from vlm.ops import backends
 from vlm.ops.cuda import arguments as cuda_arguments
 from vlm.ops.cuda import library as cuda_library
@@ -177,6 +181,14 @@ def gpu(emulate: Callable[..., Emulated], monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.fixture
+def tf32_allowed() -> Iterator[None]:
+    """Let PyTorch multiply matrices of fp32 in tf32."""
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture
 def both(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], list[Any]]:
     """Return a function that runs something by the CUDA kernels and by PyTorch."""
 
@@ -188,3 +200,25 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], list[
         return results
 
     return run
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Return a function that imports one of the benchmark folder's modules."""
+    monkeypatch.syspath_prepend(str(KERNELS / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.fixture
+def extensions(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Let PyTorch play the published extensions, and count the scans."""
+
+    def counted(*arguments: Any) -> Any:
+        scan.calls += 1
+        return played.scan_forward(*arguments)
+
+    scan = SimpleNamespace(fwd=counted, bwd=played.scan_backward, calls=0)
+    conv = SimpleNamespace(causal_conv1d_fwd=played.conv_forward, causal_conv1d_bwd=played.conv_backward)
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", scan)
+    monkeypatch.setitem(sys.modules, "causal_conv1d_cuda", conv)
+    return scan

@@ -150,6 +150,39 @@ def test_committed_results_are_of_these_cases(root):
         assert {c.name: c.updates for c in CASES} == {k: v["updates"] for k, v in results["cases"].items()}
 
 
+def test_the_encoder_is_timed_only_if_its_features_agree(monkeypatch, capsys, tmp_path):
+    if not cpu_library.available(torch.float32):
+        pytest.skip("no C++ kernels")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    timed = program("encoder")
+    out = tmp_path / "encoder.json"
+    words = [
+        "--width",
+        "16",
+        "--depth",
+        "2",
+        "--frames",
+        "2",
+        "--side",
+        "32",
+        "--threads",
+        "1",
+        "--turns",
+        "2",
+    ]
+    assert timed.main([*words, "--out", str(out)]) == 0
+    row = json.loads(out.read_text())["threads"]["1"]
+    assert 0 < row["ratio_least"] <= row["ratio"] <= row["ratio_most"]
+    assert abs(sum(row["shares"].values()) - 1) < 1e-6 and all(row["shares"].values())
+    assert VARIABLE not in os.environ and "chunked" in capsys.readouterr().out
+    encode = timed.encode
+    off = lambda model, video, backend: encode(model, video, backend) * (1 + 2e-4 * (backend == "cpu"))  # noqa: E731
+    monkeypatch.setattr(timed, "encode", off)
+    assert timed.main(words) == 1
+    said = capsys.readouterr()
+    assert "the features differ by 2.0e-04" in said.err and not said.out
+
+
 @pytest.mark.slow
 def test_a_transformers_model_is_timed_only_if_its_logits_agree(monkeypatch, capsys, tmp_path):
     try:

@@ -118,6 +118,34 @@ def test_rank_rows_that_no_kernel_takes_are_multiplied_before(dtype, rank, chann
         assert (mine.double() - truth.double()).norm() <= 5e-3 * truth.double().norm()
 
 
+def tf32(x):
+    """The nearest numbers that tf32 holds."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("rank", [16, 48])
+def test_rank_rows_of_fp32_are_multiplied_in_tf32_where_pytorch_may(rank, gpu, tf32_allowed, monkeypatch):
+    arguments = draw(torch.float32, 75, rank=rank, segments=rank == 16)
+    monkeypatch.setenv(VARIABLE, "cuda")
+    dout = torch.randn(2, 75, 64)
+    found = run(arguments, dout)
+    kinds = [dict(wanted.defines) for wanted in gpu.used if wanted.entry != "vlm_sum"]
+    assert {kind["VLM_RANK"] for kind in kinds} == {rank}
+    monkeypatch.setenv(VARIABLE, "reference")
+    wide = [x.double() if x is not None and x.is_floating_point() else x for x in arguments]
+    rounded = [
+        tf32(x).double() if place in (3, 4, 13, 14) else wide[place] for place, x in enumerate(arguments)
+    ]
+    errors = [
+        [(mine.double() - true).norm() / true.norm() for mine, true in zip(found, truth, strict=True)]
+        for truth in (run(rounded, dout.double()), run(wide, dout.double()))
+    ]
+    # only the product that gives delta is rounded, in both passes
+    assert errors[0][0] < 1e-5 and 1e-5 < errors[1][0] < 1e-3
+    assert max(errors[1][1:]) < 2e-3
+    assert max(error for place, error in enumerate(errors[0][1:]) if place not in (3, 4, 13, 14)) < 5e-5
+
+
 def test_rank_rows_at_odd_addresses_are_multiplied_before(gpu, monkeypatch):
     arguments = draw(torch.bfloat16, 40, rank=16)
     odd = torch.zeros(2, 40, 19).bfloat16()[..., 3:]

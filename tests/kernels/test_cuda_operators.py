@@ -179,6 +179,14 @@ def test_the_trial_trusts_kernels_that_agree(gpu):
     assert not cuda_trial.trusted("bi_scan", CPU, torch.float64)
 
 
+def test_the_trial_of_tf32_is_one_of_its_own(gpu, request):
+    assert cuda_trial.trusted("bi_scan", CPU, torch.float32)
+    assert {dict(wanted.defines)["VLM_RANK"] for wanted in gpu.used if wanted.entry != "vlm_sum"} == {0}
+    request.getfixturevalue("tf32_allowed")
+    assert cuda_trial.trusted("bi_scan", CPU, torch.float32)
+    assert {dict(wanted.defines)["VLM_RANK"] for wanted in gpu.used if wanted.entry != "vlm_sum"} == {0, 16}
+
+
 def test_the_trial_refuses_kernels_that_do_not_agree(gpu, monkeypatch, caplog):
     original = scan_calls.bi_scan_forward
 

@@ -259,7 +259,10 @@ def test_states_groups_and_aligned_tails(states, check):
     check(kernel, Case(33, 272, batch=1, groups=2))
 
 
-@pytest.mark.parametrize(("rank", "io", "directions"), [(16, "fp16", 2), (32, "bf16", 1), (48, "bf16", 2)])
+@pytest.mark.parametrize(
+    ("rank", "io", "directions"),
+    [(16, "fp16", 2), (32, "bf16", 1), (48, "bf16", 2), (16, "fp32", 2), (48, "fp32", 1)],
+)
 def test_delta_from_rank_rows(rank, io, directions, check):
     kernel = Kernel(io, directions=directions, rank=rank, events=1)
     check(kernel, *(Case(length, 72, optional=EVERYTHING) for length in (1, 17, 75)))

@@ -107,6 +107,7 @@ template <class T> __device__ void multiply(const Probe &p) {
 }
 PROBE(multiplies_bf16) { multiply<vlm::bf16>(p); }
 PROBE(multiplies_fp16) { multiply<vlm::fp16>(p); }
+PROBE(multiplies_fp32) { multiply<float>(p); }
 
 // all 65536 halves, two in a word, widened; and narrowed again
 template <class T> __device__ void convert(const Probe &p) {
@@ -221,6 +222,17 @@ def test_matrix_product(name, run):
     left, right = torch.randn(16, 16).to(HALVES[name]), torch.randn(8, 16).to(HALVES[name])
     out = run(f"multiplies_{name}", torch.cat([left, right]).contiguous(), count=128).view(16, 8)
     assert torch.allclose(out, 1 + left.float() @ right.float().T, rtol=1e-5, atol=1e-5)
+
+
+def test_a_matrix_product_of_fp32_rounds_to_tf32(run):
+    torch.manual_seed(0)
+    left, right = torch.randn(16, 8), torch.randn(8, 8)
+    # between two neighbours, the one farther from zero is taken
+    left[0, :2], right[0] = torch.tensor([1 + 2**-11, -1 - 2**-11]), torch.tensor([1.0] + [0.0] * 7)
+    out = run("multiplies_fp32", torch.cat([left, right]).contiguous(), count=128).view(16, 8)
+    factors = [((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32) for x in (left, right)]
+    assert torch.allclose(out, 1 + factors[0] @ factors[1].T, rtol=1e-6, atol=1e-6)
+    assert out[0, 0] == 2 + 2**-10 and not torch.allclose(out, 1 + left @ right.T, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", HALVES)

@@ -13,7 +13,7 @@ import pytest
 
 from vlm.ops.cuda import library as cuda_library
 from vlm.ops.cuda import nvrtc
-from vlm.ops.cuda.registry import INSTANTIATIONS
+from vlm.ops.cuda.registry import INSTANTIATIONS, TF32_INSTANTIATIONS
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 HELP = (
@@ -41,7 +41,11 @@ def compile_once(path: str, source: str, options: tuple[str, ...], arch: str) ->
 
 @pytest.mark.skipif(not installed(), reason=f"no NVRTC: {HELP}")
 @pytest.mark.parametrize("path", installed() or [""], ids=lambda path: Path(path).name)
-@pytest.mark.parametrize(("wanted", "arch"), list(itertools.product(INSTANTIATIONS, ARCHITECTURES)), ids=str)
+@pytest.mark.parametrize(
+    ("wanted", "arch"),
+    list(itertools.product((*INSTANTIATIONS, *TF32_INSTANTIATIONS), ARCHITECTURES)),
+    ids=str,
+)
 def test_a_kernel_keeps_its_limits(path, wanted, arch):
     compiled = compile_once(path, wanted.source, wanted.options, arch)
     footprint = compiled.kernels[wanted.entry]

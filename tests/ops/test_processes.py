@@ -40,6 +40,40 @@ for _ in range(2):
     assert torch.equal(scan(), expected)
 print("done")
 """
+# so small that no operator of torch's own uses a thread, so large that the kernels would
+FORK = """
+import os
+import time
+from vlm.ops import conv2, cpu_calls
+u = torch.randn(1, 128, 40)
+rest = (-torch.rand(128, 64), torch.randn(1, 64, 40), torch.randn(1, 64, 40))
+x = torch.randn(1, 256, 128)
+assert u.numel() * 64 >= cpu_calls._SERIAL_UPDATES and x.numel() >= cpu_calls._SERIAL_ELEMENTS
+
+def both():
+    return scan(), conv2(x, torch.ones(128, 4))[0]
+
+expected = both()
+
+def child():
+    try:
+        assert torch.get_num_threads() == 2
+        assert all(torch.equal(a, b) for a, b in zip(both(), expected))
+        os._exit(7)
+    finally:
+        os._exit(1)
+
+pid = os.fork() or child()
+deadline = time.monotonic() + 30
+while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+    if time.monotonic() > deadline:
+        os.kill(pid, 9)
+        raise SystemExit("the child hangs")
+    time.sleep(0.01)
+assert os.waitstatus_to_exitcode(ended[1]) == 7
+assert all(torch.equal(a, b) for a, b in zip(both(), expected))
+print("done")
+"""
 FAISS = """
 import faiss
 import numpy
@@ -69,6 +103,10 @@ def run(program, root):
 
 def test_forked_loader_workers_scan_after_the_parent_used_threads(root):
     run(SCAN + LOADER, root)
+
+
+def test_a_bare_fork_scans_after_the_parent_used_threads(root):
+    run(SCAN + FORK, root)
 
 
 @pytest.mark.parametrize("parts", [(SCAN, FAISS), (FAISS, SCAN)], ids=["scan first", "faiss first"])

@@ -113,6 +113,12 @@ def test_groups_and_odd_sizes(dim, groups, states, every_kernel, relative_error)
         compare(inputs, torch.float64, relative_error, 1e-13, 1e-12, reverse=reverse)
 
 
+def test_more_parts_of_the_backward_pass_than_vectors(every_kernel, relative_error):
+    # 9 vectors of 16 channels in 4 parts: the last has none
+    inputs = draw(40, dim=144, batch=1, dtype=torch.float32)
+    compare(inputs, torch.float32, relative_error, 1e-5, 5e-5)
+
+
 @pytest.mark.parametrize("length", [3, 16, 53])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_memory_in_any_order(length, reverse, every_kernel, relative_error):

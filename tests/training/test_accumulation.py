@@ -5,11 +5,11 @@ import torch
 
 from vlm.errors import ConfigError, UsageError
 from vlm.models import load_model
-from vlm.training.config import in_parts
 from vlm.training.loop import build, train
 from vlm.training.reports.tracking import read_lines
 from vlm.training.setup import make_model, make_tokenizer, prepare_process
 from vlm.training.sources import open_source
+from vlm.training.sources.parts import in_parts
 
 CPU = torch.device("cpu")
 
@@ -27,8 +27,8 @@ def parameters(config, run):
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_loss_of_single_clips_is_that_of_the_whole_batch(tiny, tmp_path, parts):
     whole = parameters(tiny(*labelled()), tmp_path / "whole")
-    in_parts = parameters(tiny(*labelled(f"train.accumulate={parts}")), tmp_path / "parts")
-    assert (whole - in_parts).norm() <= 1e-5 * whole.norm()
+    divided = parameters(tiny(*labelled(f"train.accumulate={parts}")), tmp_path / "parts")
+    assert (whole - divided).norm() <= 1e-5 * whole.norm()
     lines, expected = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("parts", "whole"))
     assert [line.keys() for line in lines] == [line.keys() for line in expected]
     for line, other in zip(lines, expected, strict=True):
@@ -39,7 +39,7 @@ def test_a_loss_of_single_clips_is_that_of_the_whole_batch(tiny, tmp_path, parts
 def test_a_loss_of_pairs_is_the_mean_of_the_parts_each_by_itself(tiny, tmp_path):
     config = tiny("train.accumulate=2", "optimizer.clip_norm=0")
     state = build(config, tmp_path, CPU)
-    with open_source(in_parts(config), state.model, 2) as batches:  # update 1
+    with open_source(config, state.model, 1) as batches:
         parts = [next(batches), next(batches)]
     assert [batch.positives.shape for batch in parts] == [(4, 4), (4, 4)]
     gradients, losses = [], []
@@ -70,7 +70,7 @@ def test_the_clips_of_an_update_and_its_curves_do_not_depend_on_the_parts(tiny):
     model = make_model(config, make_tokenizer(config), CPU)
     with open_source(config, model, 1) as batches:
         keys = next(batches).keys
-    with open_source(in_parts(tiny("data.world.grouped=0", "train.accumulate=4")), model, 4) as batches:
+    with open_source(tiny("data.world.grouped=0", "train.accumulate=4"), model, 1) as batches:
         assert [key for _ in range(4) for key in next(batches).keys] == list(keys)
     assert in_parts(whole) is whole
 
@@ -78,7 +78,7 @@ def test_the_clips_of_an_update_and_its_curves_do_not_depend_on_the_parts(tiny):
 def test_curves_of_weights_go_by_updates(tiny, tmp_path):
     config = tiny("train.accumulate=2", "losses.matching.weight=[[2, 0], [3, 1]]")
     module = build(config, tmp_path, CPU).module
-    with open_source(in_parts(config), module.model, 0) as batches:
+    with open_source(config, module.model, 0) as batches:
         batch = next(batches)
     assert ["matching" in module(batch, number)[1] for number in (3, 4, 5, 6)] == [False, False, False, True]
     one, other = (module(batch, number)[0].item() for number in (6, 7))

@@ -2,8 +2,10 @@
 
 import ctypes
 import gc
+import itertools
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from vlm.training.loop import build
 from vlm.training.planning.estimate import estimate
 from vlm.training.planning.files import needed_files
 from vlm.training.planning.memory import kept_bytes, made_up_batch, memory_megabytes
+from vlm.training.setup import make_model, make_tokenizer
+from vlm.training.sources import open_source
 
 CPU = torch.device("cpu")
 MIDDLING = (
@@ -72,8 +76,6 @@ def test_what_is_kept_is_counted_to_the_byte():
 
 
 def test_recomputed_blocks_keep_less_and_learn_the_same(tiny, tmp_path, unbroken):
-    from vlm.training.setup import make_model
-
     plain = build(tiny(*MIDDLING), tmp_path / "plain", CPU)
     option = "model.vision.activation_checkpointing=true"
     spare = build(tiny(*MIDDLING, option), tmp_path / "spare", CPU)
@@ -90,7 +92,8 @@ def test_stages_and_parts_divide_what_they_divide(tiny, tmp_path):
     module = build(config, tmp_path, CPU).module
     learning = 4e-6 * sum(p.numel() for p in module.parameters())
     stage = "engine={name: deepspeed, zero_stage: %d, offload: %s}"
-    alone = memory_megabytes(config, module, 8e6, 1, 0.0)
+    no_batch = {"frames": 0, "teachers_mb": 0.0}
+    alone = memory_megabytes(config, module, kept=8e6, processes=1, **no_batch)
     assert alone["optimizer"] == pytest.approx(2 * learning, abs=0.1) and alone["activations"] == 8.0
     for options, processes, gradients, optimizer in (
         ("train.log_every=1", 4, 2 * learning, 2 * learning),
@@ -98,7 +101,7 @@ def test_stages_and_parts_divide_what_they_divide(tiny, tmp_path):
         (stage % (2, "false"), 4, learning / 4, 3 * learning / 4),
         (stage % (2, "true"), 4, learning / 4, 0),
     ):
-        parts = memory_megabytes(tiny(options), module, 0, processes, 0.0)
+        parts = memory_megabytes(tiny(options), module, kept=0, processes=processes, **no_batch)
         assert parts["gradients"] == pytest.approx(gradients, abs=0.1), options
         assert parts["optimizer"] == pytest.approx(optimizer, abs=0.1), options
 
@@ -126,7 +129,8 @@ def test_nothing_that_is_not_here_is_fetched_and_all_of_it_is_named(tiny, tmp_pa
         "train.init_from=videomamba-m-5m",
         f"train.text_from={tmp_path}/bert.safetensors",
         "data.source=shards",
-        f"data.shards.folders=[{tmp_path}/none, 'https://example.org/shards']",
+        f"data.shards.corpora.near.folders=[{tmp_path}/none]",
+        "data.shards.corpora.remote.folders=['https://example.org/shards']",
         "losses.distillation={weight: 1, teacher: ./gone}",
     )
     files = {file.source: file for file in needed_files(config)}
@@ -136,15 +140,15 @@ def test_nothing_that_is_not_here_is_fetched_and_all_of_it_is_named(tiny, tmp_pa
     assert (start.megabytes, start.licence, start.note) == (
         381.232, "Apache-2.0", "vlm models pull videomamba-m-5m",
     )  # fmt: skip
-    assert (
-        text.note.startswith(
-            "hf download google-bert/bert-base-uncased model.safetensors (440 MB, Apache-2.0"
-        )
-        and teacher.key == "losses.distillation.teacher"
+    where = "hf download google-bert/bert-base-uncased model.safetensors (440 MB, Apache-2.0"
+    assert text.note.startswith(where) and teacher.key == "losses.distillation.teacher"
+    assert (shards.key, remote.key) == tuple(
+        f"data.shards.corpora.{name}.folders" for name in ("near", "remote")
     )
     assert shards.note == "no such path" and "in the course of the run" in remote.note
     told = estimate(config)
     assert told["hours"] is None and "tokenizer, train.init_from" in told["not_measured"]
+    assert told["clips"] is None  # of either corpus: nobody knows how often its turn comes
     assert told["parameters_by_part"]["text_encoder"] > 30522 * 32  # the sizes of the config all the same
     assert "memory_megabytes" not in told  # without the teacher there is nothing to pass forward
 
@@ -159,12 +163,41 @@ def test_files_that_are_here_have_their_size_and_licence(tiny, unbroken, tmp_pat
     assert estimate(config)["hours"] > 0
 
 
+def test_updates_of_each_corpus_are_counted_and_timed(mixed):
+    """10 updates: the 8 of an epoch, which test_mixture has by name, and the first of a second."""
+    config = mixed("train.accumulate=2")
+    model = make_model(config, make_tokenizer(config), CPU)
+    clips, turns = Counter(), Counter()
+    with open_source(config, model, 0) as batches:
+        for batch in itertools.islice(batches, 20):
+            clips[batch.corpus] += len(batch.video)
+            turns[batch.corpus] += 1
+    told = estimate(config)
+    assert told["clips"] == clips.total()
+    assert {kind["corpus"]: kind["count"] * kind["batch_size"] for kind in told["updates"]} == clips
+    assert {kind["corpus"]: 2 * kind["count"] for kind in told["updates"]} == turns
+    assert {kind["corpus"]: kind["num_frames"] for kind in told["updates"]} == {
+        "few": 8, "many": 8, "pictures": 1,
+    }  # fmt: skip
+    assert {kind["corpus"]: kind["timed_clips"] for kind in told["updates"]} == {
+        "few": 1, "many": 2, "pictures": 3,
+    }  # fmt: skip
+    frame_megabytes = 4 * 3 * 64 * 64 / 1e6
+    assert told["memory_megabytes"]["batch"] == pytest.approx(4 * 8 * frame_megabytes, abs=0.05)
+    hours = sum(kind["count"] * max(*kind["step_seconds"], kind["data_seconds"]) for kind in told["updates"])
+    assert told["hours"] == pytest.approx(hours / 3600, rel=0.02)
+    assert [file["key"] for file in told["files"]] == [
+        f"data.shards.corpora.{name}.folders" for name in ("few", "many", "pictures")
+    ]
+
+
 def test_a_batch_too_slow_to_time_is_timed_in_part(tiny, monkeypatch):
     monkeypatch.setattr("vlm.training.planning.estimate._PATIENCE_S", 0.0)
     told = estimate(tiny("train.batch_size=32", "train.accumulate=2", "evaluation.every=0"))
-    assert told["timed_clips"] == 8
-    assert told["clips_per_second"] == pytest.approx(
-        32 / max(*told["step_seconds"], told["data_seconds"]), rel=0.02
+    (found,) = told["updates"]
+    assert found["timed_clips"] == 8
+    assert found["clips_per_second"] == pytest.approx(
+        32 / max(*found["step_seconds"], found["data_seconds"]), rel=0.02
     )
 
 

@@ -140,7 +140,8 @@ def test_a_run_from_shards_resumes_at_its_place(tiny, tmp_path):
         Annotation(video=f"{scene.clip_id}.mp4", captions=(caption(scene),), metadata={}) for scene in scenes
     ]
     pack(rows, tmp_path / "clips", tmp_path / "shards")
-    shards = f"data.shards={{folders: [{tmp_path / 'shards'}], random_frames: false}}"
+    folder = tmp_path / "shards"
+    shards = f"data.shards={{corpora: {{digits: {{folders: [{folder}]}}}}, random_frames: false}}"
     config = tiny("data.source=shards", shards, "train.batch_size=4")
     model = make_model(config, make_tokenizer(config), torch.device("cpu"))
     with open_source(config, model, 0) as batches:
@@ -149,7 +150,9 @@ def test_a_run_from_shards_resumes_at_its_place(tiny, tmp_path):
         rest = [next(batches) for _ in range(2)]
     for one, other in zip(whole[2:], rest, strict=True):
         assert one.keys == other.keys and torch.equal(one.video, other.video)
-    assert sorted(key for batch in whole[:3] for key in batch.keys) == sorted(s.clip_id for s in scenes)
+    assert sorted(key for batch in whole[:3] for key in batch.keys) == sorted(
+        f"digits/0/{scene.clip_id}" for scene in scenes
+    )
     assert whole[0].positives.shape == (4, 4) and whole[0].positives.diagonal().all()
     encoder = EncoderModel(EncoderConfig(vision=config.model.vision))
     with open_source(config, encoder, 0) as batches:
@@ -178,4 +181,4 @@ def test_impossible_settings_of_shards(wrong):
     from vlm.training.config import ShardsConfig
 
     with pytest.raises(ValueError, match="max_bad_fraction must be in"):
-        ShardsConfig(folders=("x",), **wrong)
+        ShardsConfig(**wrong)

@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -183,12 +184,16 @@ def _operators_on_cuda() -> Finding:
     """Return which operators run on CUDA kernels, and what runs the others."""
     import torch
 
-    from vlm.ops.backends import OPERATORS, backend
+    from vlm.errors import KernelError
+    from vlm.ops.backends import OPERATORS, backend, mamba_ssm_extension
 
     serving: dict[str, list[str]] = {}
     for op in OPERATORS:
         serving.setdefault(backend(op, "cuda", torch.bfloat16), []).append(op)
     text = "; ".join(f"{name}: {', '.join(ops)}" for name, ops in serving.items())
+    with suppress(KernelError):
+        mamba_ssm_extension()
+        text += "; VLM_SCAN_BACKEND=mamba_ssm can be had"
     return Finding("operators on cuda", "ok" if list(serving) == ["cuda"] else "note", text)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 EXAMPLE = "vlm train configs/train/demo.yaml --set train.max_steps=50 --out runs/demo"
@@ -62,22 +63,26 @@ def run(arguments: argparse.Namespace) -> int:
         alone = distributed.world_size() == 1
     finally:
         distributed.shut_down()
-    rejected = _num_rejected(folder)
+    rejected = _rejected(folder)
     if rejected:
+        reasons = ", ".join(f"{why} {count}" for why, count in sorted(rejected.items()))
         print(
-            f"vlm: {rejected} samples were rejected; {folder}/rejected-*.jsonl says which and why",
+            f"vlm: {rejected.total()} samples were rejected; {folder}/rejected-*.jsonl says which and why "
+            f"({reasons})",
             file=sys.stderr,
         )
     # a launcher of several processes would take any other code for a failure
     return RejectedItems.exit_code if rejected and alone else 0
 
 
-def _num_rejected(run: Path) -> int:
-    """Return how many different samples a run could not use; each is listed anew in every epoch."""
-    places = set()
+def _rejected(run: Path) -> Counter[str]:
+    """Return how many different samples of each corpus a run could not use, by reason.
+
+    Each is listed anew in every epoch.
+    """
+    places = {}
     for file in run.glob("rejected-*.jsonl"):
         for text in file.read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
-            del line["epoch"], line["position"]
-            places.add(json.dumps(line, sort_keys=True))
-    return len(places)
+            places[line["corpus"], *line["place"]] = f"{line['corpus']} {line['reason']}".strip()
+    return Counter(places.values())

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlm.data.collate import Clip, ClipBatch, make_batch, true_pairs
     from vlm.data.decoding import VideoInfo, iter_segments, open_video, probe, read_frames
-    from vlm.data.loader import Loader, LoaderConfig
-    from vlm.data.mixture import Mixture
+    from vlm.data.loader import Loader
+    from vlm.data.mixture import Corpus, Mixture
+    from vlm.data.preparation import LoaderConfig
     from vlm.data.preprocessing import preprocess
     from vlm.data.sources import Sample, SampleSource, ShardSource
 
 __all__ = [
     "Clip",
     "ClipBatch",
+    "Corpus",
     "Loader",
     "LoaderConfig",
     "Mixture",
@@ -38,8 +40,9 @@ __all__ = [
 _MODULES = {
     "collate": ("Clip", "ClipBatch", "make_batch", "true_pairs"),
     "decoding": ("VideoInfo", "iter_segments", "open_video", "probe", "read_frames"),
-    "loader": ("Loader", "LoaderConfig"),
-    "mixture": ("Mixture",),
+    "loader": ("Loader",),
+    "mixture": ("Corpus", "Mixture"),
+    "preparation": ("LoaderConfig",),
     "preprocessing": ("preprocess",),
     "sources": ("Sample", "SampleSource", "ShardSource"),
 }

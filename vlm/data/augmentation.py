@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from vlm.data.random_operations import LARGEST_MAGNITUDE, apply_operations, eras
 from vlm.types import Preprocessing
 
 _ATTEMPTS = 10
+_SIDE = re.compile(r"(?<![a-z])(left|right)(most|wards?|hand(ed)?)?(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +26,7 @@ class AugmentationConfig:
     Attributes:
         min_scale: Smallest share of the picture's area that a crop keeps, in (0, 1].
         max_aspect: The crop's width / height lies in [1 / max_aspect, max_aspect] of a square.
-        flip: Chance of mirroring left and right; 0 by default, for captions say "left" and "right".
+        flip: Chance of mirroring left and right, for clips of which nothing says "left" or "right".
         brightness: Largest relative change of brightness, in [0, 1); 0 = off.
         contrast: Largest relative change of contrast, in [0, 1); 0 = off.
         operations: Random operations on colours and shape, see ``vlm.data.random_operations``; 0 = off.
@@ -63,9 +65,18 @@ def counter_bits(seed: int, epoch: int, position: int, purpose: int, stream: int
     return np.random.Philox(counter=[0, position, epoch, purpose], key=[seed & mask, stream & mask])
 
 
-def sample_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
-    """Return the generator of the sample at a position of an epoch, equal for any split over processes."""
-    return np.random.Generator(counter_bits(seed, epoch, position, purpose=1))
+def sample_rng(seed: int, epoch: int, position: int, corpus: int = 0) -> np.random.Generator:
+    """Return the generator of the sample at a position of a corpus's epoch, equal for any split."""
+    return np.random.Generator(counter_bits(seed, epoch, position, purpose=1, stream=corpus))
+
+
+def names_side(text: str) -> bool:
+    """Return whether a text says left or right, and so is false of a mirrored clip.
+
+    >>> names_side("The left-most of two cars"), names_side("a bright cleft")
+    (True, False)
+    """
+    return _SIDE.search(text) is not None
 
 
 def augment(

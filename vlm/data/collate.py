@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,24 +14,40 @@ from torch import Tensor
 from vlm.data.preprocessing import normalise
 from vlm.types import Batch, Preprocessing, TokenBatch
 
+BadPlace: TypeAlias = tuple[int, int, int]  # a sample that cannot be used: corpus, shard, number in it
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
     """A sample made ready.
 
     Attributes:
-        key: Its name.
+        key: Its name, unique in its origin.
+        origin: Corpus and source that it comes from; empty where there is one only.
         pixels: (t, 3, s, s) uint8.
         caption: The one chosen for this visit.
+        text: The caption as it is read, in the corpus's wording.
         captions: All of them.
         metadata: What else is known.
     """
 
     key: str
+    origin: str = ""
     pixels: npt.NDArray[np.uint8]
     caption: str
+    text: str
     captions: tuple[str, ...]
     metadata: Mapping[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """Its name, unique among all clips of a run."""
+        return identify(self.origin, self.key)
+
+
+def identify(origin: str, key: str) -> str:
+    """Return the name of a clip that is unique in a run, from where it comes from and its name there."""
+    return f"{origin}/{key}" if origin else key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +58,12 @@ class ClipBatch:
         clips: b of them; may be none in the last batch of a short epoch.
         pixels: (b, t, 3, s, s) uint8, resized but not yet normalised.
         preprocessing: How they were made; `video` uses its mean and std.
-        consumed: Samples of the global sequence up to the end of this batch: pass it as ``start`` to go on.
-        epoch: Of the batch's first sample.
+        corpus: Name of the corpus that all of them are of.
+        consumed: Batches of the global sequence up to the end of this one: pass it as ``start`` to go on.
+        epoch: Of the batch's first sample, in its corpus.
         offset: Place of this part's first clip in the global batch.
         global_size: Clips of the global batch, rejected ones included.
-        rejected: (shard, number) of the samples that this process found unusable since the batch before.
+        rejected: The samples that this process found unusable since the batch before.
     """
 
     clips: tuple[Clip, ...]
@@ -56,7 +73,8 @@ class ClipBatch:
     epoch: int
     offset: int
     global_size: int
-    rejected: tuple[tuple[int, int], ...] = ()
+    corpus: str = ""
+    rejected: tuple[BadPlace, ...] = ()
 
     def video(self, device: torch.device | str = "cpu") -> Tensor:
         """Return (b, t, 3, s, s) float32 on the device, preprocessed."""
@@ -64,24 +82,30 @@ class ClipBatch:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of the clips."""
-        return tuple(clip.key for clip in self.clips)
+        """Names of the clips, unique in a run."""
+        return tuple(clip.identity for clip in self.clips)
 
     @property
     def captions(self) -> tuple[str, ...]:
         """The chosen caption of each clip."""
         return tuple(clip.caption for clip in self.clips)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The chosen captions as they are read."""
+        return tuple(clip.text for clip in self.clips)
+
 
 def stack_clips(
     clips: Sequence[Clip],
     p: Preprocessing,
     *,
+    corpus: str = "",
     consumed: int,
     epoch: int = 0,
     offset: int = 0,
     global_size: int | None = None,
-    rejected: tuple[tuple[int, int], ...] = (),
+    rejected: tuple[BadPlace, ...] = (),
 ) -> ClipBatch:
     """Stack clips of equal shape."""
     shape = (0, p.num_frames, 3, p.image_size, p.image_size)
@@ -90,6 +114,7 @@ def stack_clips(
         clips=tuple(clips),
         pixels=torch.from_numpy(pixels),
         preprocessing=p,
+        corpus=corpus,
         consumed=consumed,
         epoch=epoch,
         offset=offset,
@@ -119,7 +144,7 @@ def make_batch(batch: ClipBatch, tokenize: Callable[[list[str]], TokenBatch]) ->
     positives = true_pairs(batch.keys, batch.captions, [clip.captions for clip in clips])
     return Batch(
         video=batch.video(),
-        text=tokenize(list(batch.captions)),
+        text=tokenize(list(batch.texts)),
         positives=positives,
         offset=batch.offset,
         keys=batch.keys,

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlm.data.packing import check_video
+from vlm.data.packing import check_picture, check_video
 from vlm.data.shards.layout import (
     MANIFEST,
     Entry,
     Manifest,
+    Media,
     Member,
     Rejection,
     ShardRecord,
@@ -26,7 +27,7 @@ from vlm.data.shards.layout import (
 )
 from vlm.data.shards.reader import RawSample
 from vlm.data.shards.tar_index import scan_tar
-from vlm.data.sources import parse_facts
+from vlm.data.sources import media_member, parse_facts
 from vlm.errors import DataError, InvalidInput
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -53,20 +54,23 @@ def index_foreign(
     folder: Path,
     out: Path | None = None,
     *,
+    media: Media = "video",
     decode: bool = True,
     on_shard: Callable[[], object] = lambda: None,
 ) -> Manifest:
     """Index all ``.tar`` files of a folder, so that they can be read like our own; the tars stay untouched.
 
-    A sample is taken if exactly one video and a caption (``json`` or ``txt``) carry its key, side by side.
-    Reasons for the rest: those of `scan_tar`, ``compressed``, ``unsafe_key``, ``duplicate_member``,
-    ``torn_apart``, ``damaged``, ``no_video_member``, ``no_caption``, ``bad_metadata``, and what `check_video`
-    raises. Members that are never opened and extensions that only some samples lack are listed as odd.
+    A sample is taken if exactly one video (or picture) and a caption (``json`` or ``txt``) carry its key,
+    side by side. Reasons for the rest: those of `scan_tar`, ``compressed``, ``unsafe_key``,
+    ``duplicate_member``, ``torn_apart``, ``damaged``, ``no_video_member``, ``no_picture_member``,
+    ``no_caption``, ``bad_metadata``, and what `check_video` and `check_picture` raise. Members that are never
+    opened and extensions that only some samples lack are listed as odd.
 
     Args:
         folder: Where the tars lie.
         out: Folder for indexes, manifest and links to the tars; None writes beside the tars.
-        decode: Decode some frames of each video, which also measures durations.
+        media: What the samples are; members of the other media are never opened.
+        decode: Decode some frames of each video, which also measures durations; or each picture.
         on_shard: Called after each shard, for progress.
 
     Raises:
@@ -86,7 +90,7 @@ def index_foreign(
             )
     shards = []
     for path in tars:
-        shards.append(_read(path, decode, report))
+        shards.append(_read(path, media, decode, report))
         on_shard()
     if not any(shard.samples for shard in shards):
         reasons = ", ".join(sorted({item.reason for item in report.rejected}))
@@ -102,12 +106,13 @@ def index_foreign(
         rejected=tuple(report.rejected),
         odd=tuple(report.odd),
         input={"foreign": True, "decoded": decode},
+        media=media,
     )
     write_manifest(target, manifest)
     return manifest
 
 
-def _read(path: Path, decode: bool, report: _Report) -> _Shard:
+def _read(path: Path, media: Media, decode: bool, report: _Report) -> _Shard:
     """Return the usable samples of a tar."""
     scan = scan_tar(path)
     for oddity in scan.oddities:
@@ -125,11 +130,11 @@ def _read(path: Path, decode: bool, report: _Report) -> _Shard:
             try:
                 if key in broken:
                     raise DataError(f"its members: {', '.join(m.name for m, _ in members)}", broken[key])
-                kept, seconds = _check(stream.fileno(), key, members, decode)
+                kept, seconds = _check(stream.fileno(), key, members, media, decode)
             except DataError as error:
                 report.rejected.append(Rejection(item, error.reason, str(error)))
                 continue
-            report.odd.extend(_oddities(item, {extension for _, extension in members}, usual))
+            report.odd.extend(_oddities(item, {extension for _, extension in members}, usual, media))
             shard.samples[key] = kept
             shard.duration_s += seconds
     return shard
@@ -185,27 +190,32 @@ def _beside_damage(groups: _Groups, offsets: Sequence[int]) -> set[str]:
 
 
 def _check(
-    descriptor: int, key: str, members: list[tuple[Member, str]], decode: bool
+    descriptor: int, key: str, members: list[tuple[Member, str]], media: Media, decode: bool
 ) -> tuple[list[tuple[Member, str]], float]:
     """Return the members that are ever opened, and the video's length (0 without decoding)."""
-    kept = [(member, extension) for member, extension in members if media_kind(extension) is not None]
-    videos = [member for member, extension in kept if media_kind(extension) == "video"]
-    if len(videos) != 1:
-        raise DataError(f"expected one video member, got {len(videos)}", "no_video_member")
-    texts = {}
+    kept = [(member, extension) for member, extension in members if _is_opened(extension, media)]
+    contents = {}
     for member, extension in kept:
-        if media_kind(extension) != "video":
-            if member.size > _MAX_TEXT:
-                raise DataError(f"{member.name}: {member.size} bytes of text", "too_large")
-            texts[extension] = os.pread(descriptor, member.size, member.offset)
-    parse_facts(RawSample(key, texts))
-    if not decode:
-        return kept, 0.0
-    return kept, check_video(os.pread(descriptor, videos[0].size, videos[0].offset)).duration_s
+        is_text = media_kind(extension) != media
+        if is_text and member.size > _MAX_TEXT:
+            raise DataError(f"{member.name}: {member.size} bytes of text", "too_large")
+        contents[extension] = b""
+        if is_text or decode:
+            contents[extension] = os.pread(descriptor, member.size, member.offset)
+    raw = RawSample(key, contents)
+    data = media_member(raw, media)
+    parse_facts(raw)
+    if decode and media == "image":
+        check_picture(data)
+    return kept, check_video(data).duration_s if decode and media == "video" else 0.0
 
 
-def _oddities(item: str, found: set[str], usual: set[str]) -> list[Rejection]:
-    lacking, ignored = sorted(usual - found), sorted(e for e in found if media_kind(e) is None)
+def _is_opened(extension: str, media: Media) -> bool:
+    return media_kind(extension) in (media, "json", "txt")
+
+
+def _oddities(item: str, found: set[str], usual: set[str], media: Media) -> list[Rejection]:
+    lacking, ignored = sorted(usual - found), sorted(e for e in found if not _is_opened(e, media))
     odd = [Rejection(item, "missing_member", f"lacks {', '.join(lacking)}")] if lacking else []
     return (
         [*odd, Rejection(item, "ignored_member", f"never opened: {', '.join(ignored)}")] if ignored else odd

@@ -51,7 +51,8 @@ class GraphedEncoder:
         self, encoder: VideoMamba, *, largest_stream: int = LARGEST_STREAM, most_shapes: int = MOST_SHAPES
     ) -> None:
         self.encoder = encoder
-        self._limits = (largest_stream, most_shapes)
+        self.largest_stream = largest_stream
+        self.most_shapes = most_shapes
         self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
         self._state: Hashable = None
         self._lock = threading.Lock()
@@ -60,7 +61,7 @@ class GraphedEncoder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle without what was recorded."""
-        return _remade, (self.encoder, *self._limits)
+        return _remade, (self.encoder, self.largest_stream, self.most_shapes)
 
     def __call__(self, video: Tensor, mask: Tensor | None = None) -> EncoderOutput:
         """Encode; arguments, results and errors as of ``VideoMamba.forward``."""
@@ -79,7 +80,7 @@ class GraphedEncoder:
             return False
         config = self.encoder.config
         steps = config.num_steps if video.shape[1] > 1 else 1
-        return video.shape[0] * (steps * config.grid**2 + 1) * config.width <= self._limits[0]
+        return video.shape[0] * (steps * config.grid**2 + 1) * config.width <= self.largest_stream
 
     def _replay(self, video: Tensor, state: Hashable) -> EncoderOutput:
         if state != self._state:
@@ -93,7 +94,7 @@ class GraphedEncoder:
         if recording is None:
             recording = record(self.encoder, video, self._pool)
             self._recordings[key] = recording
-            if len(self._recordings) > self._limits[1]:
+            if len(self._recordings) > self.most_shapes:
                 self._recordings.popitem(last=False)
         self._recordings.move_to_end(key)
         recording.video.copy_(video)

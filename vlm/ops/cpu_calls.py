@@ -156,7 +156,7 @@ def _scan_call(scans: list[Scan], z: Tensor | None, *, turned: bool = False) -> 
         groups=groups,
         directions=len(scans),
         softplus=s.softplus,
-        threads=1 if updates < _SERIAL_UPDATES else torch.get_num_threads(),
+        threads=1 if updates < _SERIAL_UPDATES else cpu_library.num_threads(),
         parts=1,
         turned=turned,
     )
@@ -327,7 +327,7 @@ def _conv_call(
         length=length,
         channels=channels,
         taps=weight_f.shape[1],
-        threads=1 if x.numel() < _SERIAL_ELEMENTS else torch.get_num_threads(),
+        threads=1 if x.numel() < _SERIAL_ELEMENTS else cpu_library.num_threads(),
         x_batch=x.stride(0),
         x_row=x.stride(1),
     )

@@ -33,6 +33,16 @@ _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-w")
 _SOURCES = ("kernels.cpp", "dispatch.cpp", "problem.h", "vector.h", "scan.h", "conv.h")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LOG = logging.getLogger(__name__)
+_is_forked = False
+
+
+def _note_fork() -> None:
+    """Remember, in a forked child, that its parent's OpenMP threads are not there."""
+    global _is_forked
+    _is_forked = True
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 class _BuildError(Exception):
@@ -76,6 +86,15 @@ def library() -> ctypes.CDLL:
     if isinstance(found, str):
         raise KernelError(f"the C++ kernels are not available: {found}; use VLM_SCAN_BACKEND=chunked")
     return found
+
+
+def num_threads() -> int:
+    """Return how many threads a call may use: torch's number, and one in a forked child.
+
+    OpenMP's pool of threads does not survive a fork; a child that asked for it would wait for ever. The same
+    is true of torch's own operators: such a child should call ``torch.set_num_threads(1)``.
+    """
+    return 1 if _is_forked else torch.get_num_threads()
 
 
 def describe() -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+import math
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from vlm.data.augmentation import AugmentationConfig
+from vlm.data.shards.layout import Media
 from vlm.models.video_text_model import VideoTextConfig
 from vlm.training.classification.config import ClassificationConfig
 from vlm.training.objective import LossesConfig
@@ -41,21 +44,50 @@ class WorldConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShardsConfig:
-    """Packed videos.
+class CorpusConfig:
+    """Packed videos, or packed pictures, that share no batch with those of another corpus.
 
     Attributes:
         folders: Folders made by ``vlm data pack`` or ``vlm data index``, paths or URLs (``http(s)://``,
-            ``s3://``, ``gs://``); all their samples form one epoch.
+            ``s3://``, ``gs://``); all their samples are gone through once before any comes again.
+        media: ``video``, or ``image``: pictures, which the model sees as one frame without a time.
+        weight: How often the corpus is gone through while one of weight 1 is gone through once.
+        batch_size: Clips of an update with this corpus, over all processes; None for ``train.batch_size``.
+        templates: Wordings of the captions, such as ``a photo of {}.``; one at random at each visit.
+    """
+
+    folders: tuple[str, ...] = ()
+    media: Media = "video"
+    weight: float = 1.0
+    batch_size: int | None = None
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.folders:
+            raise ValueError("folders must name at least one folder of shards")
+        if not 0 < self.weight < math.inf or (self.batch_size is not None and self.batch_size < 1):
+            raise ValueError("weight must be finite and above 0, batch_size at least 1")
+        if not all(template.count("{}") == 1 for template in self.templates):
+            raise ValueError(f"templates must each hold one {{}}, got {list(self.templates)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardsConfig:
+    """Packed videos and pictures.
+
+    Attributes:
+        corpora: Name → shards. Each update sees clips of one corpus; they take turns in a random order, so
+            often that an epoch of all is one of each whose weight is 1.
         random_frames: A random frame of each span instead of the middle one; off for the digit world, whose
             clips are judged by their middles.
-        augmentation: Random changes of the pictures; None for none.
-        max_bad_fraction: Share of unreadable samples at which the run stops.
+        augmentation: Random changes of the pictures; None for none. Clips of which a caption names a side
+            are never mirrored.
+        max_bad_fraction: Share of unreadable samples of a corpus at which the run stops.
         cache: Folder for shards fetched from URLs; None for one in the user's folder.
         cache_gb: What the fetched shards may take together; those unused for longest go first.
     """
 
-    folders: tuple[str, ...] = ()
+    corpora: dict[str, CorpusConfig] = field(default_factory=dict)
     random_frames: bool = True
     augmentation: AugmentationConfig | None = None
     max_bad_fraction: float = 0.01
@@ -68,6 +100,9 @@ class ShardsConfig:
                 "data.shards.max_bad_fraction must be in [0, 1] and data.shards.cache_gb above 0, got "
                 f"{self.max_bad_fraction} and {self.cache_gb}"
             )
+        for name in self.corpora:
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(f"data.shards.corpora: expected names of letters and digits, got {name!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +126,8 @@ class DataConfig:
     max_words: int = 64
 
     def __post_init__(self) -> None:
-        if self.source == "shards" and not self.shards.folders:
-            raise ValueError("data.shards.folders must name at least one folder when data.source is 'shards'")
+        if self.source == "shards" and not self.shards.corpora:
+            raise ValueError("data.shards.corpora must name at least one when data.source is 'shards'")
         if self.workers < 0 or self.prefetch < 1 or self.max_words < 4:
             raise ValueError("data.workers must not be negative, prefetch at least 1, max_words at least 4")
 
@@ -312,27 +347,6 @@ class TrainingConfig:
                 f"model.vision.num_frames: clips of the digit world do not fit: {error}; change it, or "
                 f"set {otherwise}"
             ) from error
-
-
-def in_parts(config: TrainingConfig) -> TrainingConfig:
-    """Return what a source of batches is to know: every part of an update is a batch of its own.
-
-    Batch ``update * accumulate + part`` of that config is a part of ``update``; clips come in the same order.
-    """
-    parts = config.train.accumulate
-    if parts == 1:
-        return config
-    grouped = config.data.world.grouped
-    if not isinstance(grouped, float):
-        grouped = tuple((step * parts, value) for step, value in grouped)
-    world = replace(config.data.world, grouped=grouped)
-    run = replace(
-        config.train,
-        batch_size=config.train.batch_size // parts,
-        max_steps=config.train.max_steps * parts,
-        accumulate=1,
-    )
-    return replace(config, data=replace(config.data, world=world), train=run)
 
 
 # what may differ between a run and its continuation: nothing that changes what is learned

@@ -28,7 +28,7 @@ from vlm.progress import progress_bar
 from vlm.training import adapters
 from vlm.training.average import MovingAverage
 from vlm.training.checkpoint import CheckpointStore, load_tensors, save_tensors, verify, write_durably
-from vlm.training.config import TrainingConfig, forbidden_changes, in_parts
+from vlm.training.config import TrainingConfig, forbidden_changes
 from vlm.training.engine import Engine
 from vlm.training.reports.boards import open_boards
 from vlm.training.reports.diagnosis import first_bad_tensor
@@ -43,6 +43,7 @@ from vlm.training.setup import (
 )
 from vlm.training.sources import open_source
 from vlm.training.validation import make_validation
+from vlm.types import Batch
 
 _AVERAGE = "average.pt"
 _CONFIG = "config.yaml"
@@ -72,17 +73,18 @@ def train(config: TrainingConfig, run: Path, *, resume: bool | None = False) -> 
     done = state.restore() if resume else 0
     last, evaluation = config.train.max_steps, config.evaluation
     validation = make_validation(config, state.model) if evaluation.every and done < last else None
-    clock = _Clock(config.train.batch_size)
+    clock = _Clock()
     best = best_value(run / "metrics.jsonl", f"val/{evaluation.best}", done)
     with (
         _tracking(config, run, done) as tracker,
-        open_source(in_parts(config), state.model, done * config.train.accumulate, run) as batches,
+        open_source(config, state.model, done, run) as batches,
         _Signals() as signals,
         _bar(last, done) as bar,
     ):
         while done < last:
             with clock.waiting():
-                parts = [next(batches) for _ in range(config.train.accumulate)]
+                parts: list[Any] = [next(batches) for _ in range(config.train.accumulate)]
+            clock.count(sum(len(part.video) for part in parts) * distributed.world_size())
             values = state.update(parts, done, signals.number)
             done += 1
             stop_signal = int(values.pop("stop"))
@@ -141,6 +143,8 @@ class RunState:
         means = {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}
         values = _mean_over_processes(means, signal_number)
         values |= {**numbers, "gradient_norm": norm}
+        if isinstance(parts[0], Batch) and parts[0].corpus:  # that of all parts
+            values[f"loss/{parts[0].corpus}"] = values["loss"]
         wrong = [name for name, value in values.items() if not abs(value) < float("inf")]
         if wrong:
             where = first_bad_tensor(
@@ -330,18 +334,21 @@ class _Signals:
 class _Clock:
     """How fast the updates are, and how much of their time is waiting for data; saving does not count."""
 
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
+    def __init__(self) -> None:
         self._waited_s = self._paused_s = 0.0
         self._start = time.perf_counter()
-        self._updates = 0
+        self._updates = self._clips = 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self._waited_s += time.perf_counter() - start
+
+    def count(self, clips: int) -> None:
+        """Count an update and its clips."""
         self._updates += 1
+        self._clips += clips
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
@@ -354,10 +361,10 @@ class _Clock:
         now = time.perf_counter()
         seconds = max(now - self._start - self._paused_s, 1e-9)
         figures = {
-            "samples_per_s": self._updates * self._batch_size / seconds,
+            "samples_per_s": self._clips / seconds,
             "step_s": seconds / max(self._updates, 1),
             "data_wait": self._waited_s / seconds,
         }
         self._waited_s = self._paused_s = 0.0
-        self._start, self._updates = now, 0
+        self._start, self._updates, self._clips = now, 0, 0
         return figures

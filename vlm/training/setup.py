@@ -23,6 +23,7 @@ from vlm.training.config import TrainingConfig
 from vlm.training.engine import Engine, PlainEngine
 from vlm.training.objective import MaskedLanguageConfig, Objective, step_seed
 from vlm.training.schedule import is_ever_positive, make_optimizer
+from vlm.training.sources.parts import check_shares
 from vlm.training.teaching.alignment import make_alignment
 from vlm.training.teaching.distillation import make_distillation
 
@@ -40,14 +41,7 @@ def prepare_process(config: TrainingConfig) -> torch.device:
         initialise_deepspeed(device, config.train.timeout_s)
     else:
         distributed.initialise(device, config.train.timeout_s)
-    processes = distributed.world_size()
-    parts = config.train.accumulate
-    if config.train.batch_size % (processes * parts):
-        in_each = f" in each of {parts} parts" if parts > 1 else ""
-        raise ConfigError(
-            f"train.batch_size {config.train.batch_size} is not a multiple of the {processes} processes"
-            + in_each
-        )
+    check_shares("train.batch_size", config.train.batch_size, config.train.accumulate)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

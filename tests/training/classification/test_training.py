@@ -239,7 +239,7 @@ def test_an_image_model_is_inflated(tiny, tmp_path):
     [
         ("evaluation.best=r1", "evaluation.best must be top1"),
         ("model.vision.num_frames=16", "clips of the digit world do not fit"),
-        ("classification.source=files", "train and videos are needed"),
+        ("classification.source=files", "classification.files.train is needed"),
         ("classification.label_smoothing=1.0", r"must be in \[0, 1\)"),
         ("train.text_from=bert.bin", "a classifier reads no text"),
         ("classification.files.repeats=0", "must be at least 1"),

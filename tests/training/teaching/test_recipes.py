@@ -14,6 +14,15 @@ STAGES = {
     "masked": (10, 1, 128, 4e-4, 4e-6),
     "whole": (1, 0.2, 64, 8e-5, 8e-7),
 }
+# table VII: pictures and clips of each set, and captions where they are more
+MEDIA = {
+    "cc3m": 2.88e6, "cc12m": 11.00e6, "sbu": 860e3, "coco": 113e3, "vg": 100e3, "webvid2m": 2.49e6,
+    "webvid10m": 10.73e6,
+}  # fmt: skip
+TEXTS = {"coco": 567e3, "vg": 768e3}
+ALL_PICTURES = ["cc3m", "cc12m", "sbu", "coco", "vg"]
+PICTURES = {"5m": ["cc3m"], "17m": ALL_PICTURES, "25m": ALL_PICTURES}
+VIDEOS = {"5m": ["webvid2m"], "17m": ["webvid2m"], "25m": ["webvid10m"]}
 PUBLISHED = [
     "align",
     *(f"{stage}_{corpus}" for stage in ("masked", "whole") for corpus in ("5m", "17m", "25m")),
@@ -56,8 +65,24 @@ def test_the_recipe_is_the_published_one(stage, name):
     assert (alignment.mask, alignment.ratio, alignment.picture_ratio) == ("attention", 0.8, 0.5)
     if kind != "align":
         assert config.data.max_words == 32 and losses.masked_language.probability == 0.5
-        augmentation = config.data.shards.augmentation
-        assert augmentation is not None and augmentation.flip == 0
+        shards = config.data.shards
+        assert shards.augmentation is not None and shards.augmentation.flip == 0.5
+        assert {name: (each.media, each.batch_size) for name, each in shards.corpora.items()} == {
+            "pictures": ("image", None),
+            "videos": ("video", None),
+        }
+        sets = {
+            name: [folder.removeprefix("shards/") for folder in each.folders]
+            for name, each in shards.corpora.items()
+        }
+        assert sets == {"pictures": PICTURES[corpus], "videos": VIDEOS[corpus]}
+        updates = {
+            name: each.weight * sum(MEDIA[member] for member in sets[name]) / config.train.batch_size
+            for name, each in shards.corpora.items()
+        }
+        captions = sum(TEXTS.get(member, MEDIA[member]) for member in sets["pictures"])
+        assert sum(updates.values()) == pytest.approx(epoch, rel=1e-3)
+        assert updates["pictures"] == pytest.approx(captions / config.train.batch_size, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +98,7 @@ def test_each_stage_starts_from_the_one_before(stage, root, chain):
     for before, name in zip(chain, chain[1:], strict=False):
         first = (root / "configs" / "train" / "stages" / f"{before}.yaml").read_text().splitlines()[0]
         assert stage(name).train.init_from == f"{first.rpartition('--out ')[2]}/model"
-        assert stage(name).data.shards.folders == stage(chain[1]).data.shards.folders
+        assert stage(name).data.shards.corpora == stage(chain[1]).data.shards.corpora
 
 
 def test_the_small_stages_run_one_after_the_other(stage, root, tmp_path):

@@ -1,4 +1,4 @@
-"""A folder of videos with captions beside them: ``clip.mp4`` and ``clip.txt`` or ``clip.json``."""
+"""A folder of videos (or pictures) with captions beside them: ``clip.mp4`` and ``clip.txt`` or ``.json``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vlm.data.annotations.rows import Annotation, read_text
-from vlm.data.shards.layout import VIDEO_EXTENSIONS
+from vlm.data.shards.layout import EXTENSIONS, Media
 from vlm.errors import DataError
 
 
-def read(folder: Path | str) -> list[Annotation]:
-    """Find every video below a folder, in order of name, with the captions that lie beside it.
+def read(folder: Path | str, media: Media = "video") -> list[Annotation]:
+    """Find every video (or picture) below a folder, in order of name, with the captions that lie beside it.
 
     A ``.txt`` holds one caption a line; a ``.json`` is a text, a list of texts, or an object whose
     ``caption`` or ``captions`` is one of these and whose rest is metadata. A video without either has no
@@ -30,7 +30,7 @@ def read(folder: Path | str) -> list[Annotation]:
         folders.sort()
         for name in sorted(files):
             path = Path(parent, name)
-            if path.suffix[1:].lower() in VIDEO_EXTENSIONS:
+            if path.suffix[1:].lower() in EXTENSIONS[media]:
                 captions, metadata = _sidecar(path)
                 video = path.relative_to(root).as_posix()
                 found.append(Annotation(video=video, captions=tuple(captions), metadata=metadata))

@@ -45,6 +45,13 @@ class LabelledSet:
     labels: tuple[int, ...]
     classes: tuple[str, ...]
 
+    def annotations(self) -> list[Annotation]:
+        """Return the videos as they are packed, the name of its class the caption of each."""
+        return [
+            Annotation(video=name, captions=(self.classes[label],), label=label)
+            for name, label in zip(self.names, self.labels, strict=True)
+        ]
+
 
 def read_labelled(
     path: Path | str,

@@ -1,4 +1,7 @@
-"""The layout of VideoMamba's, UMT's and VindLU's files: a JSON list of ``{"video": ..., "caption": ...}``."""
+"""The layout of VideoMamba's, UMT's and VindLU's files: a JSON list of ``{"video": ..., "caption": ...}``.
+
+Pictures are named by ``image`` instead of ``video``.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ def _read(path: Path, join: bool) -> list[Annotation]:
         )
     found: list[Annotation] = []
     for number, row in enumerate(rows):
-        videos = _strings(row.get("video") if isinstance(row, dict) else None)
+        videos = _strings(row.get("video", row.get("image")) if isinstance(row, dict) else None)
         captions = _strings(row.get("caption") if isinstance(row, dict) else None)
         if not videos or not captions:
             raise DataError(
@@ -51,7 +54,7 @@ def _read(path: Path, join: bool) -> list[Annotation]:
                 "bad_annotations",
             )
         captions = [" ".join(captions)] if join else captions
-        metadata = {key: value for key, value in row.items() if key not in ("video", "caption")}
+        metadata = {key: value for key, value in row.items() if key not in ("video", "image", "caption")}
         found.extend(Annotation(video=v, captions=tuple(captions), metadata=metadata) for v in videos)
     return found
 

@@ -12,17 +12,19 @@ from vlm.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Annotation:
-    """A video by name and what is said of it.
+    """A video or picture by name and what is said of it.
 
     Attributes:
         video: Name relative to the folder of videos; some layouts leave the extension out.
         captions: Each one true of the whole video.
         metadata: What else the annotation says, such as the scene of a rendered clip.
+        label: Number of its class, if it has one.
     """
 
     video: str
     captions: tuple[str, ...]
     metadata: dict[str, Any] = field(default_factory=dict)
+    label: int | None = None
 
 
 def merge(annotations: Iterable[Annotation]) -> list[Annotation]:

@@ -12,7 +12,18 @@ from vlm.data.annotations.rows import Annotation, read_text
 from vlm.errors import DataError, MissingExtra
 
 # in the order in which they are looked for; MSR-VTT's 1k-A file has video_id and sentence
-VIDEO_COLUMNS = ("video", "file", "filename", "file_name", "path", "video_path", "video_id", "videoid")
+VIDEO_COLUMNS = (
+    "video",
+    "file",
+    "filename",
+    "file_name",
+    "path",
+    "video_path",
+    "video_id",
+    "videoid",
+    "image",
+    "image_path",
+)
 CAPTION_COLUMNS = ("caption", "captions", "sentence", "text", "description", "title")
 _ROWS_AT_ONCE = 4096
 

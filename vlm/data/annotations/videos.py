@@ -1,4 +1,4 @@
-"""Find the file of each annotated video, and say which are missing."""
+"""Find the file of each annotated video or picture, and say which are missing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vlm.data.annotations.rows import Annotation
-from vlm.data.shards.layout import VIDEO_EXTENSIONS
+from vlm.data.shards.layout import EXTENSIONS, Media
 
 # the order in which a name without extension is tried; the rest of the known ones follow
-_FIRST_TRIED = ("mp4", "webm", "mkv", "avi", "mov")
+_FIRST_TRIED = ("mp4", "webm", "mkv", "avi", "mov", "jpg", "png")
 
 
 class Located(NamedTuple):
@@ -21,13 +21,16 @@ class Located(NamedTuple):
     reason: str = ""
 
 
-def locate_videos(annotations: Iterable[Annotation], folder: Path | str) -> list[Located]:
-    """Look for each video below a folder: by its name, else by its name with a known extension.
+def locate_videos(
+    annotations: Iterable[Annotation], folder: Path | str, media: Media = "video"
+) -> list[Located]:
+    """Look for each file below a folder: by its name, else by its name with an extension of the media.
 
     A name that leaves the folder (absolute, or with ``..``) is not looked for.
     """
     root = Path(folder)
-    tried = [*_FIRST_TRIED, *sorted(VIDEO_EXTENSIONS - set(_FIRST_TRIED))]
+    first = [extension for extension in _FIRST_TRIED if extension in EXTENSIONS[media]]
+    tried = [*first, *sorted(EXTENSIONS[media] - set(first))]
     return [_locate(annotation, root, tried) for annotation in annotations]
 
 

@@ -173,9 +173,10 @@ def _of_shards(reader: ShardReader) -> Iterator[Item]:
             except DataError:
                 yield Item(f"{reader.manifest.shards[shard].file}/{number}", b"", None)
                 continue
-            video = next((d for e, d in raw.members.items() if media_kind(e) == "video"), b"")
+            media = reader.manifest.media
+            data = next((d for e, d in raw.members.items() if media_kind(e) == media), b"")
             digest = facts.get("sha256")
-            yield Item(str(facts.get("video", raw.key)), video, digest if isinstance(digest, str) else None)
+            yield Item(str(facts.get(media, raw.key)), data, digest if isinstance(digest, str) else None)
 
 
 def _sha256(source: Source) -> str:

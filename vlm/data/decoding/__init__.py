@@ -1,4 +1,4 @@
-"""Exact frames of any ordinary video file, or a reason why there are none."""
+"""Exact frames of any ordinary video file, still pictures, or a reason why there are none."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm.data.decoding.opening import DecodeLimits, Source
+from vlm.data.decoding.picture import Picture, read_picture
 from vlm.data.decoding.video import Frames, SegmentFrames, Video, VideoInfo
 
 __all__ = [
     "DecodeLimits",
     "Frames",
+    "Picture",
     "SegmentFrames",
     "Source",
     "Video",
@@ -21,6 +23,7 @@ __all__ = [
     "open_video",
     "probe",
     "read_frames",
+    "read_picture",
 ]
 
 

@@ -21,10 +21,11 @@ Source = str | os.PathLike[str] | bytes
 
 # Demuxers that read nothing but the file they are given. Playlists, image sequences and concatenation
 # scripts are absent because they open other files; so are devices and subtitles.
-_FORMATS = (
+VIDEO_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,mpegvideo,ogg,asf,gif,apng,rm,mxf,dv,nut,wtv,"
     "ivf,av1,obu,h264,hevc,vvc,h263,m4v,mjpeg,yuv4mpegpipe"
 )
+PICTURE_FORMATS = "jpeg_pipe,png_pipe,webp_pipe"
 _PROBE_BYTES = "10000000"
 
 
@@ -96,15 +97,15 @@ def check_source(source: Source) -> None:
 
 
 @contextmanager
-def open_container(source: Source, limits: DecodeLimits) -> Iterator[Any]:
-    """Open the source as an ``av`` input container and close it afterwards.
+def open_container(source: Source, limits: DecodeLimits, formats: str = VIDEO_FORMATS) -> Iterator[Any]:
+    """Open the source as an ``av`` input container of one of ``formats`` and close it afterwards.
 
     Raises:
-        DataError: It is not a video in an allowed format (``not_a_video``).
+        DataError: It is in none of them (``not_a_video``).
     """
     options = {
         "protocol_whitelist": "file",
-        "format_whitelist": _FORMATS,
+        "format_whitelist": formats,
         "max_pixels": str(limits.max_pixels),
         "probesize": _PROBE_BYTES,
     }

@@ -268,13 +268,11 @@ class Video:
         try:
             if (frame.width, frame.height) != self._coded_size:
                 frame = frame.reformat(width=width, height=height, format="rgb24")
-            pixels = frame.to_ndarray(format="rgb24")
         except (FFmpegError, ValueError) as error:
-            raise DataError(
-                f"{self._name}: cannot convert {frame.format.name} to RGB", "pixel_format"
-            ) from error
+            raise _not_convertible(frame, self._name) from error
+        pixels = as_displayed(frame, self._name, self._quarter_turns)
         self._deadline.pause()
-        return np.ascontiguousarray(np.rot90(pixels, -self._quarter_turns))
+        return pixels
 
     def _describe(self, container: Any, stream: Any, first: Any) -> VideoInfo:
         timeline, times = self._timeline, self.times_s
@@ -297,6 +295,24 @@ class Video:
             start_s=float(timeline.pts[0] * timeline.time_base),
             has_audio=bool(container.streams.audio),
         )
+
+
+def as_displayed(frame: Any, name: str, quarter_turns: int | None = None) -> Frames:
+    """Return a decoded frame as (h, w, 3) RGB, turned as it says, or by so many quarter turns clockwise.
+
+    Raises:
+        DataError: ``pixel_format``.
+    """
+    turns = _quarter_turns(frame) if quarter_turns is None else quarter_turns
+    try:
+        pixels = frame.to_ndarray(format="rgb24")
+    except (FFmpegError, ValueError) as error:
+        raise _not_convertible(frame, name) from error
+    return np.ascontiguousarray(np.rot90(pixels, -turns))
+
+
+def _not_convertible(frame: Any, name: str) -> DataError:
+    return DataError(f"{name}: cannot convert {frame.format.name} to RGB", "pixel_format")
 
 
 def _quarter_turns(frame: Any) -> int:

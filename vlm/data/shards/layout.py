@@ -1,8 +1,9 @@
 """What a folder of shards holds: tar files, an index beside each, and one manifest over all.
 
-A shard is a plain WebDataset tar: each sample is a run of members ``KEY.EXT``: the video as it came, ``json``
-with its captions and facts, ``txt`` with the first caption. The index says where each member's bytes lie and
-what they hash to; the manifest counts and hashes shards and indexes and names every rejected item.
+A shard is a plain WebDataset tar: each sample is a run of members ``KEY.EXT``: the video or picture as it
+came, ``json`` with its captions and facts, ``txt`` with the first caption. The index says where each member's
+bytes lie and what they hash to; the manifest counts and hashes shards and indexes and names every rejected
+item.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 from vlm.errors import DataError, IntegrityError
+
+Media: TypeAlias = Literal["video", "image"]
 
 FORMAT = "vlm-shards/1"
 MANIFEST = "manifest.json"
@@ -53,6 +56,8 @@ VIDEO_EXTENSIONS = frozenset(
         "video",
     }
 )
+PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
+EXTENSIONS: dict[Media, frozenset[str]] = {"video": VIDEO_EXTENSIONS, "image": PICTURE_EXTENSIONS}
 _KEY = re.compile(r"[\w./-]{1,200}", re.ASCII)
 _CHUNK = 1 << 20
 
@@ -109,6 +114,8 @@ class Manifest:
         rejected: Items that are in no sample.
         odd: What was met in tars of other makers and did no harm.
         input: What the folder was made from.
+        media: Whether the samples are videos or pictures.
+        classes: Names of the classes that samples are labelled with; empty without labels.
     """
 
     num_samples: int
@@ -118,6 +125,8 @@ class Manifest:
     rejected: tuple[Rejection, ...] = ()
     odd: tuple[Rejection, ...] = ()
     input: dict[str, Any] = field(default_factory=dict)
+    media: Media = "video"
+    classes: tuple[str, ...] = ()
 
     @property
     def is_foreign(self) -> bool:
@@ -258,7 +267,11 @@ def read_manifest(folder: Path) -> Manifest:
             rejected=tuple(Rejection(**record) for record in values["rejected"]),
             odd=tuple(Rejection(**record) for record in values.get("odd", ())),
             input=dict(values["input"]),
+            media=values.get("media", "video"),
+            classes=tuple(map(str, values.get("classes", ()))),
         )
+        if manifest.media not in get_args(Media):
+            raise ValueError(f"media {manifest.media!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path}: damaged: {error!r}") from error
     total = sum(shard.num_samples for shard in manifest.shards)
@@ -270,10 +283,11 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def media_kind(extension: str) -> Literal["video", "json", "txt"] | None:
+def media_kind(extension: str) -> Media | Literal["json", "txt"] | None:
     """Return what a member of this extension holds, None for what is never opened."""
-    if extension in VIDEO_EXTENSIONS:
-        return "video"
+    for media, extensions in EXTENSIONS.items():
+        if extension in extensions:
+            return media
     return {"json": "json", "txt": "txt"}.get(extension)  # type: ignore[return-value]
 
 

@@ -105,10 +105,13 @@ class ShardReader:
         return self._remote.local(record.file, record.sha256, record.num_bytes)
 
     def _read(self, shard: int, number: int) -> RawSample:
-        entry = self.entry(shard, number)
-        path = self.shard_path(shard)
+        entry, record = self.entry(shard, number), self.manifest.shards[shard]
+        path = self.folder / record.file
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if self._remote is None:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            else:
+                descriptor = self._remote.open(record.file, record.sha256, record.num_bytes)
         except OSError as error:
             raise DataError(f"{path}: cannot be opened: {error.strerror}", "shard_missing") from error
         try:

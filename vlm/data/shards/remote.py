@@ -106,6 +106,18 @@ class RemoteFolder:
             return self.local(name, sha256, size)  # another process made room just now
         return path
 
+    def open(self, name: str, sha256: str, size: int) -> int:
+        """Return a descriptor of the verified local copy, which stays readable when others make room.
+
+        Raises:
+            DataError: See `local`.
+        """
+        while True:
+            try:
+                return os.open(self.local(name, sha256, size), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # it left the cache just now
+
     def forget(self, name: str) -> None:
         """Remove a local copy that turned out damaged."""
         (self.folder / name).unlink(missing_ok=True)

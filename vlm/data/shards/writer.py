@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm.data.shards.layout import (
     MANIFEST,
     Manifest,
+    Media,
     Rejection,
     ShardRecord,
     check_key,
@@ -37,17 +38,28 @@ class ShardWriter:
         folder: Where shards go; made if missing.
         identity: What decides the contents (input, options); a folder is continued only by its own.
         max_bytes: A shard is closed before it would exceed this; one sample may be larger.
+        media: What the samples are.
+        classes: Names of the classes that they are labelled with.
 
     Raises:
         InvalidInput: The folder holds the work of another identity, or foreign files.
         IntegrityError: A shard that the journal knows is missing or has another size.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], max_bytes: int = 256 << 20) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        max_bytes: int = 256 << 20,
+        *,
+        media: Media = "video",
+        classes: Sequence[str] = (),
+    ) -> None:
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
         self._folder, self._max_bytes = folder, max_bytes
         self._identity = {**identity, "max_bytes": max_bytes}
+        self._media, self._classes = media, tuple(classes)
         self._shards: list[ShardRecord] = []
         self._rejected: list[Rejection] = []
         self._keys: set[str] = set()
@@ -101,6 +113,8 @@ class ShardWriter:
             shards=tuple(self._shards),
             rejected=tuple(self._rejected),
             input=self._identity,
+            media=self._media,
+            classes=self._classes,
         )
         if manifest.num_samples == 0:
             reasons = sorted({item.reason for item in self._rejected})

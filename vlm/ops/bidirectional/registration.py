@@ -104,7 +104,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         return scan_calls.bi_scan_forward(scans, z, weights, save=save)
     run = {"reference": reference.forward, "mamba_ssm": mamba_ssm_forward}.get(which, chunked.forward)
     dtype = wide(u.dtype)
-    results = [run(s, save=save) for s in _scans(tuple(inputs), dtype)]
+    stored = u.dtype if which == "mamba_ssm" else dtype
+    results = [run(s, save=save) for s in _scans(tuple(inputs), stored)]
     total = torch.stack([y for y, _, _ in results]).sum(0)
     out = (total * torch.nn.functional.silu(z.to(dtype))).to(u.dtype)
     if not save:
@@ -140,7 +141,7 @@ def _backward(dout: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         scans, z, weights = served
         results, joined, dz = scan_gradients.bi_scan_backward(dout, scans, z, weights, total, kept)
     else:
-        scans = _scans(tuple(inputs), dtype)
+        scans = _scans(tuple(inputs), u.dtype if which == "mamba_ssm" else dtype)
         dy, dz = silu_backward(dout.to(dtype), total.to(dtype), z.to(dtype))
         if which == "reference":
             results = [reference.backward(dy, s) for s in scans]

@@ -33,6 +33,11 @@ def on_gpu(x: Tensor) -> bool:
     return x.device.type == "cuda"
 
 
+def allows_tf32() -> bool:
+    """Return whether PyTorch may round factors to tf32 in products of fp32 matrices on CUDA."""
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
 def rows(x: Tensor) -> Tensor:
     """Return ``x`` with contiguous channels."""
     return x if x.stride(-1) == 1 else x.contiguous()

@@ -43,6 +43,8 @@ SCAN_RANKS = (16, 32, 48)
 # over how many warps the time of a scan may be split, without and with events
 SCAN_SPLITS = {False: (1, 2, 4), True: (1, 4)}
 _SCAN_REGISTERS = 128
+# the widest rows of fp32 leave shared memory for eight warps only, which find more registers
+_WIDE_SCAN_REGISTERS = 168
 _SUM_REGISTERS = 40
 _SPLIT_SPILL_BYTES = 64
 # three blocks on a multiprocessor; all others have room for four
@@ -81,11 +83,15 @@ def scan_forward_kernel(
     events: bool,
     rank: int = 0,
     split: int = 1,
+    polynomial: int = 0,
 ) -> Instantiation:
     """Return the forward scan for one kind of problem; the macros are explained in ``problem.cuh``."""
     defines = _scan_defines(io, states, directions, aligned=aligned, events=events, rank=rank, split=split)
+    if polynomial:
+        defines += (("VLM_POLYNOMIAL", polynomial),)
     if split == 1:
-        return Instantiation("scan_forward.cu", "vlm_scan_forward", defines, max_registers=_SCAN_REGISTERS)
+        most = _WIDE_SCAN_REGISTERS if (io, rank) == ("fp32", SCAN_RANKS[-1]) else _SCAN_REGISTERS
+        return Instantiation("scan_forward.cu", "vlm_scan_forward", defines, max_registers=most)
     # a lane of a split scan keeps a tile's decays; compiled for sm_100 that is a few registers too many
     return Instantiation("scan_forward.cu", "vlm_scan_forward", defines, max_spill_bytes=_SPLIT_SPILL_BYTES)
 
@@ -182,6 +188,9 @@ def _norm_kernel(entry: str, io: str, pieces: int, aligned: bool, most: int) -> 
     defines = (("VLM_IO", io), ("VLM_PIECES", pieces), ("VLM_ALIGNED", int(aligned)))
     return Instantiation("norm.cu", entry, defines, max_registers=most)
 
+
+# what VideoMamba runs in fp32 where PyTorch may multiply in tf32; compiled when they come
+TF32_INSTANTIATIONS = tuple(kernel for rank in SCAN_RANKS for kernel in _scan_kernels("fp32", rank))
 
 # what VideoMamba runs; other kinds of problem are compiled when they come
 INSTANTIATIONS: tuple[Instantiation, ...] = (

@@ -21,6 +21,9 @@ _WARPS_WANTED = 10
 # a split tile has eight steps for each warp; fewer tiles than this are not worth the exchange
 _TILES_WANTED = 4
 _STEPS_OF_WARP = 8
+# of the 16 exponentials that a lane needs for a step, those that an unsplit scan leaves to a polynomial: more
+# than none pays where the unit for exponentials is what bounds it. Not measured yet
+POLYNOMIAL = 0
 
 
 class Direction(ctypes.Structure):
@@ -79,6 +82,8 @@ class _ScanForward(ctypes.Structure):
 def takes_rank_rows(scans: list[Scan], weights: list[Tensor], *sequences: Tensor) -> bool:
     """Return whether the kernels multiply these scans' ``delta`` (b, l, r) by ``weights`` (e, r) themselves.
 
+    Of fp32 they do it in tf32, so only where PyTorch's own product would.
+
     Args:
         scans: One or two directions that the kernels serve.
         weights: One for each of them, contiguous, of the sequences' dtype.
@@ -88,7 +93,7 @@ def takes_rank_rows(scans: list[Scan], weights: list[Tensor], *sequences: Tensor
     group_channels = u.shape[2] // scans[0].B.shape[2]
     ranks = {weight.shape[1] for weight in weights} | {s.delta.shape[2] for s in scans}
     return (
-        u.dtype != torch.float32
+        (u.dtype != torch.float32 or cuda_arguments.allows_tf32())
         and len(ranks) == 1
         and ranks <= set(SCAN_RANKS)
         and group_channels * u.element_size() % VECTOR_BYTES == 0
@@ -228,7 +233,14 @@ def _kernel(
 
     def form(split: int) -> tuple[Kernel, int, int]:
         wanted = scan_forward_kernel(
-            STORED[out.dtype], states, directions, aligned=aligned, events=events, rank=rank, split=split
+            STORED[out.dtype],
+            states,
+            directions,
+            aligned=aligned,
+            events=events,
+            rank=rank,
+            split=split,
+            polynomial=POLYNOMIAL if split == 1 else 0,
         )
         kernel = cuda_library.kernel(wanted, out.device)
         _, _, tile_channels, slots = geometry(kernel, _GEOMETRY)

@@ -10,6 +10,7 @@ import torch
 from vlm.errors import KernelError
 from vlm.ops.cuda import library as cuda_library
 from vlm.ops.cuda import trial_problems
+from vlm.ops.cuda.arguments import allows_tf32
 
 # relative to the norm: what rounding the result leaves, several times over
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -20,8 +21,8 @@ _PROBLEMS: dict[str, Callable[[torch.device, torch.dtype], trial_problems.Result
     "add_rms_norm": trial_problems.residual_norm,
 }
 _LOG = logging.getLogger(__name__)
-# by problem, so that operators of one engine share a trial
-_tried: dict[tuple[object, torch.device, torch.dtype], bool] = {}
+# by problem, so that operators of one engine share a trial; the last says whether products may be in tf32
+_tried: dict[tuple[object, torch.device, torch.dtype, bool], bool] = {}
 
 
 def trusted(op: str, device: torch.device, dtype: torch.dtype) -> bool:
@@ -31,7 +32,7 @@ def trusted(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     stream is captured nothing is tried, because a trial waits for the GPU; what was not tried before is not
     trusted then.
     """
-    key = _PROBLEMS[op], device, dtype
+    key = _PROBLEMS[op], device, dtype, dtype == torch.float32 and allows_tf32()
     if key in _tried:
         return _tried[key]
     if dtype not in LIMITS or not cuda_library.available(device):

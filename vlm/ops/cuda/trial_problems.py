@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlm.ops.causal_conv import reference as conv_reference
 from vlm.ops.cuda import conv_calls, norm_calls, scan_calls, scan_gradients
+from vlm.ops.cuda.arguments import allows_tf32
 from vlm.ops.cuda.registry import SCAN_RANKS
 from vlm.ops.norm import reference as norm_reference
 from vlm.ops.selective_scan import chunked
@@ -25,12 +26,13 @@ _WIDTH, _TAPS, _EPS = 192, 4, 1e-5
 def scan(device: torch.device, dtype: torch.dtype) -> Results:
     """Return what both directions give together, against PyTorch in fp32.
 
-    Compared are the output, the sum before the gate, the kept states and all gradients; of half types also
-    where the kernels multiply rank rows themselves.
+    Compared are the output, the sum before the gate, the kept states and all gradients; also where the
+    kernels multiply rank rows themselves, which they do of half types, and of fp32 if that may be in tf32.
     """
     found: list[Tensor] = []
     expected: list[Tensor] = []
-    for rank in (0,) if dtype == torch.float32 else (0, SCAN_RANKS[0]):
+    multiplies = dtype != torch.float32 or allows_tf32()
+    for rank in (0, SCAN_RANKS[0]) if multiplies else (0,):
         scans, z, weights, dout = _draw_scan(device, dtype, rank)
         found += _by_kernels(scans, z, weights, dout)
         expected += _by_pytorch(scans, z, weights, dout)
@@ -42,15 +44,18 @@ def _draw_scan(
 ) -> tuple[list[Scan], Tensor, list[Tensor], Tensor]:
     """Return two directions, the gate, the weights of rank rows if any, and the output's gradient."""
     draw = _drawing(device)
+    # what bf16 holds tf32 holds too: a product of such numbers is as exact as the rest is
+    narrow = torch.bfloat16 if rank else dtype
     scans = []
     for reverse in (False, True):
         u = draw(_BATCH, _LENGTH, _CHANNELS).to(dtype)
-        delta = draw(_BATCH, _LENGTH, rank or _CHANNELS).to(dtype)
+        delta = draw(_BATCH, _LENGTH, rank or _CHANNELS).to(narrow).to(dtype)
         B, C = (draw(_BATCH, _LENGTH, 1, _STATES).to(dtype) for _ in range(2))
         A, D, bias = -draw(_CHANNELS, _STATES).abs() - 0.1, draw(_CHANNELS), draw(_CHANNELS)
         scans.append(Scan(u, delta, A, B, C, D, bias, None, None, True, reverse))
     z, dout = (draw(_BATCH, _LENGTH, _CHANNELS).to(dtype) for _ in range(2))
-    return scans, z, [(draw(_CHANNELS, rank) / rank**0.5).to(dtype) for _ in scans if rank], dout
+    weights = [(draw(_CHANNELS, rank) / rank**0.5).to(narrow).to(dtype) for _ in scans if rank]
+    return scans, z, weights, dout
 
 
 def _by_kernels(scans: list[Scan], z: Tensor, weights: list[Tensor], dout: Tensor) -> list[Tensor]:

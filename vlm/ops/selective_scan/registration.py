@@ -35,13 +35,15 @@ def silu_backward(gradient: Tensor, ungated: Tensor, z: Tensor) -> tuple[Tensor,
     return gradient * z * gate, gradient * ungated * (gate * (1 + z * (1 - gate)))
 
 
-def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any) -> Scan:
-    """Bring the operator's arguments into the layout and dtype of the implementations."""
+def _scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any, stored: torch.dtype | None = None
+) -> Scan:
+    """Bring the operator's arguments into the layout of the implementations; sequences in ``stored``."""
     D, bias, initial, segments, softplus, reverse = rest
     dtype = wide(u.dtype)
 
     def last(x: Tensor) -> Tensor:
-        return x.movedim(-1, 1).to(dtype).contiguous()
+        return x.movedim(-1, 1).to(stored or dtype).contiguous()
 
     def same(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.to(dtype).contiguous()
@@ -96,7 +98,7 @@ def _forward(
         s, gate = _time_last(u, delta, A, B, C, z, *rest)
         out, last, ungated, kept = cpu_calls.scan_forward(s, gate, save=save)
         return out.to(u.dtype), last, ungated.to(u.dtype), kept
-    s = _scan(u, delta, A, B, C, *rest)
+    s = _scan(u, delta, A, B, C, *rest, stored=_stored(which, u))
     if which == "cuda" and scan_calls.serves(s):
         y, last, kept = scan_calls.scan_forward(s, save=save)
     elif which == "reference":
@@ -156,7 +158,7 @@ def _backward(
         s, gate = _time_last(u, delta, A, B, C, z, *rest)
         g, dgate = cpu_calls.scan_backward(dout.to(s.u.dtype), s, gate, ungated.to(s.u.dtype), kept)
         return _gradients(g, dz if dgate is None else dgate.to(u.dtype), likes)
-    s = _scan(u, delta, A, B, C, *rest)
+    s = _scan(u, delta, A, B, C, *rest, stored=_stored(which, u))
     dy = dout.to(wide(u.dtype))
     if z is not None:
         dy, gate_gradient = silu_backward(dy, ungated.to(dy.dtype), z.to(dy.dtype))
@@ -228,6 +230,11 @@ def _autograd(ctx: Any, dout: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     return (*present, None, None, None, None)
 
 
+def _stored(which: str, u: Tensor) -> torch.dtype | None:
+    """Return the dtype that a backend takes sequences in: mamba-ssm as they are, others as the sums are."""
+    return u.dtype if which == "mamba_ssm" else None
+
+
 def _mamba_ssm_arguments(s: Scan) -> tuple[Any, ...]:
     """Return the arguments that mamba-ssm's extension takes, flipped for the reverse direction."""
     if s.initial is not None or s.segments is not None:
@@ -247,11 +254,11 @@ def mamba_ssm_forward(s: Scan, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Run mamba-ssm's forward kernel; it keeps its own states, so ours stay zero."""
     out, states, *_ = mamba_ssm_extension().fwd(*_mamba_ssm_arguments(s), s.softplus)
     shape = (s.u.shape[0], num_checkpoints(s.u.shape[1]), s.A.shape[1], s.u.shape[2])
-    y = out.transpose(1, 2)
+    y = out.transpose(1, 2).to(s.A.dtype)
     return (
         y.flip(1) if s.reverse else y,
         states[:, :, -1, 1::2].contiguous(),
-        s.u.new_zeros(shape) if save else s.u.new_empty(0),
+        s.A.new_zeros(shape) if save else s.A.new_empty(0),
     )
 
 
@@ -260,7 +267,7 @@ def mamba_ssm_backward(dy: Tensor, s: Scan) -> reference.ScanGradients:
     arguments = _mamba_ssm_arguments(s)
     extension = mamba_ssm_extension()
     out, states, *_ = extension.fwd(*arguments, s.softplus)
-    dout = (dy.flip(1) if s.reverse else dy).transpose(1, 2).contiguous()
+    dout = (dy.flip(1) if s.reverse else dy).transpose(1, 2).to(s.u.dtype).contiguous()
     du, ddelta, dA, dB, dC, dD, dbias, *_ = extension.bwd(
         *arguments, dout, states, out, None, s.softplus, False
     )

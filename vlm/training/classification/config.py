@@ -40,16 +40,17 @@ class MixingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledFilesConfig:
-    """Video files and a file that says their labels; see ``vlm.data.annotations.labels``.
+    """Video files and a file that says their labels, or shards that were packed with labels.
 
     Attributes:
-        train: The labels to learn from; a file, or a folder with a folder of videos a class.
-        val: The labels to evaluate with; None for no evaluation.
+        train: What to learn from: a file of labels, see ``vlm.data.annotations.labels``; a folder with a
+            folder of videos a class; or shards, a path or a URL.
+        val: The same to evaluate with; None for no evaluation.
         train_part: Part of ``train`` that is meant, where it holds several (COIN: ``training``).
         val_part: Part of ``val``.
-        videos: Folder that the names of the videos are relative to.
+        videos: Folder that the names in a file of labels are relative to.
         layout: How the labels are written; ``auto`` goes by the file's content.
-        classes: File with the names of the classes; None takes them from ``train``.
+        classes: File with the names of the classes, whose order numbers them; None takes them from ``train``.
         sampling: ``segments``: one frame of each equal span of the whole video; ``dense``: every
             ``stride``-th frame of one stretch.
         stride: Frames between two, if ``dense``.
@@ -96,7 +97,7 @@ class ClassificationConfig:
     Of ``losses`` only ``distillation`` does: a smaller model, trained before, whose tokens are learned too.
 
     Attributes:
-        source: ``world`` renders clips in memory; ``files`` decodes videos.
+        source: ``world`` renders clips in memory; ``files`` decodes videos, loose or packed.
         world: Settings of the world source.
         files: Settings of the files source.
         head: ``new``: the head starts at random; ``keep``: that of ``train.init_from``.
@@ -114,10 +115,8 @@ class ClassificationConfig:
     mixing: MixingConfig = field(default_factory=MixingConfig)
 
     def __post_init__(self) -> None:
-        if self.source == "files" and not (self.files.train and self.files.videos):
-            raise ValueError(
-                "classification.files: train and videos are needed where classification.source is 'files'"
-            )
+        if self.source == "files" and not self.files.train:
+            raise ValueError("classification.files.train is needed where classification.source is 'files'")
         if not (0 <= self.dropout < 1 and 0 <= self.label_smoothing < 1):
             raise ValueError("classification: dropout and label_smoothing must be in [0, 1)")
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from vlm import distributed
-from vlm.data.annotations.labels import LabelledSet, read_labelled
+from vlm.data.annotations.labels import read_classes as read_names
+from vlm.data.annotations.labels import read_labelled
+from vlm.data.augmentation import names_side
+from vlm.data.shards.layout import MANIFEST
+from vlm.data.shards.remote import is_remote
+from vlm.data.sources import LabelledShards, LabelledVideos, ShardSource
 from vlm.errors import ConfigError
 from vlm.models.classifier import Classifier, ClassifierConfig
 from vlm.models.video_mamba import VideoMambaConfig
 from vlm.models.video_model import VideoModel
-from vlm.training.classification.config import ClassificationConfig
+from vlm.training.classification.config import ClassificationConfig, LabelledFilesConfig
 from vlm.training.classification.objective import ClassificationObjective
 from vlm.training.objective import step_seed
 from vlm.training.teaching.distillation import make_distillation
@@ -24,25 +29,30 @@ from vlm.world import ACTIONS
 if TYPE_CHECKING:
     from vlm.training.config import TrainingConfig
 
-_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
-
-def read_set(config: ClassificationConfig, which: str) -> LabelledSet:
-    """Read the videos to learn from (``train``) or to evaluate with (``val``), by the same classes.
+def open_set(files: LabelledFilesConfig, which: str) -> LabelledVideos | LabelledShards:
+    """Open the videos to learn from (``train``) or to evaluate with (``val``), by the same classes.
 
     Raises:
+        ConfigError: The names of videos have no folder to start from.
         DataError: The labels cannot be read, or a class to evaluate is none of those that are learned.
     """
-    files = config.files
-    train = read_labelled(
-        files.train, files.videos, layout=files.layout, part=files.train_part, classes=files.classes
-    )
+    classes = None if files.classes is None else read_names(files.classes)
+    train = _open_labelled(files, files.train, files.train_part, classes)
     if which == "train":
         return train
     assert files.val is not None
-    return read_labelled(
-        files.val, files.videos, layout=files.layout, part=files.val_part, classes=train.classes
-    )
+    return _open_labelled(files, files.val, files.val_part, train.classes)
+
+
+def _open_labelled(
+    files: LabelledFilesConfig, path: str, part: str | None, classes: tuple[str, ...] | None
+) -> LabelledVideos | LabelledShards:
+    if is_remote(path) or (Path(path) / MANIFEST).is_file():
+        return LabelledShards(ShardSource(path), classes)
+    if not files.videos and not Path(path).is_dir():
+        raise ConfigError(f"classification.files.videos is needed: {path} names videos by file")
+    return LabelledVideos(read_labelled(path, files.videos, layout=files.layout, part=part, classes=classes))
 
 
 def read_classes(config: ClassificationConfig) -> tuple[str, ...]:
@@ -54,9 +64,9 @@ def read_classes(config: ClassificationConfig) -> tuple[str, ...]:
     """
     if config.source == "world":
         return ACTIONS[config.world.label]
-    classes = read_set(config, "train").classes
+    classes = open_set(config.files, "train").classes
     augmentation = config.files.augmentation
-    sided = next((name for name in classes if _SIDE.search(name)), None)
+    sided = next((name for name in classes if names_side(name)), None)
     if sided is not None and augmentation is not None and augmentation.flip > 0:
         raise ConfigError(
             f"classification.files.augmentation.flip is {augmentation.flip}, but mirrored clips of the class "

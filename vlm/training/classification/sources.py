@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlm import distributed
 from vlm.data import ClipBatch, Loader, LoaderConfig
-from vlm.data.sources import LabelledVideos
+from vlm.errors import ConfigError
 from vlm.models.video_model import VideoModel
 from vlm.training.classification.config import ClassificationConfig, LabelledWorldConfig
 from vlm.training.classification.objective import LabelledBatch
-from vlm.training.classification.setup import read_set
+from vlm.training.classification.setup import open_set
 from vlm.training.sources.world import ignore_signals, render_clip, to_input
 from vlm.types import Preprocessing
 from vlm.world import ACTIONS, Scene, action, sample_scene
@@ -40,8 +40,7 @@ def open_labelled(
             yield rendered
         return
     loader = make_loader(config, config.classification, model.preprocessing, "train", run)
-    start = done * config.train.batch_size // config.classification.repeats
-    batches = cast(Generator[ClipBatch, None, None], loader.batches(start))
+    batches = cast(Generator[ClipBatch, None, None], loader.batches(done))
     with closing(batches) as clips:  # which stops the loader's threads
         yield (_to_batch(batch, loader, model.device) for batch in clips)
 
@@ -53,11 +52,21 @@ def make_loader(
     which: str,
     run: Path | None = None,
 ) -> Loader:
-    """Return the loader of the videos to learn from (``train``) or, in order and unchanged, ``val``."""
+    """Return the loader of the videos to learn from (``train``) or, in order and unchanged, ``val``.
+
+    Raises:
+        ConfigError: There are pictures, and the model wants videos.
+        DataError: The labels cannot be read.
+    """
     files, learning = settings.files, which == "train"
     name = f"rejected-{distributed.rank()}.jsonl"
+    source = open_set(files, which)
+    if source.media == "image" and preprocessing.num_frames > 1:
+        raise ConfigError(
+            f"classification.files.{which} holds pictures; set model.vision.num_frames to 1 to learn of them"
+        )
     return Loader(
-        LabelledVideos(read_set(settings, which)),
+        source,
         preprocessing,
         LoaderConfig(
             batch_size=config.train.batch_size // settings.repeats,

@@ -15,10 +15,11 @@ from vlm import distributed
 from vlm.config import to_dict
 from vlm.models.video_model import VideoModel
 from vlm.text import Tokenizer, build_tokenizer
-from vlm.training.config import EngineConfig, TrainingConfig, in_parts
+from vlm.training.config import EngineConfig, TrainingConfig
 from vlm.training.loop import RunState, build
-from vlm.training.planning.files import NeededFile, needed_files
+from vlm.training.planning.files import NeededFile, may_open_shards, needed_files
 from vlm.training.planning.memory import kept_bytes, made_up_batch, memory_megabytes
+from vlm.training.planning.updates import UpdateKind, only, update_kinds
 from vlm.training.setup import make_model, make_objective, make_tokenizer, prepare_process
 from vlm.training.sources import open_source
 from vlm.world import vocabulary
@@ -32,21 +33,24 @@ def estimate(config: TrainingConfig) -> dict[str, Any]:
     """Return what a run reads, its sizes and its costs.
 
     Of a run whose files are not all here, what can be known without them is told, with random weights of the
-    config's sizes. ``hours`` are those of training alone: updates or the preparation of their data, whichever
-    takes longer, at the speed of the slower of two updates, the first and one in mid-run, on this machine and
-    with the plain engine. A batch that would take long is timed in part and its time scaled.
+    config's sizes. ``updates`` lists the kinds of them, one for each corpus. ``hours`` are those of training
+    alone: updates or the preparation of their data, whichever takes longer, at the speed of the slower of two
+    updates, the first and one in mid-run, on this machine and with the plain engine. A batch that would take
+    long is timed in part and its time scaled.
     """
     device = prepare_process(config)
     files = needed_files(config)
     missing = [file.key for file in files if not file.present]
-    run, processes = config.train, distributed.world_size()
+    kinds = update_kinds(config, opens=may_open_shards(files))
+    clips = [kind.batch_size * kind.count for kind in kinds if kind.count is not None]
     report: dict[str, Any] = {
         "config": to_dict(config),
         "files": [asdict(file) for file in files],
         "missing": missing,
-        "steps": run.max_steps,
-        "clips": run.max_steps * run.batch_size,
-        "processes": processes,
+        "steps": config.train.max_steps,
+        "clips": sum(clips) if len(clips) == len(kinds) else None,
+        "updates": [asdict(kind) for kind in kinds],
+        "processes": distributed.world_size(),
     }
     if {"classification.files.train", "classification.files.classes"} & set(missing):
         return report | {"not_measured": f"anything: the classes are unknown without {missing[0]}"}
@@ -63,10 +67,18 @@ def estimate(config: TrainingConfig) -> dict[str, Any]:
         model, module = state.model, state.module
     report |= _sizes(config, model)
     if module is not None:
-        kept = _kept_by_part(known, module, model)
-        report["memory_megabytes"] = memory_megabytes(config, module, kept, processes, _teachers(files))
+        report["memory_megabytes"] = memory_megabytes(
+            config,
+            module,
+            kept=max(_kept_by_part(known, module, model, kind) for kind in kinds),
+            frames=max(kind.batch_size * kind.num_frames for kind in kinds),
+            processes=distributed.world_size(),
+            teachers_mb=_teachers(files),
+        )
     if state is not None:
-        return report | _times(config, state)
+        times = [_times(config, state, kind) for kind in kinds]
+        updates = [asdict(kind) | found for kind, found in zip(kinds, times, strict=True)]
+        return report | {"updates": updates, "hours": _three_digits(sum(found["hours"] for found in times))}
     return report | {"hours": None, "not_measured": f"time: not here are {', '.join(missing)}"}
 
 
@@ -85,6 +97,10 @@ def _without(config: TrainingConfig, missing: list[str]) -> TrainingConfig:
 def _tokenizer(config: TrainingConfig, missing: list[str]) -> Tokenizer | None:
     """Return the run's tokenizer, or any that lets the model be built."""
     return build_tokenizer(vocabulary()) if "tokenizer" in missing else make_tokenizer(config)
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def _teachers(files: list[NeededFile]) -> float:
@@ -126,18 +142,20 @@ def _unit(config: TrainingConfig) -> int:
     return 1 if settings is None else settings.repeats * (2 if settings.mixing.is_on else 1)
 
 
-def _kept_by_part(config: TrainingConfig, module: nn.Module, model: VideoModel) -> float:
+def _kept_by_part(config: TrainingConfig, module: nn.Module, model: VideoModel, kind: UpdateKind) -> float:
     """Return the bytes that a process's part of an update keeps, a straight line through two small ones."""
-    own = config.train.batch_size // config.train.accumulate // distributed.world_size()
+    own = kind.batch_size // config.train.accumulate // distributed.world_size()
     few = min(_unit(config), own)
-    first = kept_bytes(module, made_up_batch(config, model, few))
+    first = kept_bytes(module, made_up_batch(config, model, few, kind.num_frames))
     if own == few:
         return first
-    second = kept_bytes(module, made_up_batch(config, model, 2 * few))
+    second = kept_bytes(module, made_up_batch(config, model, 2 * few, kind.num_frames))
     return first + (second - first) / few * (own - few)
 
 
-def _times(config: TrainingConfig, state: RunState) -> dict[str, Any]:
+def _times(config: TrainingConfig, state: RunState, kind: UpdateKind) -> dict[str, Any]:
+    assert kind.count is not None
+    config = only(config, kind)
     parts, processes = config.train.accumulate, distributed.world_size()
     whole = config.train.batch_size // parts
     unit = _unit(config) * processes
@@ -152,26 +170,25 @@ def _times(config: TrainingConfig, state: RunState) -> dict[str, Any]:
     slowest = max(*steps, data_s)
     return {
         "timed_clips": clips,
-        "step_seconds": [round(value, 3) for value in steps],
-        "data_seconds": round(data_s, 3),
+        "step_seconds": [_three_digits(value) for value in steps],
+        "data_seconds": _three_digits(data_s),
         "clips_per_second": round(config.train.batch_size / slowest, 1),
-        "hours": round(slowest * config.train.max_steps / 3600, 3),
+        "hours": _three_digits(slowest * kind.count / 3600),
     }
 
 
 def _timed(config: TrainingConfig, state: RunState, clips: int) -> tuple[list[float], float]:
-    """Return the seconds of a batch of ``clips`` at the run's start and middle, and of making one."""
+    """Return the seconds of a part of ``clips`` at the run's start and middle, and of making one."""
     parts = config.train.accumulate
-    split = in_parts(config)
     source = replace(
-        split,
-        train=replace(split.train, batch_size=clips),
-        data=replace(split.data, workers=0),
+        config,
+        train=replace(config.train, batch_size=clips * parts),
+        data=replace(config.data, workers=0),
     )
     seconds, making = [], []
     for step in (0, config.train.max_steps // 2):
         number = step * parts
-        with open_source(source, state.model, number) as batches:
+        with open_source(source, state.model, step) as batches:
             begin = time.perf_counter()
             batch = next(batches)
             making.append(time.perf_counter() - begin)

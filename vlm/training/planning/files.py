@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm.data.shards.remote import is_remote
 from vlm.errors import InvalidInput, VlmError
 from vlm.models.registry import find_local, load_registry
 from vlm.training.config import TrainingConfig
@@ -14,6 +15,7 @@ from vlm.training.schedule import is_ever_positive
 _BERT_MEGABYTES = 0.232  # as google-bert/bert-base-uncased has its vocabulary
 _BERT = "hf download google-bert/bert-base-uncased model.safetensors (440 MB, Apache-2.0) gives a BERT"
 _UNKNOWN = "unknown"
+_CORPORA = "data.shards.corpora"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +42,13 @@ class NeededFile:
 def needed_files(config: TrainingConfig) -> list[NeededFile]:
     """Return what a run reads, in the order in which it does; nothing is fetched."""
     return [*_models(config), *_data(config)]
+
+
+def may_open_shards(files: list[NeededFile]) -> bool:
+    """Return whether all shards are here; those behind a URL count if nothing else is missing."""
+    shards = [file for file in files if file.key.startswith(_CORPORA)]
+    here = all(file.present and not is_remote(file.source) for file in shards)
+    return here or all(file.present for file in files)
 
 
 def _models(config: TrainingConfig) -> Iterator[NeededFile]:
@@ -70,12 +79,13 @@ def _data(config: TrainingConfig) -> Iterator[NeededFile]:
                 if value:
                     yield _path(f"classification.files.{name}", value)
     elif config.data.source == "shards":
-        for folder in config.data.shards.folders:
-            yield _path("data.shards.folders", folder)
+        for name, corpus in sorted(config.data.shards.corpora.items()):
+            for folder in corpus.folders:
+                yield _path(f"{_CORPORA}.{name}.folders", folder)
 
 
 def _path(key: str, source: str, command: str = "no such path") -> NeededFile:
-    if "://" in source:
+    if is_remote(source):
         note = "not looked at: it is fetched in the course of the run"
         return NeededFile(key=key, source=source, present=True, megabytes=None, note=note)
     path = Path(source)

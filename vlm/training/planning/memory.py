@@ -17,10 +17,15 @@ _FP32 = 4  # bytes
 _MOMENTS = 2  # AdamW's averages
 
 
-def made_up_batch(config: TrainingConfig, model: VideoModel, clips: int) -> Batch | LabelledBatch:
-    """Return noise of the shape that training data have; texts are as long as they may be."""
+def made_up_batch(
+    config: TrainingConfig, model: VideoModel, clips: int, num_frames: int | None = None
+) -> Batch | LabelledBatch:
+    """Return noise of the shape that training data have; texts are as long as they may be.
+
+    ``num_frames`` is that of the model unless given.
+    """
     vision: Any = model.config.vision
-    shape = (clips, vision.num_frames, vision.channels, vision.image_size, vision.image_size)
+    shape = (clips, num_frames or vision.num_frames, vision.channels, vision.image_size, vision.image_size)
     generator = torch.Generator().manual_seed(0)
     video = torch.randn(shape, generator=generator).to(model.device)
     if isinstance(model, Classifier):
@@ -59,7 +64,13 @@ def kept_bytes(module: nn.Module, batch: Any, number: int = 0) -> int:
 
 
 def memory_megabytes(
-    config: TrainingConfig, module: nn.Module, kept: float, processes: int, teachers_mb: float
+    config: TrainingConfig,
+    module: nn.Module,
+    *,
+    kept: float,
+    frames: int,
+    processes: int,
+    teachers_mb: float,
 ) -> dict[str, float]:
     """Return what one process needs, by part and in total, in 10^6 bytes.
 
@@ -69,6 +80,7 @@ def memory_megabytes(
         config: Decides the engine and the moving average.
         module: The model with its losses.
         kept: Bytes that a pass forward of this process's part of a batch keeps.
+        frames: Of the largest batch, over all processes.
         processes: Over which the engine may split.
         teachers_mb: Size of frozen teachers.
     """
@@ -81,9 +93,8 @@ def memory_megabytes(
     optimizer: float = _MOMENTS * learning
     if stage:
         optimizer = (_MOMENTS + 1) * learning / processes  # and a copy of the weights
-    model: Any = config.model.vision
-    clips = config.train.batch_size // processes
-    video = _FP32 * clips * model.num_frames * model.channels * model.image_size**2
+    vision = config.model.vision
+    video = _FP32 * frames // processes * vision.channels * vision.image_size**2
     parts = {
         "weights": everything,
         "gradients": gradients,

@@ -1,4 +1,4 @@
-"""Batches of packed videos; true pairs are known across processes, exactly for clips of the digit world."""
+"""Batches of packed videos or pictures; true pairs are known across processes, exactly in the digit world."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import json
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from vlm import distributed
-from vlm.data import ClipBatch, Loader, LoaderConfig, Mixture, ShardSource, true_pairs
+from vlm.data import Clip, ClipBatch, Corpus, Loader, LoaderConfig, Mixture, ShardSource, true_pairs
+from vlm.data.collate import identify
 from vlm.data.shards.remote import CacheConfig
+from vlm.errors import ConfigError
 from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
-from vlm.training.config import TrainingConfig
+from vlm.training.config import ShardsConfig, TrainingConfig
+from vlm.training.sources.parts import check_shares
 from vlm.types import Batch, TokenBatch
 from vlm.world import Scene, truth_matrix
 
@@ -35,17 +38,19 @@ class _Facts(NamedTuple):
 def open_shards(
     config: TrainingConfig, model: VideoModel, done: int, run: Path | None
 ) -> Iterator[Iterator[Batch]]:
-    """Yield an iterator over batches; see ``open_source``."""
-    settings = config.data.shards
-    cache = CacheConfig(
-        folder=None if settings.cache is None else Path(settings.cache),
-        max_bytes=round(settings.cache_gb * 1e9),
-    )
+    """Yield an iterator over batches; see ``open_source``.
+
+    Raises:
+        ConfigError: A corpus does not fit: its batch, its media, or samples that another has too.
+        DataError: A corpus is empty, or its shards cannot be read.
+    """
+    settings, parts = config.data.shards, config.train.accumulate
     loader = Loader(
-        Mixture([ShardSource(folder, cache=cache) for folder in settings.folders]),
+        open_corpora(settings, parts),
         model.preprocessing,
         LoaderConfig(
             batch_size=config.train.batch_size,
+            parts=parts,
             seed=config.seed,
             random_frames=settings.random_frames,
             augmentation=settings.augmentation,
@@ -58,20 +63,64 @@ def open_shards(
         world_size=distributed.world_size(),
         quarantine=None if run is None else run / f"rejected-{distributed.rank()}.jsonl",
     )
-    batches = cast(Generator[ClipBatch, None, None], loader.batches(done * config.train.batch_size))
+    batches = cast(Generator[ClipBatch, None, None], loader.batches(done * parts))
     with closing(batches) as clips:  # which stops the loader's threads
         yield (_to_batch(batch, loader, model, config.data.max_words) for batch in clips)
 
 
+def open_corpora(settings: ShardsConfig, parts: int = 1) -> list[Corpus]:
+    """Return the corpora of a run by the order of their names, checked against their shards.
+
+    Args:
+        settings: Folders and batches.
+        parts: Of a batch, each of which all processes share.
+
+    Raises:
+        ConfigError: A batch does not divide by the processes, a folder holds other media than it is said to,
+            or two folders hold the same samples.
+        DataError, IntegrityError: A folder's manifest cannot be read.
+    """
+    cache = CacheConfig(
+        folder=None if settings.cache is None else Path(settings.cache),
+        max_bytes=round(settings.cache_gb * 1e9),
+    )
+    corpora, seen = [], dict[str, str]()
+    for name, wanted in sorted(settings.corpora.items()):
+        key = f"data.shards.corpora.{name}"
+        if wanted.batch_size is not None:
+            check_shares(f"{key}.batch_size", wanted.batch_size, parts)
+        sources = [ShardSource(folder, cache=cache) for folder in wanted.folders]
+        for folder, source in zip(wanted.folders, sources, strict=True):
+            if source.media != wanted.media:
+                raise ConfigError(f"{key}: {folder} holds media: {source.media}, not media: {wanted.media}")
+            other = seen.setdefault(source.fingerprint, f"{folder} of corpus {name}")
+            if other != f"{folder} of corpus {name}" or wanted.folders.count(folder) > 1:
+                raise ConfigError(
+                    f"{key}: {folder} holds the samples of {other} again; name it once, and weigh a corpus "
+                    "with its weight"
+                )
+        corpora.append(
+            Corpus(
+                source=Mixture(sources),
+                name=name,
+                media=wanted.media,
+                batch_size=wanted.batch_size,
+                weight=wanted.weight,
+                templates=wanted.templates,
+            )
+        )
+    return corpora
+
+
 def _to_batch(clips: ClipBatch, loader: Loader, model: VideoModel, max_words: int) -> Batch:
-    own = [_facts(clip.key, clip.caption, clip.captions, clip.metadata) for clip in clips.clips]
+    own = [_facts(clip) for clip in clips.clips]
     parts = distributed.gather_objects((own, clips.rejected))
     for _, rejected in parts:  # all processes stop at the same batch once all of them found too many
         loader.note_rejected(rejected)
     everyone = [facts for part, _ in parts for facts in part]
     positives, siblings = relations(everyone)
     if isinstance(model, VideoTextModel):
-        text = model.tokenize(list(clips.captions), max_words)
+        text = model.tokenize(list(clips.texts), max_words)
     else:
         text = TokenBatch(*torch.zeros(2, len(own), 0, dtype=torch.int64, device=model.device))
     return Batch(
@@ -81,13 +130,18 @@ def _to_batch(clips: ClipBatch, loader: Loader, model: VideoModel, max_words: in
         siblings=siblings.to(model.device),
         offset=distributed.rank() * len(own),
         keys=clips.keys,
+        corpus=clips.corpus if len(loader.tallies) > 1 else "",
     )
 
 
-def _facts(key: str, caption: str, captions: tuple[str, ...], metadata: Any) -> _Facts:
-    scene = metadata.get("scene")
+def _facts(clip: Clip) -> _Facts:
+    scene, twin = clip.metadata.get("scene"), clip.metadata.get("twin_id")
     return _Facts(
-        key, caption, captions, None if scene is None else json.dumps(scene), metadata.get("twin_id")
+        key=clip.identity,
+        caption=clip.caption,
+        captions=clip.captions,
+        scene=None if scene is None else json.dumps(scene),
+        twin_key=None if twin is None else identify(clip.origin, twin),
     )
 
 
