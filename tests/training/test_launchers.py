@@ -61,6 +61,14 @@ def test_torchrun_restarts_what_lost_a_process_and_nothing_is_lost(tiny, tmp_pat
         assert (run / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_a_plan_is_printed_once_whatever_the_processes(tiny, launch):
+    planned = launch("train", str(tiny.path), "--dry-run", "--set", "train.max_steps=2", processes=2)
+    out, err = planned.communicate(timeout=240)
+    assert planned.returncode == 0, err
+    told = json.loads(out)
+    assert told["processes"] == 2 and told["clips"] == 16 and told["updates"][0]["timed_clips"] == 8
+
+
 def test_a_run_is_continued_if_there_is_one(tiny, tmp_path):
     run = tmp_path / "run"
     train(tiny("train.max_steps=2", "evaluation.every=0"), run, resume=None)

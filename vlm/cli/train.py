@@ -7,6 +7,10 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlm.training.config import TrainingConfig
 
 EXAMPLE = "vlm train configs/train/demo.yaml --set train.max_steps=50 --out runs/demo"
 
@@ -45,13 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--resume RUN names the folder already; leave --out and --or-resume away")
     config = load_config(TrainingConfig, arguments.config, arguments.overrides)
     if arguments.dry_run:
-        from vlm.training.planning.estimate import estimate
-
-        told = estimate(config)
-        if distributed.is_main():
-            print(json.dumps(told, indent=1))
-        distributed.shut_down()
-        return 0
+        return _print_plan(config)
     from vlm.training.loop import train
 
     folder = arguments.resume or arguments.out or Path("runs") / config.name
@@ -73,6 +71,19 @@ def run(arguments: argparse.Namespace) -> int:
         )
     # a launcher of several processes would take any other code for a failure
     return RejectedItems.exit_code if rejected and alone else 0
+
+
+def _print_plan(config: TrainingConfig) -> int:
+    from vlm import distributed
+    from vlm.training.planning.estimate import estimate
+
+    try:
+        told = estimate(config)
+        if distributed.is_main():
+            print(json.dumps(told, indent=1))
+    finally:
+        distributed.shut_down()
+    return 0
 
 
 def _rejected(run: Path) -> Counter[str]:
