@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlm.errors import CheckpointError
-from vlm.models.teachers.frame_encoders import _ensure_torchvision
+from vlm.models.teachers.frame_encoders import ensure_torchvision
 from vlm.models.text_encoder import TextEncoder, TextEncoderConfig
 from vlm.models.weights.bert import load_bert
 
@@ -20,7 +20,7 @@ SIZES = TextEncoderConfig(
 @pytest.fixture(scope="module")
 def published():
     """A BERT with its language head and its pooler, of the implementation that publishes the weights."""
-    _ensure_torchvision()  # transformers imports it if it is there, which fails beside a torch without CUDA
+    ensure_torchvision()  # transformers imports it if it is there, which fails beside a torch without CUDA
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.BertConfig(

@@ -172,7 +172,7 @@ def _times(config: TrainingConfig, state: RunState, kind: UpdateKind) -> dict[st
         "timed_clips": clips,
         "step_seconds": [_three_digits(value) for value in steps],
         "data_seconds": _three_digits(data_s),
-        "clips_per_second": round(config.train.batch_size / slowest, 1),
+        "clips_per_second": _three_digits(config.train.batch_size / slowest),
         "hours": _three_digits(slowest * kind.count / 3600),
     }
 
