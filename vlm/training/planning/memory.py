@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm import distributed
 from vlm.models.classifier import Classifier
 from vlm.models.video_model import VideoModel
 from vlm.training.classification.objective import LabelledBatch
@@ -22,7 +23,7 @@ def made_up_batch(
 ) -> Batch | LabelledBatch:
     """Return noise of the shape that training data have; texts are as long as they may be.
 
-    ``num_frames`` is that of the model unless given.
+    ``clips`` are those of each process; ``num_frames`` is that of the model unless given.
     """
     vision: Any = model.config.vision
     shape = (clips, num_frames or vision.num_frames, vision.channels, vision.image_size, vision.image_size)
@@ -35,12 +36,13 @@ def made_up_batch(
     if words:
         words = min(words, model.config.text.max_positions)
     ids = torch.full((clips, words), 4, device=model.device)  # behind the special ones
-    same = torch.eye(clips, dtype=torch.bool, device=model.device)
+    same = torch.eye(clips * distributed.world_size(), dtype=torch.bool, device=model.device)
     return Batch(
         video=video,
         text=TokenBatch(ids, torch.ones_like(ids)),
         positives=same,
         siblings=torch.zeros_like(same),
+        offset=distributed.rank() * clips,
     )
 
 
