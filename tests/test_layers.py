@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SINGLE_HOME = ("deepspeed", "faiss", "webdataset", "lancedb", "ray", "open_clip")
+SINGLE_HOME = ("deepspeed", "faiss", "webdataset", "lancedb", "ray", "open_clip", "peft")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_FILES = 12

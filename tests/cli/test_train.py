@@ -47,7 +47,7 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(config, tmp_path, capsys, 
     cost = json.loads(capsys.readouterr().out)
     assert cost["clips"] == 16 and cost["tokens_per_clip"] == 8 * 4 + 1
     assert cost["parameters"] == sum(cost["parameters_by_part"].values()) + 1  # and the temperature
-    assert cost["hours"] >= 0 and cost["clips_per_second"] > 0
+    assert cost["hours"] > 0 and cost["updates"][0]["clips_per_second"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 

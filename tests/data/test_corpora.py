@@ -137,6 +137,18 @@ def test_one_corpus_is_what_a_source_alone_is() -> None:
     assert [tuple(f"x/{key}" for key in keys) for keys in alone] == [batch.keys for batch in named]
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_batches_in_parts_are_the_same_batches(world: int) -> None:
+    """Whatever the parts: the same turns and samples, and any part to go on from; the last may be short."""
+    whole = run(three(), 0, epochs=3, world=world)
+    for parts in (2, 3, 5):
+        divided = run(three(), 0, epochs=3, world=world, parts=parts)
+        assert len(divided) == parts * len(whole)
+        joined = [sum(divided[n : n + parts], []) for n in range(0, len(divided), parts)]
+        assert joined == whole
+        assert run(three(), 7, epochs=3, world=world, parts=parts) == divided[7:]
+
+
 # --- exactly once, in one order
 
 
@@ -259,19 +271,20 @@ def test_a_small_corpus_cannot_hide_behind_a_large_one(tmp_path: Path) -> None:
         list(Loader(corpora, TINY, settings(max_bad_fraction=0.1)).batches(num_epochs=1))
 
 
-def test_a_stopped_run_counts_what_it_had_seen_of_each_corpus(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_stopped_run_counts_what_it_had_seen_of_each_corpus(tmp_path: Path, parts: int) -> None:
     bad, quarantine = ((1, 2), (0,), (3,)), tmp_path / "bad.jsonl"
-    whole = Loader(three(bad=bad), TINY, settings(), quarantine=quarantine)
+    whole = Loader(three(bad=bad), TINY, settings(parts=parts), quarantine=quarantine)
     known = [[set(tally.bad_places) for tally in whole.tallies] for _ in whole.batches(num_epochs=2)]
     text = quarantine.read_text()
     for start, expected in enumerate(known):  # what the list holds of later batches is not known yet
-        loader = Loader(three(bad=bad), TINY, settings(), quarantine=quarantine)
+        loader = Loader(three(bad=bad), TINY, settings(parts=parts), quarantine=quarantine)
         next(loader.batches(start, num_epochs=2))
         assert [tally.bad_places for tally in loader.tallies] == expected
     assert quarantine.read_text() == text
     quarantine.unlink()
     for start in range(len(known)):  # one batch a run, the next prepared and lost
-        loader = Loader(three(bad=bad), TINY, settings(), quarantine=quarantine)
+        loader = Loader(three(bad=bad), TINY, settings(parts=parts), quarantine=quarantine)
         batches = loader.batches(start, num_epochs=2)
         next(batches)
         next(batches, None)

@@ -85,12 +85,13 @@ def launch():
     """Return a function that starts ``vlm`` (or with ``processes`` torchrun) and gives the Popen object."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, processes: int = 1, module: str = "vlm") -> subprocess.Popen[str]:
+    def start(*arguments: str, processes: int = 1, restarts: int = 0) -> subprocess.Popen[str]:
         command = [sys.executable, "-m"]
         if processes > 1:
-            command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+            command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+            command += [f"--max-restarts={restarts}", "-m"]
         process = subprocess.Popen(
-            [*command, module, *arguments],
+            [*command, "vlm", *arguments],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             text=True,
@@ -118,3 +119,50 @@ def unbroken(tmp_path_factory):
     run = tmp_path_factory.mktemp("unbroken") / "run"
     train(build(TrainingConfig, TINY), run)
     return run
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory):
+    """Six clips, five clips and seven pictures, packed; each set calls its own 0, 1, 2, ..."""
+    from PIL import Image
+
+    from vlm.data.annotations import Annotation, read_folder
+    from vlm.data.packing import pack
+    from vlm.world import caption, render, sample_scene
+    from vlm.world.clips import write_clips
+
+    folder = tmp_path_factory.mktemp("sets")
+    for name, numbers in (("many", range(6)), ("few", range(6, 11))):
+        scenes = [sample_scene("train", 0, number) for number in numbers]
+        clips = folder / f"{name}-clips"
+        write_clips(scenes, clips)
+        rows = []
+        for number, scene in enumerate(scenes):
+            (clips / f"{scene.clip_id}.mp4").rename(clips / f"{number}.mp4")
+            rows.append(Annotation(video=f"{number}.mp4", captions=(caption(scene),)))
+        pack(rows, clips, folder / name)
+    album = folder / "album"
+    album.mkdir()
+    for number in range(7):
+        scene = sample_scene("train", 0, 20 + number)
+        Image.fromarray(render(scene, [5 * number])[0]).save(album / f"{number}.png")
+        (album / f"{number}.txt").write_text(caption(scene))
+    pack(read_folder(album, "image"), album, folder / "pictures", media="image")
+    return folder
+
+
+@pytest.fixture
+def mixed(sets, tiny):
+    """Return a function that gives the config of a run on the three sets."""
+    corpora = {
+        "pictures": {"folders": [str(sets / "pictures")], "media": "image", "batch_size": 6},
+        "many": {"folders": [str(sets / "many")]},
+        "few": {"folders": [str(sets / "few")], "batch_size": 2, "weight": 1.5},
+    }
+    settings = {"source": "shards", "workers": 0, "shards": {"corpora": corpora, "random_frames": False}}
+    values = yaml.safe_load(tiny.path.read_text()) | {"data": settings}
+    values["train"] |= {"max_steps": 10, "batch_size": 4}
+    values["losses"]["matching"] = {}
+    values["evaluation"] = {"every": 0}
+    tiny.path.write_text(yaml.safe_dump(values))
+    return tiny

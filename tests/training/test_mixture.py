@@ -12,11 +12,8 @@ from collections import Counter
 import pytest
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
 
-from vlm.data.annotations import Annotation, read_folder
-from vlm.data.packing import pack
 from vlm.data.shards.layout import read_manifest, write_manifest
 from vlm.errors import ConfigError, DataError
 from vlm.training.checkpoint import load_tensors
@@ -25,50 +22,8 @@ from vlm.training.loop import train
 from vlm.training.reports.tracking import read_lines
 from vlm.training.setup import make_model, make_objective, make_tokenizer
 from vlm.training.sources import open_source
-from vlm.world import caption, render, sample_scene
-from vlm.world.clips import write_clips
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    """Six clips, five clips and seven pictures, packed; each set calls its own 0, 1, 2, ..."""
-    folder = tmp_path_factory.mktemp("sets")
-    for name, numbers in (("many", range(6)), ("few", range(6, 11))):
-        scenes = [sample_scene("train", 0, number) for number in numbers]
-        clips = folder / f"{name}-clips"
-        write_clips(scenes, clips)
-        rows = []
-        for number, scene in enumerate(scenes):
-            (clips / f"{scene.clip_id}.mp4").rename(clips / f"{number}.mp4")
-            rows.append(Annotation(video=f"{number}.mp4", captions=(caption(scene),)))
-        pack(rows, clips, folder / name)
-    album = folder / "album"
-    album.mkdir()
-    for number in range(7):
-        scene = sample_scene("train", 0, 20 + number)
-        Image.fromarray(render(scene, [5 * number])[0]).save(album / f"{number}.png")
-        (album / f"{number}.txt").write_text(caption(scene))
-    pack(read_folder(album, "image"), album, folder / "pictures", media="image")
-    return folder
-
-
-@pytest.fixture
-def mixed(sets, tiny):
-    """Return a function that gives the config of a run on the three sets."""
-    corpora = {
-        "pictures": {"folders": [str(sets / "pictures")], "media": "image", "batch_size": 6},
-        "many": {"folders": [str(sets / "many")]},
-        "few": {"folders": [str(sets / "few")], "batch_size": 2, "weight": 1.5},
-    }
-    settings = {"source": "shards", "workers": 0, "shards": {"corpora": corpora, "random_frames": False}}
-    values = yaml.safe_load(tiny.path.read_text()) | {"data": settings}
-    values["train"] |= {"max_steps": 10, "batch_size": 4}
-    values["losses"]["matching"] = {}
-    values["evaluation"] = {"every": 0}
-    tiny.path.write_text(yaml.safe_dump(values))
-    return tiny
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +146,26 @@ def test_the_log_says_which_corpus_a_loss_is_of(mixed, whole):
     assert all(line[name] == line["loss"] for line, name in zip(lines, names, strict=True))
     expected, _ = take(mixed(), 10)
     assert [f"loss/{batch.corpus}" for batch in expected] == names
+
+
+def test_an_update_in_parts_sees_the_clips_of_a_whole_one(mixed, tmp_path):
+    """Of one corpus, in the same order; and its turn does not depend on the parts."""
+    updates, _ = take(mixed("train.max_steps=8"), 8)
+    parts, _ = take(mixed("train.accumulate=2"), 16)
+    for number, update in enumerate(updates):
+        pair = parts[2 * number : 2 * number + 2]
+        assert [part.corpus for part in pair] == [update.corpus] * 2
+        assert [len(part.video) for part in pair] == [len(update.video) // 2] * 2
+        assert sum((part.keys for part in pair), ()) == update.keys
+        assert torch.equal(torch.cat([part.video for part in pair]), update.video)
+    train(mixed("train.accumulate=2"), tmp_path / "whole")
+    train(mixed("train.accumulate=2", "train.max_steps=3"), tmp_path / "broken")
+    train(mixed("train.accumulate=2"), tmp_path / "broken", resume=True)
+    assert_equal(tmp_path / "broken", tmp_path / "whole")
+    lines = read_lines(tmp_path / "whole" / "metrics.jsonl")
+    assert all(f"loss/{update.corpus}" in line for update, line in zip(updates, lines, strict=False))
+    with pytest.raises(ConfigError, match="few.batch_size 2 is not a multiple .* in each of 4 parts"):
+        take(mixed("train.accumulate=4"), 1)
 
 
 def test_a_mixed_run_resumes_to_the_bit_at_any_step(mixed, whole, tmp_path):

@@ -141,7 +141,8 @@ def test_the_engine_moves_each_layer_by_its_part(tiny):
     optimizer = make_optimizer(model, OptimizerConfig(layer_decay=0.5))
     engine = PlainEngine(model, optimizer, clip_norm=0.0)
     loss = sum((parameter.sum() for parameter in watched), torch.zeros(()))
-    engine.update(loss, 0.01)
+    engine.differentiate(loss)
+    engine.update(0.01)
     # AdamW's first step moves everything by the learning rate
     moved = [float((old - new.detach()).mean()) for old, new in zip(before, watched, strict=True)]
     assert moved == pytest.approx([0.01 * 0.5**k for k in (4, 3, 2, 1, 0)], rel=1e-4)

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from vlm.errors import ConfigError
+from vlm.training.average import MovingAverage
 from vlm.training.config import EngineConfig, TrainingConfig, forbidden_changes
 from vlm.training.objective import MaskedLanguageConfig, step_generator, step_seed
 from vlm.training.setup import (
-    MovingAverage,
     abilities,
     freeze,
     make_model,
@@ -113,6 +113,12 @@ def test_step_seeds_depend_on_every_counter():
 def test_an_engine_without_deepspeed_has_no_stages():
     with pytest.raises(ValueError, match="need engine.name 'deepspeed'"):
         EngineConfig(zero_stage=1)
+    with pytest.raises(ValueError, match="engine.offload needs engine.zero_stage"):
+        EngineConfig(name="deepspeed", offload=True)
+    with pytest.raises(ValueError, match="zero_stage 3 splits the weights, .*; use 2, with engine.offload"):
+        EngineConfig(name="deepspeed", zero_stage=3)
+    with pytest.raises(ValueError, match="must be 0, 1 or 2, got 4"):
+        EngineConfig(name="deepspeed", zero_stage=4)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
@@ -132,18 +138,19 @@ def test_deepspeed_files_may_not_contradict_the_config(tmp_path):
     from vlm.training.deepspeed_engine import _settings
 
     path = tmp_path / "ds.json"
+    config = EngineConfig(name="deepspeed", zero_stage=1, file=str(path))
     path.write_text('{"train_batch_size": 4}')
     with pytest.raises(ConfigError, match="train_batch_size belong into the training config"):
-        _settings(8, 1, 1.0, path)
+        _settings(8, config, 1.0)
     path.write_text('{"zero_optimization": {"stage": 2}}')
     with pytest.raises(ConfigError, match="ZeRO stage 2 differs from engine.zero_stage 1"):
-        _settings(8, 1, 1.0, path)
+        _settings(8, config, 1.0)
     path.write_text('{"zero_optimization": {"reduce_bucket_size": 1000}}')
-    zero = _settings(8, 1, 0.5, path)["zero_optimization"]
+    zero = _settings(8, config, 0.5)["zero_optimization"]
     assert zero == {"stage": 1, "reduce_bucket_size": 1000}
     path.write_text("{")
     with pytest.raises(ConfigError, match="cannot be read as JSON"):
-        _settings(8, 1, 1.0, path)
+        _settings(8, config, 1.0)
 
 
 def test_a_new_text_encoder_starts_from_bert_and_a_trained_one_does_not(tiny, unbroken, tmp_path):

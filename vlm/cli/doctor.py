@@ -26,7 +26,13 @@ _OLDEST_PYTHON = (3, 11)
 _OLDEST_TORCH = (2, 10)
 _LITTLE_DISK_BYTES = 2e9
 # extra: the distribution that stands for it
-_EXTRAS = {"train": "deepspeed", "clip": "open-clip-torch", "world": "scikit-learn", "gpu": "mamba-ssm"}
+_EXTRAS = {
+    "train": "deepspeed",
+    "lora": "peft",
+    "clip": "open-clip-torch",
+    "world": "scikit-learn",
+    "gpu": "mamba-ssm",
+}
 _FOLDERS = ("kernels", "configs", "data_tools", "eval")
 _REQUIRED = ("numpy", "einops", "safetensors", "tokenizers", "huggingface_hub", "PIL", "yaml", "tqdm")
 

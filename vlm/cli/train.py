@@ -7,6 +7,10 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlm.training.config import TrainingConfig
 
 EXAMPLE = "vlm train configs/train/demo.yaml --set train.max_steps=50 --out runs/demo"
 
@@ -23,32 +27,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint"
     )
     parser.add_argument(
+        "--or-resume",
+        action="store_true",
+        help="continue the run that --out holds, if it does: for launchers, which repeat one command",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="build everything, time two updates, print the cost, write nothing",
+        help="print the whole config, every file needed, sizes, memory, disk and hours; write nothing",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; the model's folder is the result."""
+    from vlm import distributed
     from vlm.config import load_config
     from vlm.errors import RejectedItems, UsageError
     from vlm.training.config import TrainingConfig
 
-    if arguments.out and arguments.resume:
-        raise UsageError("--resume RUN names the folder already; leave --out away")
+    if arguments.resume and (arguments.out or arguments.or_resume):
+        raise UsageError("--resume RUN names the folder already; leave --out and --or-resume away")
     config = load_config(TrainingConfig, arguments.config, arguments.overrides)
     if arguments.dry_run:
-        from vlm.training.estimate import estimate
-
-        print(json.dumps(estimate(config), indent=1))
-        return 0
-    from vlm import distributed
+        return _print_plan(config)
     from vlm.training.loop import train
 
     folder = arguments.resume or arguments.out or Path("runs") / config.name
+    resume = None if arguments.or_resume else arguments.resume is not None
     try:
-        model = train(config, folder, resume=arguments.resume is not None)
+        model = train(config, folder, resume=resume)
         if distributed.is_main():
             print(model)
         alone = distributed.world_size() == 1
@@ -64,6 +71,19 @@ def run(arguments: argparse.Namespace) -> int:
         )
     # a launcher of several processes would take any other code for a failure
     return RejectedItems.exit_code if rejected and alone else 0
+
+
+def _print_plan(config: TrainingConfig) -> int:
+    from vlm import distributed
+    from vlm.training.planning.estimate import estimate
+
+    try:
+        told = estimate(config)
+        if distributed.is_main():
+            print(json.dumps(told, indent=1))
+    finally:
+        distributed.shut_down()
+    return 0
 
 
 def _rejected(run: Path) -> Counter[str]:

@@ -86,7 +86,7 @@ class Tally:
 
 
 class _Plan(NamedTuple):
-    """A global batch: samples [start, stop) of a corpus's passes laid end to end."""
+    """A global batch, or a part of one: samples [start, stop) of a corpus's passes laid end to end."""
 
     number: int
     corpus: int
@@ -99,7 +99,7 @@ class Loader:
 
     Epoch after epoch of a corpus is laid end to end and cut into global batches, so that each sample appears
     exactly once an epoch and every batch but the very last is full. Corpora take turns, a batch each; see
-    `Turns`. Process ``rank`` gets a contiguous part of each batch.
+    `Turns`. Each batch may be handed out in parts, of which process ``rank`` gets a contiguous share.
 
     Args:
         data: Where samples come from; or corpora, in an order that is always the same.
@@ -146,7 +146,7 @@ class Loader:
         """Yield batches.
 
         Args:
-            start: Batches already consumed (`ClipBatch.consumed`): the whole state.
+            start: Batches already consumed (`ClipBatch.consumed`), each part counted: the whole state.
             num_epochs: Stop after the epoch of this number; None goes on for ever.
 
         Raises:
@@ -154,8 +154,8 @@ class Loader:
             IntegrityError: At the end of a pass a sample was neither seen nor rejected, or one came twice.
             VlmError: A worker process died.
         """
-        end = None if num_epochs is None else self._turns.before(num_epochs)
-        done = [count * self._batch_size(c) for c, count in enumerate(self._turns.counts(start))]
+        end = None if num_epochs is None else self._turns.before(num_epochs) * self._config.parts
+        done = self._done_before(start, num_epochs)
         self._recall(done)
         self._accounts = [
             Account(corpus.source.shard_sizes, count)
@@ -213,18 +213,20 @@ class Loader:
             self._accounts[report.corpus].close(report.stop)
 
     def _plan(self, number: int, num_epochs: int | None) -> _Plan:
-        corpus, ordinal = self._turns[number]
+        parts = self._config.parts
+        corpus, ordinal = self._turns[number // parts]
         size = self._batch_size(corpus)
-        stop = (ordinal + 1) * size
+        start, stop = ordinal * size, (ordinal + 1) * size
         if num_epochs is not None:
             stop = min(stop, self._turns.samples_before(corpus, num_epochs))
-        return _Plan(number, corpus, ordinal * size, stop)
+        first, last = ((stop - start) * part // parts for part in (number % parts, number % parts + 1))
+        return _Plan(number, corpus, start + first, start + last)
 
     def _batch_size(self, corpus: int) -> int:
         return self._corpora[corpus].batch_size or self._config.batch_size
 
     def _share(self, plan: _Plan) -> range:
-        """Return this process's part of a global batch; it may be empty."""
+        """Return this process's share; it may be empty."""
         size = plan.stop - plan.start
         first, last = (size * rank // self._world_size for rank in (self._rank, self._rank + 1))
         return range(plan.start + first, plan.start + last)
@@ -284,6 +286,15 @@ class Loader:
         raise DataError(
             f"{_called(self._corpora[task.corpus].name)}none of {size} samples can be read", "too_many_bad"
         )
+
+    def _done_before(self, number: int, num_epochs: int | None) -> list[int]:
+        """Return how many samples of each corpus come before a part of an update."""
+        update, part = divmod(number, self._config.parts)
+        done = [count * self._batch_size(c) for c, count in enumerate(self._turns.counts(update))]
+        if part:
+            now = self._plan(number, num_epochs)
+            done[now.corpus] = now.start
+        return done
 
     def _recall(self, done: list[int]) -> None:
         """Read the list of an earlier run, of whose corpora so much is done; its last line may be torn."""

@@ -29,6 +29,7 @@ class LoaderConfig:
 
     Attributes:
         batch_size: Samples of a global batch, over all processes; a corpus may have its own.
+        parts: A global batch is handed out as this many, one after the other.
         seed: Every draw follows from it.
         shuffle: Visit the samples in a new order each epoch.
         random_frames: A random frame of each span, instead of the middle one.
@@ -48,6 +49,7 @@ class LoaderConfig:
     """
 
     batch_size: int = 32
+    parts: int = 1
     seed: int = 0
     shuffle: bool = True
     random_frames: bool = True
@@ -64,8 +66,8 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0 or self.prefetch < 1:
             raise ValueError("expected batch_size >= 1, workers >= 0 and prefetch >= 1")
-        if self.repeats < 1 or self.stride < 0:
-            raise ValueError("expected repeats >= 1 and stride >= 0")
+        if self.repeats < 1 or self.parts < 1 or self.stride < 0:
+            raise ValueError("expected repeats >= 1, parts >= 1 and stride >= 0")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction must be in [0, 1], got {self.max_bad_fraction}")
 

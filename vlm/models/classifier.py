@@ -116,7 +116,11 @@ class Classifier(EncoderModel):
         Raises:
             ValueError: Frames or size are not what the model was made for.
         """
-        logits: Tensor = self.head(self.dropout(self.vision_encoder(video).tokens[:, 0]))
+        return self.classify(self.vision_encoder(video).tokens)
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        """Return logits (b, classes) in fp32 of the encoder's tokens (b, 1 + n, d), the class token first."""
+        logits: Tensor = self.head(self.dropout(tokens[:, 0]))
         return logits.float()
 
 

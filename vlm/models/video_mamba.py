@@ -169,6 +169,10 @@ class AlignmentHead(nn.Module):
 class VideoMamba(nn.Module):
     """The encoder. Parameters carry the names of the published files (there ``norm_f`` is ``norm`` here).
 
+    Attributes:
+        config: Its sizes.
+        recompute: Whether training recomputes blocks in the backward pass; at first as the config says.
+
     Source: Li et al. 2024, VideoMamba: State Space Model for Efficient Video Understanding, section 3.2.
     """
 
@@ -197,6 +201,7 @@ class VideoMamba(nn.Module):
             AlignmentHead(width, config.alignment_width)
             for _ in range(config.alignment_layers if config.alignment_width else 0)
         )
+        self.recompute = config.activation_checkpointing
         self._initialise()
 
     def _mixer(self) -> BidirectionalMixer:
@@ -253,7 +258,7 @@ class VideoMamba(nn.Module):
         hidden: Tensor = self.embed(video, mask)
         residual: Tensor | None = None
         last = self.config.depth - 1
-        recompute = self.config.activation_checkpointing and self.training and torch.is_grad_enabled()
+        recompute = self.recompute and self.training and torch.is_grad_enabled()
         # the alignment of block j reads the residual stream after j, which block j + 1 is the first to know
         wanted = {min(index + 1, last) for index in self.alignment_blocks}
         streams: dict[int, Tensor] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from vlm.errors import InvalidInput
 from vlm.text.tokenizer import Tokenizer
@@ -25,20 +26,32 @@ def bert_tokenizer() -> Tokenizer:
         InvalidInput: It is in neither; the message names both ways out.
     """
     try:
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise InvalidInput(_message("huggingface_hub is not installed")) from error
-    for repository in ALIASES:
-        for name in ("tokenizer.json", FILE):
-            cached = try_to_load_from_cache(repository, name)
-            if isinstance(cached, str) and os.path.exists(cached):
-                return Tokenizer.from_file(cached)
+    cached = cached_vocabulary()
+    if cached is not None:
+        return Tokenizer.from_file(cached)
     print(f"downloading {REPOSITORY}/{FILE} (0.2 MB, Apache-2.0)", file=sys.stderr)  # noqa: T201
     try:
         path = hf_hub_download(REPOSITORY, FILE, revision=REVISION)
     except Exception as error:  # offline, unreachable, full disk: the way out is the same
         raise InvalidInput(_message(f"{type(error).__name__}: {error}")) from error
     return Tokenizer.from_file(path)
+
+
+def cached_vocabulary() -> Path | None:
+    """Return where the local Hugging Face cache has it, None if nowhere."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    for repository in ALIASES:
+        for name in ("tokenizer.json", FILE):
+            cached = try_to_load_from_cache(repository, name)
+            if isinstance(cached, str) and os.path.exists(cached):
+                return Path(cached)
+    return None
 
 
 def _message(reason: str) -> str:

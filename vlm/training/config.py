@@ -133,18 +133,51 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters learn instead of the weights of ``train.init_from``.
+
+    Attributes:
+        rank: Inner width of an adapter.
+        alpha: An adapter's output is scaled by ``alpha / rank``.
+        targets: Last names of the linear layers that get one; empty for the usual ones: ``in_proj``,
+            ``x_proj``, ``x_proj_b`` and ``out_proj`` of the video encoder, ``query``, ``key`` and ``value``
+            of a text encoder.
+        dropout: Rate in front of an adapter.
+        others: Prefixes of the names of further parameters that learn, such as ``text_proj``; the new head
+            of a classifier learns in any case.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ()
+    dropout: float = 0.0
+    others: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ValueError("train.lora: rank must be at least 1 and dropout in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """The loop's own numbers.
 
     Attributes:
         max_steps: Updates of the whole run.
         batch_size: Clips of one update, over all processes.
+        accumulate: Parts that the batch is computed in, one after the other; the update goes by the mean of
+            their gradients. What a loss says of a clip by itself is the same in parts. What it says of pairs
+            is not: contrastive and matching negatives, minimal-pair groups, mixing and batch statistics stay
+            within a part, as in a batch of ``batch_size / accumulate``.
         precision: ``fp32``; or ``bf16``: matrix products in bf16, weights and sums in fp32.
         device: ``auto``, ``cpu`` or ``cuda``.
         init_from: A model folder or checkpoint to start from; None starts from random weights. An encoder
             alone gives its weights to the video encoder.
         text_from: A BERT weights file for the text encoder to start from, unless ``init_from`` has texts.
         freeze: Prefixes of parameter names that do not learn.
+        lora: Learn low-rank adapters of ``init_from`` instead of its weights; ``{}`` for the usual ones.
+        compile: Compile the video encoder with ``torch.compile``: a wait at the start, for less traffic of
+            memory on a GPU; no gain was measured on CPUs.
         log_every: Updates between two lines of metrics.
         boards: Where metrics are shown beside the run's own files: ``tensorboard``, ``wandb``.
         deterministic: Refuse operations without repeatable results.
@@ -153,19 +186,28 @@ class RunConfig:
 
     max_steps: int = 1000
     batch_size: int = 48
+    accumulate: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     init_from: str | None = None
     text_from: str | None = None
     freeze: tuple[str, ...] = ()
+    lora: LoraConfig | None = None
+    compile: bool = False
     log_every: int = 1
     boards: tuple[BoardName, ...] = ()
     deterministic: bool = True
     timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1 or self.batch_size < 1 or self.log_every < 1:
-            raise ValueError("train.max_steps, train.batch_size and train.log_every must be at least 1")
+        if min(self.max_steps, self.batch_size, self.log_every, self.accumulate) < 1:
+            raise ValueError("train.max_steps, batch_size, accumulate and log_every must be at least 1")
+        if self.lora is not None and self.init_from is None:
+            raise ValueError("train.lora adapts a trained model: name one by train.init_from")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"train.batch_size {self.batch_size} is not a multiple of train.accumulate {self.accumulate}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,17 +251,30 @@ class EngineConfig:
 
     Attributes:
         name: ``plain`` PyTorch, or ``deepspeed``.
-        zero_stage: DeepSpeed's partitioning: 0 nothing, 1 optimiser state, 2 gradients too.
-        file: A DeepSpeed JSON for what is not in this config, such as offloading.
+        zero_stage: What DeepSpeed splits over the processes: 0 nothing, 1 the optimiser's state, 2 gradients
+            too. Not 3, weights too: the operators and the losses read weights of other modules, which
+            DeepSpeed gathers for their owners alone (tried with 0.19.8: the first backward pass fails).
+        offload: Keep the optimiser's state in the host's memory, from stage 1 on.
+        file: A DeepSpeed JSON for what is not in this config.
     """
 
     name: Literal["plain", "deepspeed"] = "plain"
-    zero_stage: Literal[0, 1, 2] = 0
+    zero_stage: int = 0
+    offload: bool = False
     file: str | None = None
 
     def __post_init__(self) -> None:
-        if self.name == "plain" and (self.zero_stage or self.file):
-            raise ValueError("engine.zero_stage and engine.file need engine.name 'deepspeed'")
+        if self.name == "plain" and (self.zero_stage or self.file or self.offload):
+            raise ValueError("engine.zero_stage, offload and file need engine.name 'deepspeed'")
+        if self.offload and not self.zero_stage:
+            raise ValueError("engine.offload needs engine.zero_stage 1 or 2")
+        if self.zero_stage == 3:
+            raise ValueError(
+                "engine.zero_stage 3 splits the weights, which the scan operator and the losses need whole; "
+                "use 2, with engine.offload if memory is short: weights are a quarter of what AdamW keeps"
+            )
+        if not 0 <= self.zero_stage <= 2:
+            raise ValueError(f"engine.zero_stage must be 0, 1 or 2, got {self.zero_stage}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -299,6 +354,7 @@ _FREE = {
     "train.max_steps", "train.log_every", "train.boards", "train.timeout_s", "data.workers", "data.prefetch",
     "data.shards.cache", "data.shards.cache_gb",
     "evaluation.every", "checkpoint.every", "checkpoint.keep",
+    "engine.name", "engine.zero_stage", "engine.offload",
 }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """The DeepSpeed engine: ZeRO 0, 1 or 2 around the same module, optimiser and numbers as the plain one.
 
-The only module that imports deepspeed. It runs under ``torchrun`` (or alone) on gloo or NCCL.
+The only module that imports deepspeed. It runs under ``torchrun`` (or alone) on gloo or NCCL. Its checkpoints
+are those of the plain engine, put together from what each process holds: any number of processes, any stage
+and either engine continues them. DeepSpeed's own are tied to all three, and not written to survive a kill.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from torch import Tensor, nn
 
 from vlm import distributed
 from vlm.errors import ConfigError, MissingExtra
+from vlm.training.config import EngineConfig
+from vlm.training.engine import load_state, save_state
 from vlm.training.schedule import set_learning_rate
 
 # what TrainingConfig decides; a DeepSpeed file that says it too would win or lose in silence
@@ -27,7 +31,7 @@ _OURS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
     "optimizer", "scheduler", "bf16", "fp16", "torch_autocast", "steps_per_print",
 )  # fmt: skip
-_TAG = "engine"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def initialise_deepspeed(device: torch.device, timeout_s: float) -> None:
@@ -49,7 +53,22 @@ def initialise_deepspeed(device: torch.device, timeout_s: float) -> None:
 
 
 class DeepSpeedEngine:
-    """Updates a module through DeepSpeed; the interface of ``PlainEngine``."""
+    """Updates a module through DeepSpeed; the interface of ``PlainEngine``.
+
+    Args:
+        module: Called by ``losses``.
+        optimizer: AdamW over the module's learning parameters.
+        device: Of the module.
+        clip_norm: Largest global gradient norm; 0 = no clipping.
+        batch_size: Clips of an update, over all processes.
+        config: Which stage, and where the optimiser's state lies.
+        parts: Losses that are differentiated for one update; its gradient is their mean.
+        saves_frozen: Whether checkpoints hold the parameters that do not learn.
+
+    Raises:
+        MissingExtra: deepspeed is not installed.
+        ConfigError: ``config.file`` contradicts what the training config decides.
+    """
 
     def __init__(
         self,
@@ -59,14 +78,19 @@ class DeepSpeedEngine:
         device: torch.device,
         clip_norm: float,
         batch_size: int,
-        zero_stage: int,
-        file: Path | None = None,
+        config: EngineConfig,
+        parts: int = 1,
+        saves_frozen: bool = True,
     ) -> None:
         deepspeed = _import(device)
+        self._module = module
+        self._device = device
         self._clip_norm = clip_norm
-        self._zero = zero_stage > 0
-        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        settings = _settings(batch_size, zero_stage, clip_norm, file)
+        self._saves_frozen = saves_frozen
+        self._stage = config.zero_stage
+        self._learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._groups = optimizer.state_dict()["param_groups"]
+        settings = _settings(batch_size, config, clip_norm, parts)
         distributed.broadcast_weights(module)
         with _quiet(), _without_broadcast(deepspeed):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -78,39 +102,77 @@ class DeepSpeedEngine:
         result: tuple[Tensor, dict[str, Tensor]] = self._engine(*arguments)
         return result
 
-    def update(self, loss: Tensor, learning_rate: float) -> float:
-        """Differentiate, average over processes, clip and step; return the gradient norm before clipping."""
+    def differentiate(self, loss: Tensor) -> None:
+        """Add the gradient of one part's loss to those of the update's parts before it."""
+        self._engine.backward(loss)  # which divides by the number of parts
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # counts the parts, no more
+
+    def update(self, learning_rate: float) -> float:
+        """Average over parts and processes, clip and step; return the gradient norm before clipping."""
         set_learning_rate(self._optimizer, learning_rate)
-        self._engine.backward(loss)
         norm: Any = None
-        if not self._zero:  # stage 0 neither reports the norm nor clips by one that can be read
-            norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm or torch.inf)
+        if not self._stage:  # stage 0 neither reports the norm nor clips by one that can be read
+            norm = torch.nn.utils.clip_grad_norm_(self._learning, self._clip_norm or torch.inf)
         self._engine.step()
         if norm is None:
             norm = self._engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
 
     def save(self, folder: Path) -> None:
-        """Write what a resume needs into ``folder``; every process writes its part."""
-        with _quiet():
-            self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        """Write parameters and optimiser state as the plain engine does; every process calls this."""
+        state = self._gathered_moments() if self._stage else self._optimizer.state_dict()
+        save_state(folder, self._module, state, frozen=self._saves_frozen)
 
     def load(self, folder: Path) -> None:
-        """Restore what ``save`` wrote.
+        """Restore what ``save`` wrote, here or in the plain engine, by any number of processes."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        Raises:
-            ConfigError: The checkpoint was made by another number of processes or ZeRO stage.
-        """
-        try:
-            with _quiet():
-                path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        except Exception as error:
-            raise ConfigError(
-                f"{folder}: DeepSpeed cannot continue this checkpoint ({error}); use the same number of "
-                "processes and engine.zero_stage as before"
-            ) from error
-        if path is None:
-            raise ConfigError(f"{folder}: holds no DeepSpeed state; was it made by engine.name=plain?")
+        state = load_state(folder, self._module)
+        if not self._stage:
+            self._optimizer.load_state_dict(state["optimizer"])
+            return
+        moments = state["optimizer"]["state"]
+        if moments:
+            self._make_moments(moments[0]["step"])
+        names = {parameter: name for name, parameter in self._module.named_parameters()}
+        for index, parameter in enumerate(self._learning):
+            safe_set_full_fp32_param(parameter, state["module"][names[parameter]].to(self._device))
+            for name in _MOMENTS if moments else ():
+                safe_set_full_optimizer_state(parameter, moments[index][name].to(self._device), name)
+
+    def _gathered_moments(self) -> dict[str, Any]:
+        """Return AdamW's state as it would be in one process; in process 0 alone it is filled."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        partitions = self._optimizer.optimizer.state
+        state: dict[int, dict[str, Tensor]] = {}
+        if partitions:  # there has been an update
+            self._link_moments()
+            step = next(iter(partitions.values()))["step"]
+            for index, parameter in enumerate(self._learning):
+                found = {name: safe_get_full_optimizer_state(parameter, name) for name in _MOMENTS}
+                if distributed.is_main():
+                    state[index] = {
+                        "step": step.cpu().clone(),
+                        **{name: v.cpu() for name, v in found.items()},
+                    }
+        return {"state": state, "param_groups": self._groups}
+
+    def _make_moments(self, step: Tensor) -> None:
+        """Give every partition a state to be filled, as the first update would."""
+        inner = self._optimizer.optimizer
+        for partition in self._optimizer.single_partition_of_fp32_groups:
+            inner.state[partition] = {
+                "step": step.clone().to(partition.device),
+                **{name: torch.zeros_like(partition) for name in _MOMENTS},
+            }
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed know each parameter's share; by itself it does for the first group alone (0.19)."""
+        self._optimizer._hp_optimizer_states_linked = False
+        self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def close(self) -> None:
         """Release DeepSpeed's buffers and hooks, and its hold on a process group."""
@@ -120,28 +182,30 @@ class DeepSpeedEngine:
         groups._WORLD_GROUP = None
 
 
-def _settings(batch_size: int, zero_stage: int, clip_norm: float, file: Path | None) -> dict[str, Any]:
+def _settings(batch_size: int, config: EngineConfig, clip_norm: float, parts: int = 1) -> dict[str, Any]:
     """Merge the user's DeepSpeed file with what the training config decides.
 
     Raises:
         ConfigError: The file is not JSON, or sets what belongs to the training config.
     """
     extra: dict[str, Any] = {}
+    file, stage = config.file, config.zero_stage
     if file is not None:
         try:
-            extra = json.loads(file.read_text(encoding="utf-8"))
+            extra = json.loads(Path(file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file}: cannot be read as JSON: {error}") from error
         twice = [key for key in extra if key in _OURS]
         if twice:
             raise ConfigError(f"{file}: {', '.join(twice)} belong into the training config, not here")
-    zero = {"stage": zero_stage, **extra.pop("zero_optimization", {})}
-    if zero["stage"] != zero_stage:
-        raise ConfigError(f"{file}: ZeRO stage {zero['stage']} differs from engine.zero_stage {zero_stage}")
+    offload = {"offload_optimizer": {"device": "cpu"}} if config.offload else {}
+    zero = {"stage": stage, **offload, **extra.pop("zero_optimization", {})}
+    if zero["stage"] != stage:
+        raise ConfigError(f"{file}: ZeRO stage {zero['stage']} differs from engine.zero_stage {stage}")
     return {
-        "train_micro_batch_size_per_gpu": batch_size // distributed.world_size(),
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": clip_norm if zero_stage else 0.0,
+        "train_micro_batch_size_per_gpu": batch_size // distributed.world_size() // parts,
+        "gradient_accumulation_steps": parts,
+        "gradient_clipping": clip_norm if stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -1,6 +1,6 @@
 """The plain engine: backward, average over processes, clip, step, in ordinary PyTorch.
 
-``DeepSpeedEngine`` offers the same five methods; the loop knows no difference.
+``DeepSpeedEngine`` offers the same methods; the loop knows no difference.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ class Engine(Protocol):
     def losses(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the module forward: the loss to differentiate, and its parts."""
 
-    def update(self, loss: Tensor, learning_rate: float) -> float:
-        """Differentiate, average over processes, clip and step; return the gradient norm before clipping."""
+    def differentiate(self, loss: Tensor) -> None:
+        """Add the gradient of one part's loss to those of the update's parts before it."""
+
+    def update(self, learning_rate: float) -> float:
+        """Average over parts and processes, clip and step; return the gradient norm before clipping."""
 
     def save(self, folder: Path) -> None:
         """Write what a resume needs into ``folder``; every process calls this."""
@@ -38,6 +41,37 @@ class Engine(Protocol):
         """Release what the engine holds."""
 
 
+def save_state(folder: Path, module: nn.Module, optimizer: dict[str, Any], *, frozen: bool = True) -> None:
+    """Write a checkpoint's state, in process 0: one form for every engine and number of processes.
+
+    Args:
+        folder: The checkpoint's.
+        module: Its parameters and buffers are written.
+        optimizer: The optimiser's state.
+        frozen: Whether parameters that do not learn are written too.
+    """
+    if distributed.is_main():
+        left_out = set() if frozen else _frozen(module)
+        kept = {name: value for name, value in module.state_dict().items() if name not in left_out}
+        save_tensors(folder / _STATE, {"module": kept, "optimizer": optimizer})
+
+
+def load_state(folder: Path, module: nn.Module) -> dict[str, Any]:
+    """Read what ``save_state`` wrote onto the CPU, and fill the module with it.
+
+    Frozen parameters that were left out stay as they are.
+    """
+    state = load_tensors(folder / _STATE)
+    own = module.state_dict()
+    kept = {name: own[name] for name in _frozen(module) if name not in state["module"]}
+    module.load_state_dict({**kept, **state["module"]})
+    return state
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+
+
 class PlainEngine:
     """One process, or several that average their gradients; the state is equal in all of them.
 
@@ -45,12 +79,25 @@ class PlainEngine:
         module: Called by ``losses``.
         optimizer: Over the module's learning parameters.
         clip_norm: Largest global gradient norm; 0 = no clipping.
+        parts: Losses that are differentiated for one update; its gradient is their mean.
+        saves_frozen: Whether checkpoints hold the parameters that do not learn.
     """
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, clip_norm: float) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float,
+        parts: int = 1,
+        saves_frozen: bool = True,
+    ) -> None:
         self._module = module
         self._optimizer = optimizer
         self._clip_norm = clip_norm
+        self._parts = parts
+        self._saves_frozen = saves_frozen
+        self._is_fresh = True
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def losses(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -58,11 +105,17 @@ class PlainEngine:
         result: tuple[Tensor, dict[str, Tensor]] = self._module(*arguments)
         return result
 
-    def update(self, loss: Tensor, learning_rate: float) -> float:
-        """Differentiate, average over processes, clip and step; return the gradient norm before clipping."""
+    def differentiate(self, loss: Tensor) -> None:
+        """Add the gradient of one part's loss to those of the update's parts before it."""
+        if self._is_fresh:
+            self._optimizer.zero_grad(set_to_none=True)
+        self._is_fresh = False
+        (loss / self._parts).backward()  # type: ignore[no-untyped-call]
+
+    def update(self, learning_rate: float) -> float:
+        """Average over parts and processes, clip and step; return the gradient norm before clipping."""
         set_learning_rate(self._optimizer, learning_rate)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._is_fresh = True
         self._average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm or torch.inf)
         if torch.isfinite(norm):  # or the weights would be lost with the step
@@ -71,14 +124,11 @@ class PlainEngine:
 
     def save(self, folder: Path) -> None:
         """Write parameters and optimiser state; process 0 writes, since all hold the same."""
-        if distributed.is_main():
-            state = {"module": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
-            save_tensors(folder / _STATE, state)
+        save_state(folder, self._module, self._optimizer.state_dict(), frozen=self._saves_frozen)
 
     def load(self, folder: Path) -> None:
         """Restore parameters and optimiser state; the number of processes may have changed."""
-        state = load_tensors(folder / _STATE)
-        self._module.load_state_dict(state["module"])
+        state = load_state(folder, self._module)
         self._optimizer.load_state_dict(state["optimizer"])
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.models.weights import save_model, sweep_partial
 from vlm.progress import progress_bar
+from vlm.training import adapters
+from vlm.training.average import MovingAverage
 from vlm.training.checkpoint import (
     CheckpointStore,
     load_tensors,
@@ -42,7 +44,6 @@ from vlm.training.reports.diagnosis import first_bad_tensor
 from vlm.training.reports.tracking import Tracker, best_value, circumstances, draw_curves, training_s
 from vlm.training.schedule import learning_rate
 from vlm.training.setup import (
-    MovingAverage,
     make_engine,
     make_model,
     make_objective,
@@ -58,14 +59,14 @@ _CONFIG = "config.yaml"
 _ENVIRONMENT = "environment.json"
 
 
-def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
+def train(config: TrainingConfig, run: Path, *, resume: bool | None = False) -> Path:
     """Train a model and return its folder, ``RUN/model``.
 
     Args:
         config: What to train; written to ``RUN/config.yaml`` in full.
         run: The run's folder; new, unless ``resume``.
         resume: Continue from the newest undamaged checkpoint, to the bit as if there had been no stop (plain
-            engine; the same number of processes and threads on the same machine).
+            engine; the same number of processes and threads on the same machine). None: if there is one.
 
     Raises:
         InvalidInput: The folder holds a run already, or none to resume.
@@ -75,6 +76,8 @@ def train(config: TrainingConfig, run: Path, *, resume: bool = False) -> Path:
         VlmError: The loss is not finite.
     """
     device = prepare_process(config)
+    if resume is None:  # asked of one process, before it writes what the others would see
+        resume = distributed.broadcast_object((run / _CONFIG).is_file() if distributed.is_main() else None)
     _check_folder(config, run, resume)
     with sole_writer(run):
         together(lambda: _prepare_folder(config, run, resume))
@@ -97,9 +100,9 @@ def _learn(config: TrainingConfig, run: Path, device: torch.device, resume: bool
     ):
         while done < last:
             with clock.waiting():
-                batch: Any = next(batches)
-            clock.count(len(batch.video) * distributed.world_size())
-            values = state.update(batch, done, signals.number)
+                parts: list[Any] = [next(batches) for _ in range(config.train.accumulate)]
+            clock.count(sum(len(part.video) for part in parts) * distributed.world_size())
+            values = state.update(parts, done, signals.number)
             done += 1
             stop_signal = int(values.pop("stop"))
             if validation is not None and (done % evaluation.every == 0 or done == last):
@@ -120,7 +123,11 @@ def _learn(config: TrainingConfig, run: Path, device: torch.device, resume: bool
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunState:
-    """The objects that a run updates and saves; ``module`` is the model with its losses."""
+    """The objects that a run updates and saves.
+
+    ``module`` is the model with its losses; ``base`` a hash of the weights that adapters stand beside, None
+    if there are no adapters.
+    """
 
     config: TrainingConfig
     model: VideoTextModel | EncoderModel
@@ -128,26 +135,38 @@ class RunState:
     engine: Engine
     average: MovingAverage
     store: CheckpointStore
+    base: str | None
 
-    def update(self, batch: Any, step: int, signal_number: int) -> dict[str, float]:
-        """Do update ``step`` (from 0); return its metrics, means over processes, and the signal to stop for.
+    def update(self, parts: Sequence[Any], step: int, signal_number: int) -> dict[str, float]:
+        """Do update ``step`` (from 0) with the parts of its batch.
+
+        Returns:
+            Its metrics, means over parts and processes, and the signal to stop for.
 
         Raises:
             VlmError: The loss or the gradient is not finite.
         """
         rate = learning_rate(step, self.config.optimizer, self.config.train.max_steps)
-        loss, parts = self.engine.losses(batch, step)
+        batches = list(enumerate(parts, step * len(parts)))
+        losses = []
+        for number, batch in batches:
+            loss, terms = self.engine.losses(batch, number)
+            losses.append({"loss": loss.detach(), **terms})
+            self.engine.differentiate(loss)
         numbers = {"learning_rate": rate}
         if isinstance(self.model, VideoTextModel):
             numbers["temperature"] = float(self.model.temp.detach())
-        norm = self.engine.update(loss, rate)
-        values = _mean_over_processes({"loss": loss.detach(), **parts}, signal_number)
+        norm = self.engine.update(rate)
+        means = {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}
+        values = _mean_over_processes(means, signal_number)
         values |= {**numbers, "gradient_norm": norm}
-        if isinstance(batch, Batch) and batch.corpus:
-            values[f"loss/{batch.corpus}"] = values["loss"]
+        if isinstance(parts[0], Batch) and parts[0].corpus:  # that of all parts
+            values[f"loss/{parts[0].corpus}"] = values["loss"]
         wrong = [name for name, value in values.items() if not abs(value) < float("inf")]
         if wrong:
-            where = first_bad_tensor(self.module, lambda: self.engine.losses(batch, step))
+            where = first_bad_tensor(
+                self.module, lambda: [self.engine.losses(batch, number) for number, batch in batches]
+            )
             raise VlmError(
                 f"step {step + 1}: {', '.join(wrong)} not finite ({values})"
                 + (f"; first of all {where}" if where else "")
@@ -166,9 +185,12 @@ class RunState:
             if distributed.is_main():
                 save_tensors(folder / _AVERAGE, {"values": self.average.values})
                 with self.average.applied():
-                    save_model(self.model, folder / "model")
+                    if self.base is None:
+                        save_model(self.model, folder / "model")
+                    else:
+                        adapters.save_adapter(self.model, folder / adapters.FOLDER)
 
-        self.store.save(done, write, {"processes": distributed.world_size()})
+        self.store.save(done, write, {"processes": distributed.world_size(), "base": self.base})
 
     def restore(self) -> int:
         """Load the newest undamaged checkpoint; return how many updates are done, 0 without one."""
@@ -176,9 +198,15 @@ class RunState:
         together(self.store.sweep)
         if newest is None:
             return 0
+        facts = verify(newest)
+        if facts.get("base") != self.base:
+            raise ConfigError(
+                f"{newest}: its adapters belong to other weights than those of train.init_from "
+                f"({self.config.train.init_from}); give the run the model that it started from"
+            )
         self.engine.load(newest)
         self.average.load(load_tensors(newest / _AVERAGE, self.model.device)["values"])
-        return int(verify(newest)["step"])
+        return int(facts["step"])
 
 
 def build(config: TrainingConfig, run: Path, device: torch.device) -> RunState:
@@ -192,6 +220,7 @@ def build(config: TrainingConfig, run: Path, device: torch.device) -> RunState:
         engine=make_engine(config, objective, device),
         average=MovingAverage(model, config.optimizer.ema_decay),
         store=CheckpointStore(run / "checkpoints", config.checkpoint.keep),
+        base=adapters.frozen_hash(model) if config.train.lora else None,
     )
 
 
@@ -231,7 +260,9 @@ def _finish(config: TrainingConfig, state: RunState, run: Path) -> Path:
         training = json.loads((run / _ENVIRONMENT).read_text())
         training |= {"steps": config.train.max_steps, "training_s": round(training_s(run))}
         with state.average.applied():
-            save_model(state.model, run / "model", card={"training": training})
+            save_model(adapters.merged(state.model), run / "model", card={"training": training})
+            if state.base is not None:
+                adapters.save_adapter(state.model, run / adapters.FOLDER)
     state.engine.close()
     distributed.barrier()
     return run / "model"
@@ -245,7 +276,11 @@ def _keep_best(
     if value <= best:
         return best
     if distributed.is_main():
-        save_model(model, run / "best", card={"training": {"step": done, config.evaluation.best: value}})
+        save_model(
+            adapters.merged(model),
+            run / "best",
+            card={"training": {"step": done, config.evaluation.best: value}},
+        )
     return value
 
 

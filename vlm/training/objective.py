@@ -140,6 +140,7 @@ class Objective(nn.Module):
         alignment: Masks videos and knows the teacher's tokens; needed if that loss is used.
         distillation: Knows the smaller encoder's tokens; needed if that loss is used.
         autocast: Whether matrix products run in bf16 (weights stay fp32).
+        parts: Batches of an update; each has its own random draws, and pairs within itself alone.
     """
 
     def __init__(
@@ -152,77 +153,86 @@ class Objective(nn.Module):
         alignment: Alignment | None = None,
         distillation: Distillation | None = None,
         autocast: bool = False,
+        parts: int = 1,
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.seed = seed
+        self.parts = parts
         self.masking = masking
         self.alignment = alignment
         self.distillation = distillation
         self.autocast = autocast
 
-    def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted loss of this process and its parts, detached and unweighted."""
-        torch.manual_seed(step_seed(self.seed, step, 1, distributed.rank()))  # dropout, if the model has any
+    def forward(self, batch: Batch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted loss of this process's part of batch ``number``, from 0, and its terms.
+
+        The terms are detached and unweighted. Batch ``number`` belongs to update ``number // parts``.
+        """
+        seed = step_seed(self.seed, number, 1, distributed.rank())
+        torch.manual_seed(seed)  # dropout, if the model has any
         frames = batch.video.shape[1]
         with torch.autocast(batch.video.device.type, torch.bfloat16, enabled=self.autocast):
-            view = self._view(batch, step)
+            view = self._view(batch, number)
             mask = None if view is None else view.mask
             output: EncoderOutput = self.model.vision_encoder(batch.video, mask)
             parts = {
-                "alignment": self._alignment(output, view, frames, step),
-                "distillation": self._distillation(output, batch.video, mask, step),
+                "alignment": self._alignment(output, view, frames, number),
+                "distillation": self._distillation(output, batch.video, mask, number),
             }
             if self.config.use_text:
                 videos = self.model.video_features(output, frames, mask, self._keeps_time(view))
-                parts |= self._text_losses(videos, batch, step)
+                parts |= self._text_losses(videos, batch, number)
         weighted = [weight * loss for weight, loss in parts.values() if loss is not None]
         total = torch.stack(weighted).sum()
         return total, {name: loss.detach() for name, (_, loss) in parts.items() if loss is not None}
 
-    def _view(self, batch: Batch, step: int) -> View | None:
+    def _view(self, batch: Batch, number: int) -> View | None:
         """Return what the student may see of the batch, None for all."""
-        if self.alignment is None or value_at(self.config.alignment.weight, step) <= 0:
+        if self.alignment is None or self._weight(self.config.alignment.weight, number) <= 0:
             return None
         rows = range(batch.offset, batch.offset + len(batch.video))
-        return self.alignment.view(batch.video, [step_generator(self.seed, step, 4, row) for row in rows])
+        return self.alignment.view(batch.video, [step_generator(self.seed, number, 4, row) for row in rows])
+
+    def _weight(self, curve: Curve, number: int) -> float:
+        return value_at(curve, number // self.parts)
 
     def _keeps_time(self, view: View | None) -> bool:
         return view is None or self.alignment is None or self.alignment.keeps_time
 
     def _alignment(
-        self, output: EncoderOutput, view: View | None, num_frames: int, step: int
+        self, output: EncoderOutput, view: View | None, num_frames: int, number: int
     ) -> tuple[float, Tensor | None]:
-        weight = value_at(self.config.alignment.weight, step)
+        weight = self._weight(self.config.alignment.weight, number)
         if self.alignment is None or view is None:
             return weight, None
         return weight, self.alignment.loss(output, view, num_frames)
 
     def _distillation(
-        self, output: EncoderOutput, video: Tensor, mask: Tensor | None, step: int
+        self, output: EncoderOutput, video: Tensor, mask: Tensor | None, number: int
     ) -> tuple[float, Tensor | None]:
-        weight = value_at(self.config.distillation.weight, step)
+        weight = self._weight(self.config.distillation.weight, number)
         if self.distillation is None or weight <= 0:
             return weight, None
         return weight, self.distillation(video, output.tokens, mask)
 
     def _text_losses(
-        self, videos: VideoFeatures, batch: Batch, step: int
+        self, videos: VideoFeatures, batch: Batch, number: int
     ) -> dict[str, tuple[float, Tensor | None]]:
         with torch.no_grad():
             self.model.temp.clamp_(*TEMPERATURE_LIMITS)
         texts = self.model.encode_text(_equal_length(batch.text))
         return {
-            "contrastive": self._contrastive(videos, texts, batch, step),
-            "matching": self._matching(videos, texts, batch, step),
-            "masked_language": self._masked_language(videos, batch.text, step),
+            "contrastive": self._contrastive(videos, texts, batch, number),
+            "matching": self._matching(videos, texts, batch, number),
+            "masked_language": self._masked_language(videos, batch.text, number),
         }
 
     def _contrastive(
-        self, videos: VideoFeatures, texts: TextFeatures, batch: Batch, step: int
+        self, videos: VideoFeatures, texts: TextFeatures, batch: Batch, number: int
     ) -> tuple[float, Tensor | None]:
-        weight = value_at(self.config.contrastive.weight, step)
+        weight = self._weight(self.config.contrastive.weight, number)
         if weight <= 0:
             return weight, None
         loss = embedding_contrastive_loss(
@@ -235,10 +245,10 @@ class Objective(nn.Module):
         return weight, loss
 
     def _matching(
-        self, videos: VideoFeatures, texts: TextFeatures, batch: Batch, step: int
+        self, videos: VideoFeatures, texts: TextFeatures, batch: Batch, number: int
     ) -> tuple[float, Tensor | None]:
         config = self.config.matching
-        weight = value_at(config.weight, step)
+        weight = self._weight(config.weight, number)
         if weight <= 0:
             return weight, None
         everywhere = config.candidates == "global"
@@ -252,7 +262,7 @@ class Objective(nn.Module):
             num_negatives=config.num_negatives,
             siblings=None if batch.siblings is None else batch.siblings[window, window],
             num_siblings=config.num_siblings,
-            generator=step_generator(self.seed, step, 2, 0 if everywhere else distributed.rank()),
+            generator=step_generator(self.seed, number, 2, 0 if everywhere else distributed.rank()),
         )
         total = len(pairs.label)
         if everywhere:  # each process scores its share of the one list of pairs
@@ -267,14 +277,14 @@ class Objective(nn.Module):
         )
 
     def _masked_language(
-        self, videos: VideoFeatures, text: TokenBatch, step: int
+        self, videos: VideoFeatures, text: TokenBatch, number: int
     ) -> tuple[float, Tensor | None]:
-        weight = value_at(self.config.masked_language.weight, step)
+        weight = self._weight(self.config.masked_language.weight, number)
         if weight <= 0:
             return weight, None
         assert self.masking is not None
         rows, length = text.input_ids.shape
-        draws = masking_draws(rows * distributed.world_size(), length, step_generator(self.seed, step, 3))
+        draws = masking_draws(rows * distributed.world_size(), length, step_generator(self.seed, number, 3))
         own = draws[distributed.rank() * rows :][:rows].to(text.input_ids.device)
         masked = mask_tokens(text.input_ids, self.masking, own)
         logits = self.model.masked_language_logits(masked.input_ids, text.attention_mask, videos.tokens)

@@ -1,12 +1,9 @@
-"""From a config to the objects of a run: device, tokenizer, model, objective, engine, moving average."""
+"""From a config to the objects of a run: device, tokenizer, model, objective, engine."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,6 +23,7 @@ from vlm.training.config import TrainingConfig
 from vlm.training.engine import Engine, PlainEngine
 from vlm.training.objective import MaskedLanguageConfig, Objective, step_seed
 from vlm.training.schedule import is_ever_positive, make_optimizer
+from vlm.training.sources.parts import check_shares
 from vlm.training.teaching.alignment import make_alignment
 from vlm.training.teaching.distillation import make_distillation
 
@@ -43,11 +41,7 @@ def prepare_process(config: TrainingConfig) -> torch.device:
         initialise_deepspeed(device, config.train.timeout_s)
     else:
         distributed.initialise(device, config.train.timeout_s)
-    processes = distributed.world_size()
-    if config.train.batch_size % processes:
-        raise ConfigError(
-            f"train.batch_size {config.train.batch_size} is not a multiple of the {processes} processes"
-        )
+    check_shares("train.batch_size", config.train.batch_size, config.train.accumulate)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -111,7 +105,7 @@ def make_model(
                 "already, or no loss reads text"
             )
         load_bert(model.text_encoder, config.train.text_from)
-    freeze(model, config.train.freeze)
+    _prepare(model, config)
     return model.to(device).train()
 
 
@@ -130,8 +124,25 @@ def _make_classifier(config: TrainingConfig, settings: ClassificationConfig) -> 
             f"train.init_from: expected a model with a video encoder, got {type(start).__name__} "
             f"from {source}"
         )
-    freeze(model, config.train.freeze)
+    _prepare(model, config)
     return model
+
+
+def _prepare(model: VideoTextModel | EncoderModel, config: TrainingConfig) -> None:
+    """Decide how the encoder computes, put in adapters, and stop from learning what is not to."""
+    encoder, lora = model.vision_encoder, config.train.lora
+    # a model to start from may have been trained otherwise
+    encoder.recompute = config.model.vision.activation_checkpointing
+    if config.train.compile:
+        encoder.compile()
+    if lora is not None:
+        from vlm.training.adapters import add_adapters
+
+        classes = config.classification
+        if classes is not None and classes.head == "new":  # or it would stay at random
+            lora = dataclasses.replace(lora, others=(*lora.others, "head."))
+        add_adapters(model, lora, step_seed(config.seed, 0, 2))
+    freeze(model, config.train.freeze)
 
 
 def _new_model(config: TrainingConfig, tokenizer: Tokenizer | None) -> VideoTextModel | EncoderModel:
@@ -188,13 +199,7 @@ def make_objective(
     """
     if isinstance(model, Classifier):
         assert config.classification is not None
-        return classification.make_objective(
-            config.classification,
-            model,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            autocast=config.train.precision == "bf16",
-        )
+        return classification.make_objective(config, config.classification, model)
     masking = None
     if is_ever_positive(config.losses.masked_language.weight):
         if not config.model.text.has_language_head:
@@ -211,6 +216,7 @@ def make_objective(
         alignment=make_alignment(config.losses.alignment, encoder, preprocessing, device),
         distillation=make_distillation(config.losses.distillation, encoder.config, preprocessing, device),
         autocast=config.train.precision == "bf16",
+        parts=config.train.accumulate,
     )
 
 
@@ -243,7 +249,13 @@ def make_engine(config: TrainingConfig, objective: nn.Module, device: torch.devi
     """Return the engine that updates the objective's weights."""
     optimizer = make_optimizer(objective, config.optimizer)
     if config.engine.name == "plain":
-        return PlainEngine(objective, optimizer, clip_norm=config.optimizer.clip_norm)
+        return PlainEngine(
+            objective,
+            optimizer,
+            clip_norm=config.optimizer.clip_norm,
+            parts=config.train.accumulate,
+            saves_frozen=config.train.lora is None,
+        )
     from vlm.training.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(
@@ -252,8 +264,9 @@ def make_engine(config: TrainingConfig, objective: nn.Module, device: torch.devi
         device=device,
         clip_norm=config.optimizer.clip_norm,
         batch_size=config.train.batch_size,
-        zero_stage=config.engine.zero_stage,
-        file=Path(config.engine.file) if config.engine.file else None,
+        config=config.engine,
+        parts=config.train.accumulate,
+        saves_frozen=config.train.lora is None,
     )
 
 
@@ -275,51 +288,6 @@ def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> list[str]:
         if name in chosen:
             parameter.requires_grad_(False)
     return sorted(chosen)
-
-
-class MovingAverage:
-    """An exponential moving average of weights and running statistics, swapped in for evaluation and saving.
-
-    Args:
-        module: Whose learning weights and floating-point buffers are followed.
-        decay: Share of the old average that stays at each update; 0 keeps no average.
-    """
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self._decay = decay
-        learning = [p for p in module.parameters() if p.requires_grad]
-        statistics = [b for b in module.buffers() if b.is_floating_point()]
-        self._weights: list[torch.Tensor] = [*learning, *statistics] if decay else []
-        self.values = [weight.detach().clone() for weight in self._weights]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Follow the weights after update ``step`` (from 0); early on faster, to forget the start."""
-        if self._weights:
-            decay = min(self._decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(self.values, self._weights, 1 - decay)
-
-    @torch.no_grad()
-    def load(self, values: list[torch.Tensor]) -> None:
-        """Take over saved averages."""
-        for value, saved in zip(self.values, values, strict=True):
-            value.copy_(saved)
-
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Put the averages in the place of the weights for a while."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for weight, value in zip(self._weights, self.values, strict=True):
-            kept = weight.clone()
-            weight.copy_(value)
-            value.copy_(kept)
 
 
 def _device(name: str) -> torch.device:

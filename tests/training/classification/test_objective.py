@@ -16,7 +16,6 @@ from vlm.training.classification.objective import (
     partners,
     soft_labels,
 )
-from vlm.training.classification.setup import make_objective
 
 
 def test_partners_are_the_neighbouring_video_never_a_copy_of_the_same():
@@ -93,16 +92,19 @@ def test_the_loss_is_the_cross_entropy_of_soft_labels_and_the_same_again(tiny):
 
 
 def test_batches_that_do_not_split_into_pairs_are_refused(tiny, files):
-    from vlm.training.setup import make_model
+    from vlm.training.setup import make_model, make_objective
 
     model = make_model(tiny(), None, torch.device("cpu"))
-    mixed = files().classification
-    plain = files("classification.mixing={mixup: 0, cutmix: 0}").classification
-    make_objective(plain, model, batch_size=6, seed=0, autocast=False)
-    with pytest.raises(ConfigError, match="gives each process 6 clips, expected a multiple of 4: 2 repeats"):
-        make_objective(mixed, model, batch_size=6, seed=0, autocast=False)
-    with pytest.raises(ConfigError, match="expected a multiple of 2: 2 repeats"):
-        make_objective(plain, model, batch_size=5, seed=0, autocast=False)
+    plain = "classification.mixing={mixup: 0, cutmix: 0}"
+    with pytest.raises(
+        ConfigError, match="6 clips, expected a multiple of 4: 2 repeats of a video, videos mi"
+    ):
+        make_objective(files("train.batch_size=6"), model)
+    with pytest.raises(ConfigError, match="3 clips, expected a multiple of 2: 2 repeats of a video$"):
+        make_objective(files("train.batch_size=3", plain), model)
+    with pytest.raises(ConfigError, match="2 clips, expected a multiple of 4"):
+        make_objective(files("train.batch_size=8", "train.accumulate=4"), model)
+    make_objective(files("train.batch_size=6", plain), model)
 
 
 @pytest.mark.parametrize("wrong", [{"mixup": -1.0}, {"probability": 1.5}, {"switch": -0.1}])

@@ -113,7 +113,7 @@ def load_frame_encoder(
     architecture, _, tag = source.partition("/")
     settings = _model_settings(open_clip, architecture)
     details = _pretrained_settings(open_clip, architecture, tag, settings)
-    path = weights or (Path(tag) if not details else _cached(details, source))
+    path = weights or _weights(details, source, tag)
     check_storage(unwrap(read_state_dict(path)), str(path))
     size = {} if image_size is None else {"force_image_size": image_size}
     tower = open_clip.create_model(architecture, pretrained=None, pretrained_text=False, **size)
@@ -134,6 +134,23 @@ def load_frame_encoder(
     )
     tokenizer = open_clip.get_tokenizer(architecture)
     return FrameEncoder(tower.eval(), tokenizer, config, preprocessing=preprocessing, name=architecture)
+
+
+def find_weights(source: str) -> Path:
+    """Return where the weights of ``<architecture>/<tag or path>`` lie.
+
+    Raises:
+        InvalidInput: There are none of that name, or they are not on this machine; the command is given.
+        MissingExtra: open_clip is not installed.
+    """
+    open_clip = _import_open_clip()
+    architecture, _, tag = source.partition("/")
+    details = _pretrained_settings(open_clip, architecture, tag, _model_settings(open_clip, architecture))
+    return _weights(details, source, tag)
+
+
+def _weights(details: dict[str, Any], source: str, tag: str) -> Path:
+    return _cached(details, source) if details else Path(tag)
 
 
 def _import_open_clip() -> Any:

@@ -73,7 +73,7 @@ def _read(source: str, settings: dict[str, Any]) -> VideoModel:
 
         return load_frame_encoder(source.removeprefix("open_clip:"), **settings)
     if source.startswith("hf:"):
-        return _read_path(_cached(source), settings)
+        return _read_path(cached_file(source), settings)
     path = Path(source)
     if _NAME.fullmatch(source):
         from vlm.models.registry import find_local, load_registry
@@ -130,7 +130,7 @@ def _read_path(path: Path, settings: dict[str, Any]) -> VideoModel:
     return model
 
 
-def _cached(source: str) -> Path:
+def cached_file(source: str) -> Path:
     """Return where a file or folder of the hub lies on this machine.
 
     Raises:

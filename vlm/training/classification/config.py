@@ -92,7 +92,9 @@ class LabelledWorldConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassificationConfig:
-    """A classifier is trained; ``losses``, ``tokenizer``, ``model.text``, ``data.source`` play no part then.
+    """A classifier is trained; ``tokenizer``, ``model.text`` and ``data.source`` play no part then.
+
+    Of ``losses`` only ``distillation`` does: a smaller model, trained before, whose tokens are learned too.
 
     Attributes:
         source: ``world`` renders clips in memory; ``files`` decodes videos, loose or packed.

@@ -19,6 +19,8 @@ from vlm import distributed
 from vlm.models.classifier import Classifier
 from vlm.training.classification.config import ClassificationConfig, MixingConfig
 from vlm.training.objective import step_seed
+from vlm.training.schedule import Curve, value_at
+from vlm.training.teaching.distillation import Distillation
 
 _MIXING = 5  # purpose of random numbers, beside seed and step
 
@@ -102,27 +104,51 @@ class ClassificationObjective(nn.Module):
         model: The classifier.
         config: Smoothing and mixing.
         seed: The run's seed.
+        parts: Batches of an update.
+        distillation: Knows a smaller encoder's tokens, if it is learned from as well.
+        weight: Factor of that loss, a number or a curve over updates.
         autocast: Whether matrix products run in bf16 (weights stay fp32).
     """
 
     def __init__(
-        self, model: Classifier, config: ClassificationConfig, *, seed: int, autocast: bool = False
+        self,
+        model: Classifier,
+        config: ClassificationConfig,
+        *,
+        seed: int,
+        parts: int = 1,
+        distillation: Distillation | None = None,
+        weight: Curve = 0.0,
+        autocast: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.seed = seed
+        self.parts = parts
+        self.distillation = distillation
+        self.weight = weight
         self.autocast = autocast
 
-    def forward(self, batch: LabelledBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the cross entropy of this process's clips, and the same by its name, detached."""
-        torch.manual_seed(step_seed(self.seed, step, 1, distributed.rank()))  # drop path and dropout
+    def forward(self, batch: LabelledBatch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of this process's part of batch ``number``, and its terms, detached and unweighted.
+
+        The teacher sees the clips as the student does, mixed.
+        """
+        torch.manual_seed(step_seed(self.seed, number, 1, distributed.rank()))  # drop path and dropout
         config, repeats = self.config, self.config.repeats
-        rng = np.random.default_rng(step_seed(self.seed, step, _MIXING))
+        rng = np.random.default_rng(step_seed(self.seed, number, _MIXING))
         mix = draw_mix(config.mixing, batch.video.shape[-1], rng)
         num_classes = self.model.config.num_classes
         targets = soft_labels(batch.labels, num_classes, config.label_smoothing, mix, repeats)
         with torch.autocast(batch.video.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = self.model(mix_clips(batch.video, mix, repeats))
-        loss = F.cross_entropy(logits, targets)
-        return loss, {"classification": loss.detach()}
+            video = mix_clips(batch.video, mix, repeats)
+            tokens = self.model.vision_encoder(video).tokens
+            loss = F.cross_entropy(self.model.classify(tokens), targets)
+            terms = {"classification": loss.detach()}
+            weight = value_at(self.weight, number // self.parts)
+            if self.distillation is not None and weight > 0:
+                lesson = self.distillation(video, tokens)
+                terms["distillation"] = lesson.detach()
+                loss = loss + weight * lesson
+        return loss, terms

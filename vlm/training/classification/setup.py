@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,8 +22,12 @@ from vlm.models.video_model import VideoModel
 from vlm.training.classification.config import ClassificationConfig, LabelledFilesConfig
 from vlm.training.classification.objective import ClassificationObjective
 from vlm.training.objective import step_seed
+from vlm.training.teaching.distillation import make_distillation
 from vlm.types import Preprocessing
 from vlm.world import ACTIONS
+
+if TYPE_CHECKING:
+    from vlm.training.config import TrainingConfig
 
 
 def open_set(files: LabelledFilesConfig, which: str) -> LabelledVideos | LabelledShards:
@@ -132,19 +137,30 @@ def _keep_head(model: Classifier, start: VideoModel | None) -> None:
 
 
 def make_objective(
-    config: ClassificationConfig, model: Classifier, *, batch_size: int, seed: int, autocast: bool
+    config: TrainingConfig, settings: ClassificationConfig, model: Classifier
 ) -> ClassificationObjective:
-    """Wrap a classifier with its loss.
+    """Wrap a classifier with its loss, and that of a smaller encoder's tokens if it is distilled.
 
     Raises:
         ConfigError: Repeats or pairs do not fit into a process's part of the batch.
+        InvalidInput: The encoder to learn from does not exist, or does not fit.
     """
-    own = batch_size // distributed.world_size()
-    unit = config.repeats * (2 if config.mixing.is_on else 1)
+    own = config.train.batch_size // config.train.accumulate // distributed.world_size()
+    unit = settings.repeats * (2 if settings.mixing.is_on else 1)
     if own % unit:
         raise ConfigError(
             f"train.batch_size gives each process {own} clips, expected a multiple of {unit}: "
-            f"{config.repeats} repeats of a video"
-            + (", videos mixed in pairs" if config.mixing.is_on else "")
+            f"{settings.repeats} repeats of a video"
+            + (", videos mixed in pairs" if settings.mixing.is_on else "")
         )
-    return ClassificationObjective(model, config, seed=seed, autocast=autocast)
+    vision = model.vision_encoder.config
+    torch.manual_seed(step_seed(config.seed, 0, 1))
+    return ClassificationObjective(
+        model,
+        settings,
+        seed=config.seed,
+        parts=config.train.accumulate,
+        distillation=make_distillation(config.losses.distillation, vision, model.preprocessing, model.device),
+        weight=config.losses.distillation.weight,
+        autocast=config.train.precision == "bf16",
+    )

@@ -59,8 +59,9 @@ def measure_stages(config: TrainingConfig, workers: Sequence[int], updates: int)
     with tempfile.TemporaryDirectory() as folder:
         state = build(config, Path(folder), device)
     batch_size = config.train.batch_size
+    parts = config.train.accumulate
     with _open(config, state, 0) as (loader, batches):
-        clips = next(batches)
+        clips = [next(batches) for _ in range(parts)]
     watch = _Stopwatch(device)
     with watch.within(state):
         for number in range(-_WARM_UP, updates):
@@ -85,12 +86,12 @@ def _fed(
     config: TrainingConfig, state: RunState, workers: int, updates: int, compute: float
 ) -> dict[str, Any]:
     """Time the loader alone, then training with it."""
-    batch_size, device = config.train.batch_size, state.model.device
+    batch_size, parts, device = config.train.batch_size, config.train.accumulate, state.model.device
     with _open(config, state, workers) as (_, batches):
-        for _ in range(_WARM_UP):
+        for _ in range(_WARM_UP * parts):
             next(batches)
         begin = time.perf_counter()
-        for _ in range(updates):
+        for _ in range(updates * parts):
             next(batches)
         decode = updates * batch_size / (time.perf_counter() - begin)
     watch = _Stopwatch(device)
@@ -98,7 +99,7 @@ def _fed(
         for number in range(-_WARM_UP, updates):
             if number == 0:
                 watch.clear()
-            clips = next(batches)
+            clips = [next(batches) for _ in range(parts)]
             watch.mark("wait")
             _update(watch, state, loader, clips)
     seconds = watch.seconds()
@@ -114,10 +115,11 @@ def _fed(
     }
 
 
-def _update(watch: _Stopwatch, state: RunState, loader: Loader, clips: ClipBatch) -> None:
-    batch = to_batch(clips, loader, state.model, state.config.data.max_words)
+def _update(watch: _Stopwatch, state: RunState, loader: Loader, clips: list[ClipBatch]) -> None:
+    words = state.config.data.max_words
+    parts = [to_batch(part, loader, state.model, words) for part in clips]
     watch.mark("host_to_device")
-    state.update(batch, state.config.train.max_steps // 2, 0)
+    state.update(parts, state.config.train.max_steps // 2, 0)
     watch.mark("other")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from vlm.models.video_model import VideoModel
 from vlm.training.classification.objective import LabelledBatch
 from vlm.training.config import TrainingConfig
+from vlm.training.sources.parts import in_parts
 from vlm.types import Batch
 
 
@@ -24,21 +25,22 @@ def open_source(
     Args:
         config: The run's config.
         model: Decides preprocessing, tokenizer and device; texts have no tokens for one that reads none.
-        done: The first batch that is wanted.
+        done: Updates that are done.
         run: Folder for the list of rejected samples, ``rejected-RANK.jsonl``; None for no list.
 
     Returns:
-        A context that yields an iterator over this process's part of the batches ``done``, ``done + 1``, ...,
-        on the model's device; leaving it stops the workers.
+        A context that yields an iterator over this process's share of the batches of the updates ``done``,
+        ``done + 1``, ..., each ``train.accumulate`` parts one after the other, on the model's device; leaving
+        it stops the workers.
     """
     if config.classification is not None:
         from vlm.training.classification.sources import open_labelled
 
-        return open_labelled(config, model, done, run)
+        return open_labelled(in_parts(config), model, done * config.train.accumulate, run)
     if config.data.source == "world":
         from vlm.training.sources.world import open_world
 
-        return open_world(config, model, done)
+        return open_world(in_parts(config), model, done * config.train.accumulate)
     from vlm.training.sources.shards import open_shards
 
     return open_shards(config, model, done, run)

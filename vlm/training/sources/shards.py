@@ -19,6 +19,7 @@ from vlm.errors import ConfigError
 from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.training.config import ShardsConfig, TrainingConfig
+from vlm.training.sources.parts import check_shares
 from vlm.types import Batch, TokenBatch
 from vlm.world import Scene, truth_matrix
 
@@ -44,7 +45,7 @@ def open_shards(
         DataError: A corpus is empty, or its shards cannot be read.
     """
     loader = make_loader(config, model, run)
-    batches = cast(Generator[ClipBatch, None, None], loader.batches(done))
+    batches = cast(Generator[ClipBatch, None, None], loader.batches(done * config.train.accumulate))
     with closing(batches) as clips:  # which stops the loader's threads
         yield (to_batch(batch, loader, model, config.data.max_words) for batch in clips)
 
@@ -52,7 +53,7 @@ def open_shards(
 def make_loader(config: TrainingConfig, model: VideoModel, run: Path | None = None) -> Loader:
     """Return the loader of this process's clips; see ``open_shards``."""
     return Loader(
-        open_corpora(config.data.shards),
+        open_corpora(config.data.shards, config.train.accumulate),
         model.preprocessing,
         loading(config),
         rank=distributed.rank(),
@@ -66,6 +67,7 @@ def loading(config: TrainingConfig) -> LoaderConfig:
     settings = config.data.shards
     return LoaderConfig(
         batch_size=config.train.batch_size,
+        parts=config.train.accumulate,
         seed=config.seed,
         random_frames=settings.random_frames,
         augmentation=settings.augmentation,
@@ -76,8 +78,12 @@ def loading(config: TrainingConfig) -> LoaderConfig:
     )
 
 
-def open_corpora(settings: ShardsConfig) -> list[Corpus]:
+def open_corpora(settings: ShardsConfig, parts: int = 1) -> list[Corpus]:
     """Return the corpora of a run by the order of their names, checked against their shards.
+
+    Args:
+        settings: Folders and batches.
+        parts: Of a batch, each of which all processes share.
 
     Raises:
         ConfigError: A batch does not divide by the processes, a folder holds other media than it is said to,
@@ -91,11 +97,8 @@ def open_corpora(settings: ShardsConfig) -> list[Corpus]:
     corpora, seen = [], dict[str, str]()
     for name, wanted in sorted(settings.corpora.items()):
         key = f"data.shards.corpora.{name}"
-        if wanted.batch_size is not None and wanted.batch_size % distributed.world_size():
-            raise ConfigError(
-                f"{key}.batch_size {wanted.batch_size} is not a multiple of the "
-                f"{distributed.world_size()} processes"
-            )
+        if wanted.batch_size is not None:
+            check_shares(f"{key}.batch_size", wanted.batch_size, parts)
         sources = [ShardSource(folder, cache=cache) for folder in wanted.folders]
         for folder, source in zip(wanted.folders, sources, strict=True):
             if source.media != wanted.media:

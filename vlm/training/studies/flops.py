@@ -26,13 +26,13 @@ def flops_of(stages: Sequence[TrainingConfig]) -> float:
     """Return the operations of an arm, forward and backward, teachers included; a multiply-add is two.
 
     Losses come and go in the course of a stage, so four updates spread over it are counted. The weights that
-    a stage starts from do not matter to the count: random ones serve.
+    a stage starts from do not matter to the count: random ones serve. Adapters are counted as if all learned.
     """
     return sum(_flops_per_update(stage) * stage.train.max_steps for stage in stages)
 
 
 def _flops_per_update(config: TrainingConfig) -> float:
-    config = replace(config, train=replace(config.train, init_from=None))
+    config = replace(config, train=replace(config.train, init_from=None, lora=None))
     device = prepare_process(config)
     with tempfile.TemporaryDirectory() as folder:
         state = build(config, Path(folder), device)
@@ -41,10 +41,10 @@ def _flops_per_update(config: TrainingConfig) -> float:
         {(2 * part + 1) * config.train.max_steps // (2 * _COUNTED) for part in range(_COUNTED)}
     ):
         with open_source(config, state.model, step) as batches:
-            batch = next(batches)
+            parts = [next(batches) for _ in range(config.train.accumulate)]
             counter = FlopCounterMode(display=False, custom_mapping=_formulas())
             with counter:
-                state.update(batch, step, 0)
+                state.update(parts, step, 0)
             counted.append(counter.get_total_flops())
     return sum(counted) / len(counted)
 

@@ -1,0 +1,48 @@
+"""An update's batch is computed in parts, and each part by all processes: how a batch divides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vlm import distributed
+from vlm.errors import ConfigError
+from vlm.training.config import TrainingConfig
+
+
+def in_parts(config: TrainingConfig) -> TrainingConfig:
+    """Return a config in which every part of an update is a batch of its own.
+
+    Batch ``update * accumulate + part`` of that config is a part of ``update``; clips come in the same order.
+    Corpora are not divided: their turns go by updates.
+    """
+    parts = config.train.accumulate
+    if parts == 1:
+        return config
+    grouped = config.data.world.grouped
+    if not isinstance(grouped, float):
+        grouped = tuple((step * parts, value) for step, value in grouped)
+    world = replace(config.data.world, grouped=grouped)
+    run = replace(
+        config.train,
+        batch_size=config.train.batch_size // parts,
+        max_steps=config.train.max_steps * parts,
+        accumulate=1,
+    )
+    return replace(config, data=replace(config.data, world=world), train=run)
+
+
+def check_shares(key: str, batch_size: int, parts: int) -> None:
+    """Refuse a batch that does not divide by its parts and the processes.
+
+    Args:
+        key: The key of the config that says it.
+        batch_size: Clips of an update, over all processes.
+        parts: Of an update.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    processes = distributed.world_size()
+    if batch_size % (processes * parts):
+        in_each = f" in each of {parts} parts" if parts > 1 else ""
+        raise ConfigError(f"{key} {batch_size} is not a multiple of the {processes} processes{in_each}")
