@@ -351,6 +351,7 @@ template <class T, class S> void scan_forward(const VlmScan &p) {
 template <class T> struct BackwardChunk {
   using Vector = typename Lanes<T>::Vector;
   Vector u[kChunk], dt[kChunk], driven[kChunk], slope[kChunk], dy[kChunk], along_B[kChunk], along_A[kChunk];
+  Vector apart;   // or the chunks of neighbours would compete for the same lines of the first cache
 };
 
 // kStates states of one step of a chunk, side by side: apart, at multiples of 4096 bytes, loads would wait for
@@ -359,6 +360,9 @@ template <class T> struct BackwardStep {
   typename Lanes<T>::Vector decay[kStates], before[kStates];
   typename Lanes<T>::Vector sum_B[kStates], sum_C[kStates];   // dB and dC, still to be summed over lanes
 };
+
+// steps of all vectors that are read, or written, before the next ones: memory then goes by in long runs
+constexpr int64_t kRows = 8;
 
 // What one thread of the backward pass works in. The steps, with one vector's share of a chunk, fit the first cache.
 template <class T> struct BackwardScratch {
@@ -383,13 +387,13 @@ template <class T> struct BackwardScratch {
 };
 
 // dB and dC of kStates states of a chunk: (step, B or C, state)
-template <class T> inline void sum_over_lanes(BackwardScratch<T> &s) {
+template <class T> inline void sum_over_lanes(BackwardScratch<T> &s, int64_t steps) {
   constexpr int W = Lanes<T>::width;
   typename Lanes<T>::Vector rows[W];
-  for (int first = 0; first < kChunk * 2 * kStates; first += W) {
+  for (int64_t first = 0; first < steps * 2 * kStates; first += W) {
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) {
-      const int row = first + i, of = row % (2 * kStates);
+      const int64_t row = first + i, of = row % (2 * kStates);
       const BackwardStep<T> &step = s.step[row / (2 * kStates)];
       rows[i] = of < kStates ? step.sum_B[of] : step.sum_C[of - kStates];
     }
@@ -404,37 +408,45 @@ template <class T> struct BackwardTask {
   int64_t b, d, group, first, end;   // blocks [first, end) of the group
 
   const VlmDirection &direction() const { return p.direction[d]; }
+  // the first channel of a block, and how many it has
+  int64_t channel(int64_t block) const {
+    return group * blocks.group_channels + (block - group * blocks.per_group) * blocks.width;
+  }
+  int64_t lanes(int64_t block) const {
+    const int64_t left = (group + 1) * blocks.group_channels - channel(block);
+    return left < blocks.width ? left : blocks.width;
+  }
   template <class S> VectorTask<T, S> vectors(int64_t block) const {
     const Walk walk{p.length, bool(direction().reverse), bool(p.turned)};
-    return {p, direction(), walk, b, blocks.first(block), blocks.lanes(block), int(d)};
+    return {p, direction(), walk, b, channel(block), lanes(block), int(d)};
   }
   // the time of a step in scan order
   int64_t time(int64_t step) const { return direction().reverse ? p.length - 1 - step : step; }
 };
 
-// everything of one vector of channels that does not depend on the state: steps [start, start + steps)
+// Everything of one vector of channels that does not depend on the state: `steps` steps of a chunk from `at` on.
 template <class T, class S>
-VLM_INLINE void load_chunk(const BackwardTask<T> &w, BackwardChunk<T> &s, int64_t block, int64_t start,
+VLM_INLINE void load_chunk(const BackwardTask<T> &w, BackwardChunk<T> &s, int64_t block, int64_t start, int64_t at,
                            int64_t steps) {
   using Vector = typename Lanes<T>::Vector;
   const VlmScan &p = w.p;
   const VectorTask<T, S> c = w.template vectors<S>(block);
   const Vector bias = c.of_channels(c.q.bias);
-  load_tile<T, S>(c.delta(), c.w, start, steps, c.lanes, s.dt);
-  load_tile<T, S>(c.u(), c.w, start, steps, c.lanes, s.u);
-  load_tile<T, S>(c.dense(p.dout).constant(), c.w, start, steps, c.lanes, s.dy);
+  load_tile<T, S>(c.delta(), c.w, start + at, steps, c.lanes, s.dt + at);
+  load_tile<T, S>(c.u(), c.w, start + at, steps, c.lanes, s.u + at);
+  load_tile<T, S>(c.dense(p.dout).constant(), c.w, start + at, steps, c.lanes, s.dy + at);
   if (p.z) {
     Vector *z = s.slope, *dz = s.along_B, *total = s.along_A;
-    load_tile<T, S>(c.z(), c.w, start, steps, c.lanes, z);
-    if (w.d == 0) load_tile<T, S>(c.dense(p.total).constant(), c.w, start, steps, c.lanes, total);
-    for (int64_t k = 0; k < steps; ++k) {
+    load_tile<T, S>(c.z(), c.w, start + at, steps, c.lanes, z + at);
+    if (w.d == 0) load_tile<T, S>(c.dense(p.total).constant(), c.w, start + at, steps, c.lanes, total + at);
+    for (int64_t k = at; k < at + steps; ++k) {
       const Vector gate = sigmoid<T>(z[k]);
       if (w.d == 0) dz[k] = s.dy[k] * total[k] * (gate * (z[k] * (T(1) - gate) + T(1)));
       s.dy[k] *= z[k] * gate;
     }
-    if (w.d == 0) store_tile<T, S>(c.dense(p.dz), c.w, start, steps, c.lanes, dz);
+    if (w.d == 0) store_tile<T, S>(c.dense(p.dz), c.w, start + at, steps, c.lanes, dz + at);
   }
-  for (int64_t k = 0; k < steps; ++k) {
+  for (int64_t k = at; k < at + steps; ++k) {
     Vector dt = s.dt[k] + bias, slope = Vector{} + T(1);
     if (p.softplus) {
       const Softplus<T> soft = softplus_with_slope<T>(dt);
@@ -448,82 +460,103 @@ VLM_INLINE void load_chunk(const BackwardTask<T> &w, BackwardChunk<T> &s, int64_
   }
 }
 
-// Brings the sequences of the chunk that comes next closer, one row a step. The groups of states that pass through a
-// chunk share this out among them.
-template <class S> struct Ahead {
-  template <class T> Ahead(const VectorTask<T, S> &c, int64_t start, int64_t turn, int64_t turns) {
-    const Plane<const S> all[5] = {c.delta(), c.u(), c.dense(c.p.dout).constant(),
-                                   c.p.z ? c.z() : c.u(), c.p.total ? c.dense(c.p.total).constant() : c.u()};
-    if (start < 0) return;
-    for (int64_t i = turn; i < 5 && count < 2; i += turns) {
-      // the first row, and how far from one to the next; turned, a row holds the whole chunk
-      at[count] = all[i].at + (c.w.turned ? c.w.time(c.w.reverse ? start + kChunk - 1 : start)
-                                          : c.w.time(start) * all[i].row);
-      step[count++] = c.w.turned || !c.w.reverse ? all[i].row : -all[i].row;
+// Brings what is read and written next closer, in the order of memory, two lines of the cache at a time.
+template <class S> class Ahead {
+ public:
+  // the sequences of the chunk at `next`, if there is one, and the gradients of the one at `start`
+  template <class T> Ahead(const BackwardTask<T> &w, int64_t next, int64_t start) {
+    const VectorTask<T, S> c = w.template vectors<S>(w.first);
+    const int64_t channels = w.channel(w.end - 1) + w.lanes(w.end - 1) - c.e, steps = kChunk;
+    rows = c.w.turned ? channels : steps;
+    lines = ((c.w.turned ? steps : channels) * int64_t(sizeof(S)) + 127) / 128;
+    const auto add = [&](const Plane<const S> &x, int64_t from) {
+      const int64_t t = c.w.reverse ? c.w.time(from + steps - 1) : from;
+      at[planes] = reinterpret_cast<const char *>(x.at + t * (c.w.turned ? 1 : x.row));
+      stride[planes++] = x.row * sizeof(S);
+    };
+    if (next >= 0) {
+      add(c.delta(), next);
+      add(c.u(), next);
+      add(c.dense(c.p.dout).constant(), next);
+      if (c.p.z) add(c.z(), next);
+      if (c.p.z && w.d == 0) {
+        add(c.dense(c.p.total).constant(), next);
+        add(c.dense(c.p.dz).constant(), next);
+      }
     }
-    rows = c.w.turned ? c.lanes : kChunk;
-    second = c.w.turned ? 64 / sizeof(S) : 0;
-  }
-  VLM_INLINE void fetch(int64_t k) const {
-    if (k >= rows) return;
-    for (int i = 0; i < count; ++i) {
-      __builtin_prefetch(at[i] + k * step[i], 0, 2);
-      if (second) __builtin_prefetch(at[i] + k * step[i] + second, 0, 2);
+    if (start + kChunk <= c.p.length) {
+      add(c.dense(c.q.du).constant(), start);
+      add(c.dense(c.q.ddelta).constant(), start);
     }
+    if (!planes) rows = 0;
   }
-  const S *at[2];
-  int64_t step[2], rows, second;
-  int count = 0;
+  VLM_INLINE void fetch() {
+    if (row == rows) return;
+    const char *from = at[plane] + row * stride[plane] + 128 * line;
+    __builtin_prefetch(from, 0, 2);
+    __builtin_prefetch(from + 64, 0, 2);
+    if (++line < lines) return;
+    line = 0;
+    if (++plane < planes) return;
+    plane = 0;
+    ++row;
+  }
+
+ private:
+  const char *at[8];
+  int64_t stride[8], rows = 0, lines = 0, row = 0, line = 0;
+  int planes = 0, plane = 0;
 };
 
-// kStates states of one vector of channels, one chunk: forward again from the kept states, then back
-template <class T, class S>
+// kStates states of one vector of channels, one chunk: forward again from the kept states, then back. The first
+// vector begins the sums over channels.
+template <class T, class S, bool first>
 __attribute__((noinline)) void backward_states(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t block,
-                                               int64_t n, int64_t start, int64_t steps) {
+                                               int64_t n, int64_t chunk, int64_t steps, uint32_t drops, Ahead<S> &ahead) {
   using Vector = typename Lanes<T>::Vector;
   const VlmScan &p = w.p;
-  const VlmDirection &q = w.direction();
   const int64_t chunks = (p.length + kChunk - 1) / kChunk, mine = (block - w.first) * s.padded + n;
-  const int32_t *segments = p.segments ? p.segments + w.b * p.length : nullptr;
-  const T *kept = static_cast<const T *>(q.kept);
-  kept += ((w.b * chunks + start / kChunk) * p.states + n) * p.channels + w.blocks.first(block);
+  const T *kept = static_cast<const T *>(w.direction().kept);
+  const int64_t lanes = w.lanes(block);
+  kept += ((w.b * chunks + chunk) * p.states + n) * p.channels + w.channel(block);
   Vector h[kStates], A[kStates], carry[kStates], dA[kStates];
   for (int i = 0; i < kStates; ++i) {
-    h[i] = n + i < p.states ? load(kept + i * p.channels, w.blocks.lanes(block)) : Vector{};
+    h[i] = n + i < p.states ? load(kept + i * p.channels, lanes) : Vector{};
     A[i] = load(w.A + (block * s.padded + n + i) * Lanes<T>::width);
     carry[i] = s.carry[mine + i];
     dA[i] = Vector{};
   }
   BackwardChunk<T> &c = s.chunks[block - w.first];
-  const Ahead<S> ahead(w.template vectors<S>(block), start - kChunk, n / kStates, s.padded / kStates);
-  for (int64_t k = 0; k < steps; ++k) {
-    ahead.fetch(k);
-    const bool drop = drops(segments, w.time(start + k), start + k, q.reverse);
-    const T *B = s.B + k * s.padded + n;
-    const Vector dt = c.dt[k], driven = c.driven[k], dy = c.dy[k];
+  const T *B = s.B + n, *C = s.C + n;
+  for (int64_t k = 0; k < steps; ++k, B += s.padded, C += s.padded) {
+    ahead.fetch();
+    const Vector dt = c.dt[k], driven = c.driven[k];
     BackwardStep<T> &step = s.step[k];
+    Vector a[kStates];
+    for (int i = 0; i < kStates; ++i) a[i] = Lanes<T>::decay(dt, A[i]);
+    if (__builtin_expect(drops >> k & 1, 0))
+      for (int i = 0; i < kStates; ++i) a[i] = Vector{};
 #pragma GCC unroll 4
     for (int i = 0; i < kStates; ++i) {
-      Vector a = Lanes<T>::decay(dt, A[i]);
-      if (__builtin_expect(drop, 0)) a = Vector{};
-      step.decay[i] = a;
+      step.decay[i] = a[i];
       step.before[i] = h[i];
-      h[i] = a * h[i] + driven * B[i];
-      step.sum_C[i] += dy * h[i];
+      h[i] = a[i] * h[i] + driven * B[i];
     }
   }
   for (int64_t k = steps - 1; k >= 0; --k) {
-    const T *B = s.B + k * s.padded + n, *C = s.C + k * s.padded + n;
+    B -= s.padded, C -= s.padded;
     const Vector dt = c.dt[k], driven = c.driven[k], dy = c.dy[k];
     BackwardStep<T> &step = s.step[k];
     Vector along_B = c.along_B[k], along_A = c.along_A[k];
 #pragma GCC unroll 4
     for (int i = 0; i < kStates; ++i) {
       const Vector dh = dy * C[i] + carry[i];
-      step.sum_B[i] += dh * driven;
+      step.sum_C[i] = first ? dy * h[i] : step.sum_C[i] + dy * h[i];
+      step.sum_B[i] = first ? dh * driven : step.sum_B[i] + dh * driven;
       along_B += dh * B[i];
+      h[i] = step.before[i];
       carry[i] = dh * step.decay[i];
-      const Vector through = carry[i] * step.before[i];
+      const Vector through = carry[i] * h[i];
       along_A += through * A[i];
       dA[i] += through * dt;
     }
@@ -537,25 +570,51 @@ __attribute__((noinline)) void backward_states(const BackwardTask<T> &w, Backwar
 }
 
 template <class T, class S>
-VLM_INLINE void store_chunk(const BackwardTask<T> &w, BackwardChunk<T> &s, int64_t block, int64_t start,
+VLM_INLINE void store_chunk(const BackwardTask<T> &w, BackwardChunk<T> &s, int64_t block, int64_t start, int64_t at,
                             int64_t steps) {
   using Vector = typename Lanes<T>::Vector;
   const VlmDirection &q = w.direction();
   const VectorTask<T, S> c = w.template vectors<S>(block);
   const Vector D = c.of_channels(q.D);
   Vector sum_D{}, sum_bias{};
-  for (int64_t k = 0; k < steps; ++k) {
+  for (int64_t k = at; k < at + steps; ++k) {
     const Vector ddelta = (s.along_B[k] * s.u[k] + s.along_A[k] * Lanes<T>::decay_unscale) * s.slope[k];
     sum_D += s.dy[k] * s.u[k];
     sum_bias += ddelta;
     s.along_B[k] = s.along_B[k] * s.dt[k] + s.dy[k] * D;
     s.along_A[k] = ddelta;
   }
-  store_tile<T, S>(c.dense(q.du), c.w, start, steps, c.lanes, s.along_B);
-  store_tile<T, S>(c.dense(q.ddelta), c.w, start, steps, c.lanes, s.along_A);
+  store_tile<T, S>(c.dense(q.du), c.w, start + at, steps, c.lanes, s.along_B + at);
+  store_tile<T, S>(c.dense(q.ddelta), c.w, start + at, steps, c.lanes, s.along_A + at);
   T *dD = static_cast<T *>(q.dD) + w.b * c.p.channels + c.e, *dbias = static_cast<T *>(q.dbias) + w.b * c.p.channels + c.e;
   store(dD, load(dD, c.lanes) + sum_D, c.lanes);
   store(dbias, load(dbias, c.lanes) + sum_bias, c.lanes);
+}
+
+// rows B and C of a chunk, in scan order
+template <class T, class S>
+void load_rows(const BackwardTask<T> &w, BackwardScratch<T> &s, int64_t start, int64_t steps) {
+  const VlmDirection &q = w.direction();
+  const bool turned = w.p.turned;
+  const int64_t state = q.bc_row, step = turned ? 1 : q.bc_row;
+  const S *rows[2] = {static_cast<const S *>(q.B), static_cast<const S *>(q.C)};
+  T *to[2] = {s.B, s.C};
+  constexpr int64_t W = Lanes<T>::width;
+  const int64_t N = w.p.states;
+  for (int64_t k = 0; k < steps; ++k) {
+    const int64_t from = w.b * q.bc_batch + w.time(start + k) * step + w.group * q.bc_group;
+    for (int half = 0; half < 2; ++half) {
+      T *row = to[half] + k * s.padded;
+      if (turned)
+        for (int64_t n = 0; n < N; ++n) row[n] = number(rows[half][from + n * state]);
+      else
+        for (int64_t n = 0; n < N; n += W) {
+          const int64_t lanes = N - n < W ? N - n : W;
+          store(row + n, load(rows[half] + from + n, lanes), lanes);
+        }
+      for (int64_t n = N; n < s.padded; ++n) row[n] = T(0);
+    }
+  }
 }
 
 template <class T, class S> void scan_backward_task(const BackwardTask<T> &w, BackwardScratch<T> &s, T *dBC) {
@@ -563,29 +622,35 @@ template <class T, class S> void scan_backward_task(const BackwardTask<T> &w, Ba
   const VlmScan &p = w.p;
   const VlmDirection &q = w.direction();
   const int64_t L = p.length, E = p.channels, N = p.states, own = w.end - w.first;
+  if (!own) {   // there are more parts than vectors
+    for (int64_t t = 0; t < L; ++t) std::memset(dBC + ((w.b * L + t) * p.groups + w.group) * 2 * N, 0, 2 * N * sizeof(T));
+    return;
+  }
   for (int64_t i = 0; i < own * s.padded; ++i) s.carry[i] = s.sum_A[i] = Vector{};
   for (int64_t k = w.first; k < w.end; ++k) {
     store(static_cast<T *>(q.dD) + w.b * E + w.blocks.first(k), Vector{}, w.blocks.lanes(k));
     store(static_cast<T *>(q.dbias) + w.b * E + w.blocks.first(k), Vector{}, w.blocks.lanes(k));
   }
+  const int32_t *segments = p.segments ? p.segments + w.b * L : nullptr;
   for (int64_t start = (L - 1) / kChunk * kChunk; start >= 0; start -= kChunk) {
     const int64_t steps = L - start < kChunk ? L - start : kChunk;
-    for (int64_t k = 0; k < steps; ++k) {
-      const int64_t t = w.time(start + k);
-      const int64_t state = p.turned ? q.bc_row : 1, step = p.turned ? 1 : q.bc_row;
-      const int64_t from = w.b * q.bc_batch + t * step + w.group * q.bc_group;
-      for (int64_t n = 0; n < s.padded; ++n) {
-        s.B[k * s.padded + n] = n < N ? number(static_cast<const S *>(q.B)[from + n * state]) : T(0);
-        s.C[k * s.padded + n] = n < N ? number(static_cast<const S *>(q.C)[from + n * state]) : T(0);
-      }
-    }
-    for (int64_t block = w.first; block < w.end; ++block)
-      load_chunk<T, S>(w, s.chunks[block - w.first], block, start, steps);
+    // turned, a row of memory has all steps of one channel
+    const int64_t stride = p.turned ? kChunk : kRows;
+    const auto rest = [&](int64_t at) { return stride < steps - at ? stride : steps - at; };
+    uint32_t dropped = 0;
+    if (segments)
+      for (int64_t k = 0; k < steps; ++k)
+        dropped |= uint32_t(drops(segments, w.time(start + k), start + k, q.reverse)) << k;
+    load_rows<T, S>(w, s, start, steps);
+    for (int64_t at = 0; at < steps; at += stride)
+      for (int64_t block = w.first; block < w.end; ++block)
+        load_chunk<T, S>(w, s.chunks[block - w.first], block, start, at, rest(at));
+    Ahead<S> ahead(w, start - kChunk, start);
     for (int64_t n = 0; n < N; n += kStates) {
-      for (BackwardStep<T> &step : s.step)
-        for (int i = 0; i < kStates; ++i) step.sum_B[i] = step.sum_C[i] = Vector{};
-      for (int64_t block = w.first; block < w.end; ++block) backward_states<T, S>(w, s, block, n, start, steps);
-      sum_over_lanes(s);
+      backward_states<T, S, true>(w, s, w.first, n, start / kChunk, steps, dropped, ahead);
+      for (int64_t block = w.first + 1; block < w.end; ++block)
+        backward_states<T, S, false>(w, s, block, n, start / kChunk, steps, dropped, ahead);
+      sum_over_lanes(s, steps);
       for (int64_t k = 0; k < steps; ++k) {
         T *to = dBC + ((w.b * L + w.time(start + k)) * p.groups + w.group) * 2 * N + n;
         const T *sums = s.sums + k * 2 * kStates;
@@ -600,8 +665,9 @@ template <class T, class S> void scan_backward_task(const BackwardTask<T> &w, Ba
         }
       }
     }
-    for (int64_t block = w.first; block < w.end; ++block)
-      store_chunk<T, S>(w, s.chunks[block - w.first], block, start, steps);
+    for (int64_t at = 0; at < steps; at += stride)
+      for (int64_t block = w.first; block < w.end; ++block)
+        store_chunk<T, S>(w, s.chunks[block - w.first], block, start, at, rest(at));
   }
   for (int64_t k = w.first; k < w.end; ++k)
     for (int64_t n = 0; n < N; ++n) {

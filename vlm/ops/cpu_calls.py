@@ -13,8 +13,9 @@ from vlm.ops.selective_scan.reference import Scan, ScanGradients, num_checkpoint
 # below so many state updates (or so many elements of a convolution) threads cost more than they save
 _SERIAL_UPDATES = 1 << 18
 _SERIAL_ELEMENTS = 1 << 15
-# independent pieces of the backward pass that keep a large machine busy; never depends on the thread count
-_BACKWARD_TASKS = 16
+# independent pieces of the backward pass: enough for the cores of a desk machine, few enough that each reads
+# long runs of memory; never depends on the thread count
+_BACKWARD_TASKS = 8
 _CONV_TILE = 64
 _CONV_ROWS = 10
 
