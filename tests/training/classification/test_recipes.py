@@ -73,17 +73,21 @@ def test_the_recipe_is_the_published_one(recipe, data, size):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_small_model_learns_which_way_things_move(recipe, tmp_path):
     """No single frame tells the direction, and of four guesses one is right."""
+    # the score is near 40 %; on 400 clips the bound would be there too
+    clips = 1600
     small = (
         "train.max_steps=250", "evaluation.every=250", "checkpoint.every=250", "train.log_every=10",
+        f"evaluation.clips={clips}",
     )  # fmt: skip
     train(recipe("digits_direction", *small), tmp_path / "run")
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert lines[0]["classification"] > 1.2  # log(4) = 1.39
     assert np.mean([line["classification"] for line in lines[-4:]]) < 1.2
-    # seven standard deviations of guessing on 400 clips
-    assert lines[-1]["val/top1"] > 0.25 + 7 * (0.25 * 0.75 / 400) ** 0.5
+    # seven standard deviations of guessing
+    assert lines[-1]["val/top1"] > 0.25 + 7 * (0.25 * 0.75 / clips) ** 0.5
 
 
 def test_long_clips_run_through_the_same_recipe(recipe, tmp_path):
