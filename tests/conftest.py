@@ -59,6 +59,7 @@ def fixed_seeds() -> Iterator[None]:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # training switches it off for its process
 
 
 @pytest.fixture(scope="session")

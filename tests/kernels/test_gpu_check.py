@@ -484,6 +484,7 @@ def test_the_gpus_own_paths_of_sections(part, session, monkeypatch):
 
 def test_the_gpu_is_put_back_as_it_was(part):
     correctness, before = part("correctness"), cuda_arguments.multiprocessors
+    torch.utils.deterministic.fill_uninitialized_memory = False  # as a training leaves it
     with pytest.raises(RuntimeError), correctness._as_on("empty"), correctness.poisoned():
         assert cuda_arguments.multiprocessors(None) == 10**6 and torch.empty(9).isnan().all()
         raise RuntimeError

@@ -186,6 +186,7 @@ def prove_mixer(session: Session) -> dict[str, float]:
 def poisoned() -> Iterator[None]:
     """Fill new memory with NaN, so that what is not written shows."""
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
