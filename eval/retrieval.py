@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vlm.errors import UsageError
 from vlm.evaluation import Card, MatrixFiles, evaluate_scores, render_card, write_card
 from vlm.evaluation.card import write_whole
-from vlm.evaluation.page import render_page
+from vlm.evaluation.page import page_path, render_page
 from vlm.evaluation.scores.corrections import DEFAULT_SCALE, Corrections
 from vlm.evaluation.scores.files import read_texts
 
@@ -27,14 +27,13 @@ _EXAMPLE = (
 def main(argv: list[str]) -> int:
     """Evaluate, print the table, write the card."""
     arguments = _parser().parse_args(argv)
-    if arguments.out and arguments.out.suffix.lower() == ".html":
-        raise UsageError("--out: expected a name for the card, such as card.json; the page goes beside it")
+    page = page_path(arguments.out) if arguments.out else None
     if arguments.shard:
         return _encode_part(arguments)
     card, pictures = _from_scores(arguments) if arguments.scores else _from_model(arguments)
-    if arguments.out:
+    if page is not None:
         write_card(card, arguments.out)
-        write_whole(render_page(card, pictures), arguments.out.with_suffix(".html"))
+        write_whole(render_page(card, pictures), page)
     print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
     return 0
 

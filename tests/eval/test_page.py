@@ -92,17 +92,20 @@ def test_an_overlap_from_the_command_to_the_card(command, world_folder, tmp_path
 
 def test_wrong_flags(command, tmp_path, capsys):
     (tmp_path / "no.json").write_text("{}")
+    (tmp_path / "index.html").write_text("<!doctype html><title>mine</title>")
     scores = ["eval", "retrieval", "--scores", "s.npy", "--positives", "p.json"]
     cases = [
         ([*command, "--frames-curve", "9"], 4, "from 1 to 8"),
         ([*command, "--frames-curve"], 2, "expected at least one argument"),
         ([*command, "--overlap", str(tmp_path / "none.json")], 4, "none.json"),
         ([*command, "--overlap", str(tmp_path / "no.json")], 4, "vlm-overlap/1"),
-        ([*command, "--out", str(tmp_path / "card.html")], 2, "the page goes beside it"),
+        ([*command, "--out", str(tmp_path / "card.html")], 2, "its page goes beside it"),
+        ([*command, "--out", str(tmp_path / "index.json")], 2, "index.html: the card's page would replace"),
         ([*scores, "--frames-curve", "1"], 2, "go with --model"),
         ([*scores, "--overlap", "o.json"], 2, "go with --model"),
     ]
     for arguments, code, message in cases:
         assert main(arguments) == code, arguments
         assert message in capsys.readouterr().err
-    assert not (tmp_path / "card.html").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "no.json"]
+    assert "mine" in (tmp_path / "index.html").read_text()

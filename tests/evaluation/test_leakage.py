@@ -32,8 +32,8 @@ def overlap(named, tmp_path):
             "second_sha256": "b" * 64,
             "num_first": 1000,
             "num_second": 21,
-            "num_second_in_first": 3,
-            "by": {"id": 2, "sha256": 0, "picture": 2},
+            "num_second_in_first": 4,
+            "by": {"id": 2, "sha256": 0, "picture": 3},
             "captions": {
                 "num_first": 900,
                 "num_second": 20,
@@ -44,6 +44,7 @@ def overlap(named, tmp_path):
                 {"by": "id", "first": "x.mp4", "second": "clips/03.mp4", "value": 1.0},
                 {"by": "picture", "first": "x.mp4", "second": "clips/03.mp4", "value": 0.1},
                 {"by": "picture", "first": "y.mp4", "second": "07", "value": 0.2},
+                {"by": "picture", "first": "y.mp4", "second": "09.mp4", "value": 0.2},
                 {"by": "id", "first": "z.mp4", "second": "elsewhere.mp4", "value": 1.0},
             ],
             "second_videos": [f"clips/{number:02d}.mp4" for number in range(20)] + ["elsewhere.mp4"],
@@ -58,8 +59,8 @@ def overlap(named, tmp_path):
 def test_only_videos_of_the_gallery_count(named, overlap):
     section = leakage_section(overlap(), named)
     assert section["status"] == "checked"
-    assert section["by"] == {"id": 1, "sha256": 0, "picture": 2}
-    assert (section["videos_shared"], section["videos_checked"], section["videos"]) == (2, 20, 20)
+    assert section["by"] == {"id": 1, "sha256": 0, "picture": 3}
+    assert (section["videos_shared"], section["videos_checked"], section["videos"]) == (3, 20, 20)
     assert section["captions_shared"] == sum(query == named.queries[4] for query in named.queries)
     assert section["training_set"] == {"sha256": "a" * 64, "videos": 1000}
     assert len(section["overlap_sha256"]) == 64
@@ -85,7 +86,7 @@ def test_in_the_card_and_in_words(toy, named, data, protocol, load, overlap):
     assert unchecked["leakage"] == {"status": "unchecked"}
     assert "leakage: unchecked" in render_card(unchecked)
     leaked = evaluate_model(toy("order"), named, protocol, load_named, options=QUICK, overlap=overlap())
-    line = "leakage: checked: 2 of 20 videos are in the training set (by id 1, sha256 0, picture 2)"
+    line = "leakage: checked: 3 of 20 videos are in the training set (by id 1, sha256 0, picture 3)"
     assert line in render_card(leaked)
     clean = evaluate_model(
         toy("order"), named, protocol, load_named, options=QUICK,

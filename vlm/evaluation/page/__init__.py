@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 
+from vlm.errors import UsageError
 from vlm.evaluation.card import DIRECTIONS, TITLES, Card
 from vlm.evaluation.page import sections
 from vlm.evaluation.page.markup import Markup, element, join
 from vlm.evaluation.page.plots import Curve, draw_curves, draw_histogram
 
+_GENERATOR = "vlm eval retrieval"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _TICKS = [step * 10**power for power in range(9) for step in (1, 2, 5)]
 
@@ -27,6 +30,7 @@ def render_page(card: Card, pictures: Mapping[str, str] | None = None) -> str:
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="generator", content=_GENERATOR),
         element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         element("title", name),
         element("style", Markup(style)),
@@ -45,6 +49,27 @@ def render_page(card: Card, pictures: Mapping[str, str] | None = None) -> str:
     )
     body = element("body", *(part for part in parts if part is not None))
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def page_path(card: Path) -> Path:
+    """Return where the page of a card goes: beside it, with the ending ``.html``.
+
+    Raises:
+        UsageError: The card would be the page, or something else is there that must not be replaced.
+    """
+    path = card.with_suffix(".html")
+    if path == card:
+        raise UsageError(f"{card}: expected a name for the card, such as card.json; its page goes beside it")
+    try:
+        with path.open("rb") as file:
+            is_page = f'content="{_GENERATOR}"'.encode() in file.read(1000)
+    except FileNotFoundError:
+        return path
+    if not is_page:
+        raise UsageError(
+            f"{path}: the card's page would replace this file, which is none; choose another name"
+        )
+    return path
 
 
 def _plots(card: Card) -> Markup | None:
