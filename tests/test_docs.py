@@ -19,17 +19,15 @@ def test_the_readme_is_current(root):
     assert all(f"<!-- table: {name} -->" in text for name in TABLES)
 
 
-@pytest.mark.parametrize(
-    ("table", "shown"),
-    [("world", "73.1 % ["), ("scan", "| 1.7 ms |"), ("scaling", "| 6.3 x |"), ("metrics", "26 s")],
-)
-def test_a_changed_number_is_stale(root, tmp_path, table, shown, capsys):
+@pytest.mark.parametrize("table", TABLES)
+def test_a_changed_number_is_stale(root, tmp_path, table, capsys):
+    """The last digit of a table, one higher."""
     readme = tmp_path / "README.md"
     text = (root / "README.md").read_text(encoding="utf-8")
-    assert shown in text
-    readme.write_text(
-        text.replace(shown, shown.replace("3", "4").replace("1.7", "1.8").replace("26", "27"), 1)
-    )
+    begin = text.index(f"<!-- table: {table} -->")
+    end = text.index("<!-- end of table -->", begin)
+    place = max(place for place in range(begin, end) if text[place].isdigit())
+    readme.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}")
     before = readme.read_text()
     assert main(["eval", "report", str(readme), "--check"]) == 5
     assert f"stale: {table}" in capsys.readouterr().out
@@ -38,6 +36,17 @@ def test_a_changed_number_is_stale(root, tmp_path, table, shown, capsys):
     assert f"made anew: {table}" in capsys.readouterr().out
     assert readme.read_text() == text
     assert main(["eval", "report", str(readme), "--check"]) == 0
+
+
+def test_a_table_by_hand(root):
+    """The scan's largest ratio, computed from the file here."""
+    results = json.loads((root / "kernels/benchmarks/results/cpu-xeon-avx512.json").read_text())
+    times = results["cases"]["scan-L1569"]["forward"]
+    ratio = times["materialised"]["median_ms"] / times["cpu"]["median_ms"]
+    row = next(
+        line for line in (root / "README.md").read_text().splitlines() if "| L = 1569, forward |" in line
+    )
+    assert row.endswith(f"| {ratio:.0f} x |")
 
 
 def test_changed_results_make_the_readme_stale(root, tmp_path, monkeypatch):

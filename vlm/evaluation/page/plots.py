@@ -124,7 +124,7 @@ def _frame(x_label: str, y_label: str, ticks: Sequence[tuple[float, str]], top: 
         parts.append(_line(_LEFT, _up(share), _WIDTH - _RIGHT, _up(share), "grid"))
     scale = float(top.removesuffix(" %"))
     for share in (0.0, 0.5, 1.0):
-        label = f"{scale * share:g}"
+        label = f"{scale * share:.{3 if scale == 100 else 2}g}"
         parts.append(element("text", label, x=_LEFT - 5, y=f"{_up(share) + 4:.1f}", text_anchor="end"))
     for number, (x, label) in enumerate(ticks):
         anchor = "end" if number == len(ticks) - 1 else "middle"

@@ -36,8 +36,10 @@ def heading(card: Card) -> Markup:
         if "recall@1" in block and kind not in card.get("kinds", {})  # corrections are in the table
     ]
     hashes = {
-        "model": model.get("fingerprint", model.get("scores_sha256")),
-        "annotations": protocol.get("annotations_sha256", protocol.get("positives_sha256")),
+        "model": model.get("fingerprint"),
+        "scores": model.get("scores_sha256"),
+        "annotations": protocol.get("annotations_sha256"),
+        "positives": protocol.get("positives_sha256"),
         "gallery": protocol.get("gallery_sha256"),
     }
     short = [join(f"{name} ", element("code", value[:12])) for name, value in hashes.items() if value]
