@@ -5,23 +5,33 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vlm.data.curation.overlap import Embed, describe_items, find_overlap, open_items, summarise
+from vlm.data.curation.overlap import (
+    Embed,
+    describe_items,
+    find_overlap,
+    hash_set,
+    open_items,
+    summarise,
+)
 from vlm.data.decoding import Source, open_video
 from vlm.data.frame_sampling import middle_frames
 from vlm.progress import progress_bar
+from vlm.retrieval.durability import write_bytes_durably
 
 
 def main(argv: list[str]) -> int:
     """Compare; 0 if nothing is shared, 5 if something is."""
     parser = argparse.ArgumentParser(
         prog="vlm data overlap",
-        description=__doc__ + " Exit code 5 if there are any.",
-        epilog="example: vlm data overlap train_shards test.json --second-videos clips --model demo",
+        description=__doc__ + " Exit code 5 if there are any. Equal captions are counted too.",
+        epilog="example: vlm data overlap train_shards test.json --second-videos clips --out overlap.json",
     )
     for name, which in (("first", "training"), ("second", "test")):
         parser.add_argument(
@@ -36,6 +46,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", metavar="SOURCE", help="compare this model's embeddings too")
     parser.add_argument(
         "--min-similarity", type=float, default=0.95, metavar="X", help="of embeddings (0.95)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.json",
+        help="write the result here, for: vlm eval retrieval --overlap",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of lines")
     arguments = parser.parse_args(argv)
@@ -57,19 +73,28 @@ def main(argv: list[str]) -> int:
     matches = find_overlap(
         first, second, max_distance=arguments.max_distance, min_similarity=arguments.min_similarity
     )
-    report = summarise(first, second, matches)
+    hashes = hash_set(arguments.first, first), hash_set(arguments.second, second)
+    report = summarise(first, second, matches, hashes)
+    if arguments.out is not None:
+        write_bytes_durably(arguments.out, (json.dumps(report, indent=1) + "\n").encode())
     if arguments.json:
         print(json.dumps(report))
     else:
-        for match in matches:
-            print(f"{match.by}: {match.second!a} is {match.first!a} ({match.value:g})")
-        counts = ", ".join(f"{way} {count}" for way, count in report["by"].items()) or "none"
-        unreadable = len(first.unreadable) + len(second.unreadable)
-        print(
-            f"{report['num_second_in_first']} of {report['num_second']} videos are among the first set's "
-            f"{report['num_first']} ({counts}); {unreadable} unreadable"
-        )
+        _print(report, len(first.unreadable) + len(second.unreadable))
     return 5 if matches else 0
+
+
+def _print(report: Mapping[str, Any], num_unreadable: int) -> None:
+    for match in report["matches"]:
+        print(f"{match['by']}: {match['second']!a} is {match['first']!a} ({match['value']:g})")
+    counts = ", ".join(f"{way} {count}" for way, count in report["by"].items())
+    print(
+        f"{report['num_second_in_first']} of {report['num_second']} videos are among the first set's "
+        f"{report['num_first']} ({counts}); {num_unreadable} unreadable"
+    )
+    if report["captions"] is not None:
+        captions = report["captions"]
+        print(f"{len(captions['shared'])} of {captions['num_second']} captions are among the first set's")
 
 
 def _embedder(source: str) -> Embed:

@@ -6,11 +6,17 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm.errors import UsageError
 from vlm.evaluation import Card, MatrixFiles, evaluate_scores, render_card, write_card
+from vlm.evaluation.card import write_whole
+from vlm.evaluation.page import page_path, render_page
 from vlm.evaluation.scores.corrections import DEFAULT_SCALE, Corrections
 from vlm.evaluation.scores.files import read_texts
+
+if TYPE_CHECKING:
+    from vlm.evaluation.runner import RunOptions
 
 _EXAMPLE = (
     "vlm eval retrieval --protocol world --annotations DIR/manifest.jsonl --videos DIR "
@@ -21,11 +27,13 @@ _EXAMPLE = (
 def main(argv: list[str]) -> int:
     """Evaluate, print the table, write the card."""
     arguments = _parser().parse_args(argv)
+    page = page_path(arguments.out) if arguments.out else None
     if arguments.shard:
         return _encode_part(arguments)
-    card = _from_scores(arguments) if arguments.scores else _from_model(arguments)
-    if arguments.out:
+    card, pictures = _from_scores(arguments) if arguments.scores else _from_model(arguments)
+    if page is not None:
         write_card(card, arguments.out)
+        write_whole(render_page(card, pictures), page)
     print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
     return 0
 
@@ -56,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--captions", type=Path, metavar="FILE",
         help="texts of the queries of --scores (JSON list, or one a line): equal ones are also measured as "
         "sharing their positives")  # fmt: skip
+    add("--frames-curve", type=int, nargs="+", default=[], metavar="N",
+        help="measure again with only N different frames of each clip, for each N, such as 1 2 4 8; the card "
+        "states the rule")  # fmt: skip
+    add("--overlap", type=Path, metavar="FILE.json",
+        help="what `vlm data overlap TRAIN TEST --out FILE.json` found of these videos in the model's "
+        "training set; without it the card says: leakage unchecked")  # fmt: skip
     add("--dsl", action="store_true", help="report dual softmax too; it uses the other test queries")
     add("--bank", type=Path, metavar="FILE",
         help="report the correction by queries not under test too: with --model their captions (JSON list or "
@@ -73,14 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--allow-missing", nargs="?", type=int, const=True, default=False, metavar="N",
         help="leave unreadable clips out and list them in the card; with N: at most so many")  # fmt: skip
-    add("--out", type=Path, metavar="CARD.json", help="where to write the card")
+    add("--out", type=Path, metavar="CARD.json",
+        help="where to write the card, and beside it CARD.html, the same for people")  # fmt: skip
     add("--json", action="store_true", help="print the card instead of a table")
     return parser
 
 
-def _from_scores(arguments: argparse.Namespace) -> Card:
+def _from_scores(arguments: argparse.Namespace) -> tuple[Card, dict[str, str]]:
     if arguments.model or arguments.protocol or not arguments.positives:
         raise UsageError("--scores goes with --positives, and with neither --model nor --protocol")
+    if arguments.frames_curve or arguments.overlap:
+        raise UsageError("--frames-curve and --overlap go with --model, not with --scores")
     files = MatrixFiles(
         kind=arguments.kind,
         captions=arguments.captions,
@@ -88,10 +105,10 @@ def _from_scores(arguments: argparse.Namespace) -> Card:
         bank=arguments.bank,
         scale=arguments.scale,
     )
-    return evaluate_scores(arguments.scores, arguments.positives, files)
+    return evaluate_scores(arguments.scores, arguments.positives, files), {}
 
 
-def _from_model(arguments: argparse.Namespace) -> Card:
+def _from_model(arguments: argparse.Namespace) -> tuple[Card, dict[str, str]]:
     features = (arguments.model or "").startswith("features:") or (arguments.model or "").endswith(".npz")
     needed = (
         ("protocol", "annotations", "model") if features else ("protocol", "annotations", "videos", "model")
@@ -103,9 +120,11 @@ def _from_model(arguments: argparse.Namespace) -> Card:
         raise UsageError("--captions, --positives and --kind go with --scores")
     if arguments.batch_size < 1:
         raise UsageError(f"--batch-size: expected at least 1, got {arguments.batch_size}")
-    from vlm.evaluation.launch import evaluate_source  # needs torch, which a score matrix does not
+    # they need torch, which a score matrix does not
+    from vlm.evaluation.launch import evaluate_source
+    from vlm.evaluation.page.pictures import example_pictures
 
-    return evaluate_source(
+    card, paths = evaluate_source(
         arguments.model,
         arguments.protocol,
         arguments.annotations,
@@ -113,22 +132,32 @@ def _from_model(arguments: argparse.Namespace) -> Card:
         controls=arguments.control,
         overrides=tuple(arguments.set),
         device=arguments.device,
-        batch_size=arguments.batch_size,
-        allow_missing=arguments.allow_missing,
-        test_time_controls=not arguments.no_test_time_controls,
-        cache=arguments.cache,
+        options=_options(arguments),
         processes=arguments.processes,
         corrections=Corrections(
             dual_softmax=arguments.dsl,
             bank_captions=tuple(read_texts(arguments.bank)) if arguments.bank else (),
             scale=arguments.scale,
         ),
+        overlap=arguments.overlap,
+    )
+    return card, example_pictures(card, paths) if arguments.out else {}
+
+
+def _options(arguments: argparse.Namespace) -> RunOptions:
+    from vlm.evaluation.runner import RunOptions
+
+    return RunOptions(
+        batch_size=arguments.batch_size,
+        allow_missing=arguments.allow_missing,
+        test_time_controls=not arguments.no_test_time_controls,
+        frames_curve=tuple(sorted(set(arguments.frames_curve))),
+        cache=arguments.cache,
     )
 
 
 def _encode_part(arguments: argparse.Namespace) -> int:
     from vlm.evaluation.encoders.shards import Shard, ShardTask, encode_source
-    from vlm.evaluation.runner import RunOptions
 
     needed = ("protocol", "annotations", "videos", "model", "cache")
     missing = [f"--{name}" for name in needed if not getattr(arguments, name)]
@@ -142,12 +171,7 @@ def _encode_part(arguments: argparse.Namespace) -> int:
         videos=arguments.videos,
         overrides=tuple(arguments.set),
         device=arguments.device,
-        options=RunOptions(
-            batch_size=arguments.batch_size,
-            allow_missing=arguments.allow_missing,
-            test_time_controls=not arguments.no_test_time_controls,
-            cache=arguments.cache,
-        ),
+        options=_options(arguments),
     )
     print(
         f"part {arguments.shard}: {encode_source(task, shard)} videos encoded; the others were in the cache"

@@ -17,8 +17,8 @@ def compare_cards(first: Card, second: Card, names: tuple[str, str] = ("A", "B")
     """Return ``second - first`` with 95 % intervals, for every direction and kind of score both have.
 
     Returns:
-        ``{"protocol", "models": [a, b], "differences": {direction: {kind: {measure: {"first", "second",
-        "value", "low", "high"}}}}}``.
+        ``{"protocol", "models": [a, b], "leakage": [a, b], "differences": {direction: {kind: {measure:
+        {"first", "second", "value", "low", "high"}}}}}``; leakage is None where a card says nothing of it.
 
     Raises:
         InvalidInput: The protocols differ (every field is named), the cards lack the outcome of each query,
@@ -44,6 +44,7 @@ def compare_cards(first: Card, second: Card, names: tuple[str, str] = ("A", "B")
     return {
         "protocol": first["protocol"],
         "models": [first["model"], second["model"]],
+        "leakage": [first.get("leakage"), second.get("leakage")],
         "differences": differences,
     }
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vlm.data.frame_sampling import middle_frames
 from vlm.errors import DataError, InvalidInput
 from vlm.evaluation.encoders.cache import TOKENS, CachedTokens, FeatureCache
 from vlm.models import VideoTextModel
@@ -33,7 +34,8 @@ _ENDLESS = 10**6
 class VideoSet:
     """Encoded clips: ``embeddings`` (clips, e) by variant; ``tokens`` (clips, n, d) of the unaltered one.
 
-    ``num_encoded`` counts the clips that were encoded now, the others came from a cache.
+    ``num_encoded`` counts the clips that were encoded now, the others came from a cache. ``seconds`` is the
+    time of encoding the unaltered clips, ``altered_seconds`` that of their altered versions.
     """
 
     embeddings: dict[str, Floats]
@@ -41,6 +43,7 @@ class VideoSet:
     seconds: float
     rejected: list[tuple[int, str]] = field(default_factory=list)
     num_encoded: int = 0
+    altered_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -172,6 +175,28 @@ def first_frame(clip: Tensor, _number: int) -> Tensor:
     return clip[:1].expand_as(clip)
 
 
+def few_frames(num_frames: int) -> Variant:
+    """Return an alteration that lets a clip show only so many different frames, at its full length.
+
+    The clip's T frames are cut into ``num_frames`` equal spans, as ``middle_frames`` cuts a video, and every
+    frame of a span is replaced by the span's middle one. With ``num_frames`` = T nothing changes.
+
+    Raises:
+        ValueError: There are fewer frames in the clip, when it is applied, or ``num_frames`` is below 1.
+    """
+    if num_frames < 1:
+        raise ValueError(f"expected at least 1 frame, got {num_frames}")
+
+    def alter(clip: Tensor, _number: int) -> Tensor:
+        if num_frames > len(clip):
+            raise ValueError(f"expected at most {len(clip)} frames, which the clip has, got {num_frames}")
+        bounds = np.linspace(0, len(clip), num_frames + 1).astype(np.int64)
+        chosen = np.repeat(middle_frames(len(clip), num_frames), np.diff(bounds))
+        return clip[torch.from_numpy(chosen)]
+
+    return alter
+
+
 def _unchanged(clip: Tensor, _number: int) -> Tensor:
     return clip
 
@@ -223,10 +248,13 @@ class _Encoding:
             self._store(name, numbers, embedding)
             for entry, number, row in zip(kept, numbers, embedding, strict=True):
                 entry[_cached_name(name, number)] = row
-            if name == "":
-                self.result.seconds += time.perf_counter() - began
-                if self._keep_tokens:
-                    self._keep(numbers, _array(features.tokens), kept)
+            seconds = time.perf_counter() - began
+            if name:
+                self.result.altered_seconds += seconds
+                continue
+            self.result.seconds += seconds
+            if self._keep_tokens:
+                self._keep(numbers, _array(features.tokens), kept)
         if self._cache is not None:
             for number, entry in zip(numbers, kept, strict=True):
                 self._cache.write(self._digests[number], entry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from vlm.data.preprocessing import preprocess
 from vlm.errors import InvalidInput, UsageError
 from vlm.evaluation.benchmarks.reading import read_choice_set, read_retrieval_set
 from vlm.evaluation.card import Card, read_card
+from vlm.evaluation.card.leakage import read_overlap
 from vlm.evaluation.dataset import EvaluationSet
 from vlm.evaluation.encoders.shards import ShardTask, run_in_processes
 from vlm.evaluation.encoders.sources import is_features, open_encoder
@@ -25,6 +27,13 @@ from vlm.evaluation.world_manifest import read_world, read_world_questions
 from vlm.types import Preprocessing, VideoTextEncoder
 
 
+class Evaluated(NamedTuple):
+    """A card, and the file of every clip of its gallery by name; none with a file of features."""
+
+    card: Card
+    paths: dict[str, Path]
+
+
 def evaluate_source(
     source: str | VideoTextEncoder,
     protocol_name: str,
@@ -34,13 +43,11 @@ def evaluate_source(
     controls: Sequence[str] = (),
     overrides: tuple[str, ...] = (),
     device: str = "auto",
-    batch_size: int = 16,
-    allow_missing: bool | int = False,
-    test_time_controls: bool = True,
-    cache: Path | None = None,
+    options: RunOptions | None = None,
     processes: int = 1,
     corrections: Corrections | None = None,
-) -> Card:
+    overlap: Path | None = None,
+) -> Evaluated:
     """Evaluate a model, by its name or given, on files that are named.
 
     Args:
@@ -51,30 +58,27 @@ def evaluate_source(
         controls: ``NAME=SOURCE`` or ``NAME=card.json`` of models trained with the same budget.
         overrides: ``key=value`` changes to the protocol; the card says what was measured.
         device: Where the models run.
-        batch_size: Clips encoded at once.
-        allow_missing: Leave unreadable clips out, and list them; a number allows so many.
-        test_time_controls: Also measure shuffled frames and the first frame only.
-        cache: Folder in which the features of videos are kept from run to run.
+        options: How to run.
         processes: How many encode videos at once, into the cache.
         corrections: Corrections of the embedding scores that are reported too.
+        overlap: What `vlm data overlap` found of the gallery in the model's training set.
 
     Raises:
-        InvalidInput: Protocol, annotations, videos or model cannot be used.
+        InvalidInput: Protocol, annotations, videos, overlap or model cannot be used.
         UsageError: A control or an override is not written as it should be.
     """
+    options = options or RunOptions()
     protocol = load_protocol(protocol_name, overrides)
     require_task(protocol, "retrieval")
     named = [_named_control(control) for control in controls]
+    found = read_overlap(overlap) if overlap else None
     data = read_annotations(protocol, annotations, videos)
     if not is_features(source):
-        _check_present(data, allow_missing)
-    options = RunOptions(
-        batch_size=batch_size, allow_missing=allow_missing, test_time_controls=test_time_controls, cache=cache
-    )
+        _check_present(data, options.allow_missing)
     if processes > 1:
         task = _shard_task(source, protocol_name, annotations, videos, overrides, device, options)
         run_in_processes(task, processes)
-    return evaluate_model(
+    card = evaluate_model(
         open_encoder(source, protocol.frames, device),
         data,
         protocol,
@@ -83,7 +87,10 @@ def evaluate_source(
         options=options,
         controls={name: _open_control(place, protocol, device) for name, place in named},
         corrections=corrections,
+        overlap=found,
     )
+    paths = {} if videos is None else dict(zip(data.clip_ids, data.paths, strict=True))
+    return Evaluated(card, paths)
 
 
 def ask_source(

@@ -93,9 +93,15 @@ class Outcomes:
         if self.shared is not None:
             self.shared_ranks.setdefault(direction, {})[kind] = (ranks(self.shared), groups)
 
-    def results(self, recall_at: tuple[int, ...], bootstrap: BootstrapSettings) -> dict[str, Any]:
-        """Return the card's ``results`` section."""
-        return _measures(self.ranks, recall_at, bootstrap)
+    def results(
+        self, recall_at: tuple[int, ...], bootstrap: BootstrapSettings, kinds: tuple[str, ...] | None = None
+    ) -> dict[str, Any]:
+        """Return the card's ``results`` section, of all kinds of score or of some."""
+        chosen = {
+            direction: {kind: found[kind] for kind in kinds or found}
+            for direction, found in self.ranks.items()
+        }
+        return _measures(chosen, recall_at, bootstrap)
 
     def shared_results(self, recall_at: tuple[int, ...], bootstrap: BootstrapSettings) -> dict[str, Any]:
         """Return what ``results`` would be if equal captions shared their positives."""

@@ -15,6 +15,8 @@ import torch
 from vlm.errors import CapabilityError, InvalidInput
 from vlm.evaluation.benchmarks.description import describe_published
 from vlm.evaluation.card import FORMAT, Card, sections
+from vlm.evaluation.card.inspection import inspect_scores, recall_curves
+from vlm.evaluation.card.leakage import Overlap, leakage_section
 from vlm.evaluation.compare import differing_fields
 from vlm.evaluation.dataset import EvaluationSet
 from vlm.evaluation.encoders.cache import CachedTokens, FeatureCache
@@ -31,6 +33,7 @@ from vlm.evaluation.features import (
     shuffled_frames,
     similarity,
 )
+from vlm.evaluation.frames_curve import curve_section, frame_variants
 from vlm.evaluation.outcomes import Outcomes, embedding_outcomes, shared_positives, twin_chance
 from vlm.evaluation.pairs.minimal import measure_pairs
 from vlm.evaluation.protocol import Protocol
@@ -54,6 +57,7 @@ class RunOptions:
         memory_bytes: What the matching head may hold of the videos' tokens at once.
         cache: Folder in which the features of videos are kept from run to run.
         test_time_controls: Also encode every clip with shuffled frames and with its first frame only.
+        frames_curve: Also encode every clip with so many different frames; see ``frames_curve.RULE``.
     """
 
     batch_size: int = 16
@@ -62,6 +66,18 @@ class RunOptions:
     cache: Path | None = None
     allow_missing: bool | int = False
     test_time_controls: bool = True
+    frames_curve: tuple[int, ...] = ()
+
+    def variants(self, model: VideoTextEncoder) -> dict[str, Variant]:
+        """Return the altered versions of every clip that are encoded too.
+
+        Raises:
+            InvalidInput: The curve asks for more frames than the model takes, or of a file of features.
+        """
+        if self.frames_curve and isinstance(model, StoredFeatures):
+            raise InvalidInput("--frames-curve: a file of features says nothing of fewer frames")
+        controls = TEST_TIME_CONTROLS if self.test_time_controls else {}
+        return {**controls, **frame_variants(self.frames_curve, model.preprocessing.num_frames)}
 
 
 @dataclass(slots=True)
@@ -72,7 +88,7 @@ class _Run:
     outcomes: Outcomes
     scores: Floats
     load_seconds: float = 0.0
-    controls: dict[str, Outcomes] = field(default_factory=dict)
+    altered: dict[str, Outcomes] = field(default_factory=dict)
 
 
 def evaluate_model(
@@ -85,6 +101,7 @@ def evaluate_model(
     options: RunOptions | None = None,
     controls: Mapping[str, VideoTextEncoder | Card] | None = None,
     corrections: Corrections | None = None,
+    overlap: Overlap | None = None,
 ) -> Card:
     """Evaluate a model on queries and clips, and make its card.
 
@@ -97,34 +114,33 @@ def evaluate_model(
         options: How to run.
         controls: Models trained with the same budget, or their cards by the same protocol, printed beside.
         corrections: Corrections of the embedding scores that are reported too.
+        overlap: What was found of the gallery in the model's training set; without it the card says
+            ``unchecked``.
 
     Raises:
         CapabilityError: The model cannot embed videos and texts.
         InvalidInput: Clips cannot be read and ``allow_missing`` is off, features are not finite, a control's
-            card is of another protocol, or every bank caption is under test.
+            card is of another protocol, every bank caption is under test, the curve asks for more frames than
+            the model takes, or the overlap is that of other videos.
     """
     options = options or RunOptions()
     began = time.perf_counter()
-    variants = TEST_TIME_CONTROLS if options.test_time_controls else {}
-    run = _run(model, data, protocol, load, options, variants)
-    recall_at, bootstrap = protocol.recall_at, protocol.bootstrap
-    pinned = sections.protocol_section(protocol, run.data, model)
+    run = _run(model, data, protocol, load, options, options.variants(model))
     card: Card = {
         "format": FORMAT,
-        "protocol": pinned,
+        "protocol": sections.protocol_section(protocol, run.data, model),
         "model": sections.model_section(model, source),
         **_measured(run, model, protocol, corrections or Corrections()),
+        **_shown(run, protocol, options),
         "twins": run.outcomes.twins,
         "minimal_pairs": _minimal_pairs(model, run, protocol, options),
-        "tiers": sections.tiers(run.data, run.outcomes, bootstrap),
         "ties": run.outcomes.ties(),
         "candidates_cut_in_ties": run.outcomes.cut_ties,
-        "chance": sections.chance(run.data.positives, recall_at),
-        "twin_chance": twin_chance(run.data) if len(run.data.twin_pairs) else {},
-        "ceilings": sections.ceilings(run.data, recall_at, bootstrap),
+        **_references(run, protocol),
         "controls": _test_time_controls(run, protocol),
         "invariance": _invariance(run),
         "data": sections.data_section(len(data.paths), run.data, model, run.texts.num_truncated),
+        "leakage": leakage_section(overlap, run.data),
         "deviations": _deviations(model, protocol),
         "published": [describe_published(entry, protocol.num_trials) for entry in protocol.published],
         "environment": sections.environment(str(model.device), torch.get_num_threads()),
@@ -163,7 +179,7 @@ def _run(
             keep_tokens=rerank,
             cache=open_cache(model, protocol, options.cache),
         )
-    load_seconds = time.perf_counter() - began - videos.seconds
+    load_seconds = time.perf_counter() - began - videos.seconds - videos.altered_seconds
     if videos.rejected:
         data, videos = _leave_out(data, videos, options)
     texts = _encode(model, data.queries, protocol)
@@ -173,13 +189,13 @@ def _run(
     if rerank and videos.tokens is not None:
         sizes = (options.pair_batch_size, options.memory_bytes)
         add_matching(outcomes, model, data, scores, texts, videos.tokens, protocol, *sizes)
-    controls = {
+    altered = {
         name: embedding_outcomes(
             similarity(texts.embeddings, videos.embeddings[name]), data, protocol.bootstrap
         )
         for name in variants
     }
-    return _Run(data, videos, texts, outcomes, scores, load_seconds, controls)
+    return _Run(data, videos, texts, outcomes, scores, load_seconds, altered)
 
 
 def _encode(model: VideoTextEncoder, texts: Sequence[str], protocol: Protocol) -> TextSet:
@@ -246,7 +262,8 @@ def _test_time_controls(run: _Run, protocol: Protocol) -> dict[str, Any]:
             "results": outcomes.results(protocol.recall_at, protocol.bootstrap),
             "twins": outcomes.twins,
         }
-        for name, outcomes in run.controls.items()
+        for name, outcomes in run.altered.items()
+        if name in TEST_TIME_CONTROLS
     }
 
 
@@ -301,6 +318,29 @@ def _measured(
     }
 
 
+def _references(run: _Run, protocol: Protocol) -> dict[str, Any]:
+    """Return the card's parts that results are held against, and those by kind of query."""
+    data, recall_at, bootstrap = run.data, protocol.recall_at, protocol.bootstrap
+    return {
+        "tiers": sections.tiers(data, run.outcomes, bootstrap),
+        "chance": sections.chance(data.positives, recall_at),
+        "twin_chance": twin_chance(data) if len(data.twin_pairs) else {},
+        "ceilings": sections.ceilings(data, recall_at, bootstrap),
+    }
+
+
+def _shown(run: _Run, protocol: Protocol, options: RunOptions) -> dict[str, Any]:
+    """Return the card's parts that show rather than sum up."""
+    data = run.data
+    inspected = inspect_scores(
+        run.outcomes, "itc", run.scores, data.positives, item_names=data.clip_ids, queries=data.queries
+    )
+    shown = {"recall_curve": recall_curves(run.outcomes), **inspected}
+    if options.frames_curve:
+        shown["frames_curve"] = curve_section(options.frames_curve, run.outcomes, run.altered, protocol)
+    return shown
+
+
 def _correct(
     run: _Run, model: VideoTextEncoder, protocol: Protocol, corrections: Corrections
 ) -> dict[str, Any]:
@@ -339,6 +379,7 @@ def _cost(run: _Run, total_seconds: float) -> dict[str, Any]:
         "read_videos_s": run.load_seconds,
         "videos_encoded": run.videos.num_encoded,
         "encode_videos_s": run.videos.seconds,
+        "encode_altered_videos_s": run.videos.altered_seconds,
         "encode_texts_s": run.texts.seconds,
         "encode_ms_per_video": 1000 * run.videos.seconds / num_videos,
         "encode_ms_per_query": 1000 * run.texts.seconds / num_queries,

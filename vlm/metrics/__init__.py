@@ -17,6 +17,14 @@ from vlm.metrics.bootstrap import (
     paired_difference,
 )
 from vlm.metrics.calibration import Reliability, RiskCoverage, calibrated_error, reliability, risk_coverage
+from vlm.metrics.inspection import (
+    FirstItems,
+    ScoreHistogram,
+    first_items,
+    occurrences,
+    score_histogram,
+    skewness,
+)
 from vlm.metrics.matrices import check_finite
 from vlm.metrics.normalisation import bank_softmax, dual_softmax
 from vlm.metrics.positives import Positives, demand_share, merge_duplicates, strict_ceiling
@@ -32,11 +40,13 @@ from vlm.metrics.twins import TwinScores, pair_positives, twin_scores
 
 __all__ = [
     "Adjustment",
+    "FirstItems",
     "Interval",
     "Positives",
     "RankCounts",
     "Reliability",
     "RiskCoverage",
+    "ScoreHistogram",
     "TwinScores",
     "answer_coverage",
     "bank_softmax",
@@ -53,14 +63,18 @@ __all__ = [
     "demand_share",
     "dual_softmax",
     "exact_match",
+    "first_items",
     "merge_duplicates",
     "normalise_answer",
+    "occurrences",
     "pair_positives",
     "paired_difference",
     "rank_candidates",
     "rank_scores",
     "reliability",
     "risk_coverage",
+    "score_histogram",
+    "skewness",
     "strict_ceiling",
     "top_candidates",
     "twin_scores",

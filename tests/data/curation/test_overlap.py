@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,15 @@ import pytest
 
 from vlm.cli import main
 from vlm.data.annotations import Annotation, read_folder
-from vlm.data.curation.overlap import Match, describe_items, find_overlap, open_items, summarise, video_id
+from vlm.data.curation.overlap import (
+    Match,
+    describe_items,
+    find_overlap,
+    hash_set,
+    open_items,
+    summarise,
+    video_id,
+)
 from vlm.data.decoding import open_video
 from vlm.data.packing import pack
 from vlm.data.reencoding import Reencoding, reencode
@@ -55,10 +64,12 @@ def test_folders(sets: tuple[Path, Path]) -> None:
     first, second = (describe_items(open_items(folder)) for folder in sets)
     matches = find_overlap(first, second)
     assert found(matches) == EXPECTED
-    report = summarise(first, second, matches)
+    report = summarise(first, second, matches, ("a", "b"))
     assert report["num_second_in_first"] == 3
     assert report["by"] == {"id": 1, "sha256": 1, "picture": 2}
     assert report["unreadable"] == {"first": {}, "second": {"broken.mp4": "not_a_video"}}
+    assert (report["first_sha256"], report["second_sha256"], report["captions"]) == ("a", "b", None)
+    assert sorted(report["second_videos"]) == sorted(path.name for path in sets[1].iterdir())
     assert found(find_overlap(first, second, max_distance=0.0)) == EXPECTED - {
         ("picture", "part/t1.mp4", "smaller.mp4")
     }
@@ -78,6 +89,34 @@ def test_shards_remember_the_hash_of_what_they_were_made_from(
     data[2000] ^= 1
     damaged.write_bytes(bytes(data))
     assert list(describe_items(open_items(tmp_path / "shards")).unreadable.values()) == ["missing"]
+
+
+def test_equal_captions_are_counted_and_make_no_videos_equal(tmp_path: Path, sets: tuple[Path, Path]) -> None:
+    rows = {"train": [("part/t2.mp4", ["A dog!", "a dog", "A cat."]), ("v_j2Dhf-xFUxU.mp4", ["rain"])],
+            "test": [("other.mp4", ["a dog", "no kin", "A  CAT"])]}  # fmt: skip
+    for name, listed in rows.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"video": v, "caption": c} for v, c in listed]))
+    files = [tmp_path / "train.json", tmp_path / "test.json"]
+    first, second = (describe_items(open_items(f, v)) for f, v in zip(files, sets, strict=True))
+    matches = find_overlap(first, second)
+    report = summarise(first, second, matches, (hash_set(files[0], first), hash_set(files[1], second)))
+    assert report["captions"] == {"num_first": 3, "num_second": 3, "shared": ["a cat", "a dog"]}
+    assert (report["num_second_in_first"], matches) == (0, [])
+    assert report["first_sha256"] == hashlib.sha256(files[0].read_bytes()).hexdigest()
+
+
+def test_a_set_is_known_by_its_manifest(tmp_path: Path, sets: tuple[Path, Path]) -> None:
+    """Shards by their manifest; a folder of videos by names and contents, in whatever order it is read."""
+    entries = [Annotation(video=entry.video, captions=("x",)) for entry in read_folder(sets[0])]
+    pack(entries, sets[0], tmp_path / "shards")
+    of_shards = hash_set(tmp_path / "shards", describe_items(open_items(tmp_path / "shards"), pictures=False))
+    assert of_shards == hashlib.sha256((tmp_path / "shards" / "manifest.json").read_bytes()).hexdigest()
+    traits = describe_items(open_items(sets[0]), pictures=False)
+    before = hash_set(sets[0], traits)
+    traits.names.reverse()
+    assert hash_set(sets[0], traits) != before
+    traits.hashes.reverse()
+    assert hash_set(sets[0], traits) == before
 
 
 def test_embeddings(sets: tuple[Path, Path]) -> None:
@@ -121,8 +160,11 @@ def test_as_a_user_runs_it(tmp_path: Path, sets: tuple[Path, Path], capsys) -> N
     assert main([*line, "--json"]) == 5
     report = json.loads(capsys.readouterr().out)
     assert report["num_second"] == 2
-    assert report["by"] == {"sha256": 1, "picture": 1}
-    assert main([*line, "--no-pictures"]) == 5
+    assert report["by"] == {"id": 0, "sha256": 1, "picture": 1}
+    out = tmp_path / "new" / "overlap.json"
+    out.parent.mkdir()
+    assert main([*line, "--no-pictures", "--out", str(out)]) == 5
+    assert json.loads(out.read_text())["by"] == {"id": 0, "sha256": 1}  # only what was looked for
     assert "sha256: 'same file.mp4' is 'part/t0.mp4' (1)" in capsys.readouterr().out
     assert main(["data", "overlap", train, str(listed)]) == 4
     assert "needs the folder of its videos" in capsys.readouterr().err

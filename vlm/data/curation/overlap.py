@@ -19,18 +19,21 @@ from vlm.data.shards.layout import MANIFEST, VIDEO_EXTENSIONS, media_kind
 from vlm.data.shards.reader import ShardReader
 from vlm.data.sources import parse_facts
 from vlm.errors import DataError, InvalidInput
+from vlm.text import clean
 
+FORMAT = "vlm-overlap/1"
 # video → (dim,) float32
 Embed = Callable[[Source], npt.NDArray[np.float32]]
 _YOUTUBE = re.compile(r"(?:^|[/_.])(?:v_)?([\w-]{11})(?:_\d+_\d+|_\d{6}_\d{6})?$", re.ASCII)
 
 
 class Item(NamedTuple):
-    """A video of a data set: its name, its file (path or bytes), the hash of the file it came from."""
+    """A video of a data set: name, file (path or bytes), hash of the file it came from, captions."""
 
     name: str
     source: Source
     sha256: str | None
+    captions: tuple[str, ...] = ()
 
 
 class Match(NamedTuple):
@@ -44,13 +47,14 @@ class Match(NamedTuple):
 
 @dataclass(slots=True)
 class Traits:
-    """What is compared of a data set; item by item, in the same order."""
+    """What is compared of a data set: item by item, in the same order, and the cleaned captions of all."""
 
     names: list[str] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
     prints: list[Fingerprint | None] = field(default_factory=list)
     embeddings: list[npt.NDArray[np.float32] | None] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    captions: set[str] = field(default_factory=set)
 
 
 def open_items(path: Path, videos: Path | None = None) -> Iterator[Item]:
@@ -74,7 +78,7 @@ def open_items(path: Path, videos: Path | None = None) -> Iterator[Item]:
     else:
         entries = read_annotations(path)
     for located in locate_videos(entries, videos):
-        yield Item(located.annotation.video, located.path or b"", None)
+        yield Item(located.annotation.video, located.path or b"", None, located.annotation.captions)
 
 
 def describe_items(
@@ -92,6 +96,7 @@ def describe_items(
     traits = Traits()
     for item in items:
         traits.names.append(item.name)
+        traits.captions.update(filter(None, map(clean, item.captions)))
         shown: Fingerprint | None = None
         vector: npt.NDArray[np.float32] | None = None
         try:
@@ -138,17 +143,61 @@ def find_overlap(
     return [Match(by, first.names[one], second.names[other], value) for by, one, other, value in ordered]
 
 
-def summarise(first: Traits, second: Traits, matches: Sequence[Match]) -> dict[str, Any]:
-    """Return counts and pairs, ready for JSON; a video of the second set counts once a way."""
-    ways = dict.fromkeys(match.by for match in matches)
+def summarise(
+    first: Traits, second: Traits, matches: Sequence[Match], hashes: tuple[str, str]
+) -> dict[str, Any]:
+    """Return counts and pairs, ready for JSON; a video of the second set counts once a way.
+
+    Equal captions do not make videos equal and count by themselves; None if a set has no captions.
+
+    Args:
+        first: Such as the training set.
+        second: Such as the test set.
+        matches: What ``find_overlap`` found.
+        hashes: What ``hash_set`` returns of each set.
+    """
+    ways = [way for way, is_known in (
+        ("id", True), ("sha256", True),
+        ("picture", any(first.prints) and any(second.prints)),
+        ("embedding", _any_known(first.embeddings) and _any_known(second.embeddings)),
+    ) if is_known]  # fmt: skip
+    captions = {
+        "num_first": len(first.captions),
+        "num_second": len(second.captions),
+        "shared": sorted(first.captions & second.captions),
+    }
     return {
+        "format": FORMAT,
+        "first_sha256": hashes[0],
+        "second_sha256": hashes[1],
         "num_first": len(first.names),
         "num_second": len(second.names),
         "num_second_in_first": len({match.second for match in matches}),
         "by": {way: len({match.second for match in matches if match.by == way}) for way in ways},
+        "captions": captions if first.captions and second.captions else None,
         "unreadable": {"first": first.unreadable, "second": second.unreadable},
         "matches": [match._asdict() for match in matches],
+        "second_videos": second.names,
     }
+
+
+def hash_set(path: Path, traits: Traits) -> str:
+    """Return what identifies a data set: the hash of its manifest.
+
+    That is the manifest of a folder of shards, or the annotation file; a folder of videos has none, and the
+    hash is that of the sorted lines ``sha256 name`` of its videos.
+    """
+    manifest = path / MANIFEST if path.is_dir() else path
+    if manifest.is_file():
+        return _sha256(manifest)
+    lines = sorted(f"{digest} {name}" for digest, name in zip(traits.hashes, traits.names, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def video_stem(name: str) -> str:
+    """Return the name of a video's file without folders and without the extension of a video."""
+    path = PurePosixPath(name)
+    return path.name[: -len(path.suffix)] if path.suffix[1:].lower() in VIDEO_EXTENSIONS else path.name
 
 
 def video_id(name: str) -> str:
@@ -157,8 +206,7 @@ def video_id(name: str) -> str:
     Folders, extensions, ``v_`` in front and times behind (``ID_12_20``, ``ID_000012_000022``) say nothing of
     which video it is; clips of one video at different times count as the same.
     """
-    path = PurePosixPath(name)
-    stem = path.name[: -len(path.suffix)] if path.suffix[1:].lower() in VIDEO_EXTENSIONS else path.name
+    stem = video_stem(name)
     found = _YOUTUBE.search(stem)
     has_mixture = found and re.search(r"[A-Z]", found[1]) and re.search(r"[a-z0-9_-]", found[1])
     return found[1] if found and has_mixture else stem
@@ -176,7 +224,8 @@ def _of_shards(reader: ShardReader) -> Iterator[Item]:
             media = reader.manifest.media
             data = next((d for e, d in raw.members.items() if media_kind(e) == media), b"")
             digest = facts.get("sha256")
-            yield Item(str(facts.get(media, raw.key)), data, digest if isinstance(digest, str) else None)
+            digest = digest if isinstance(digest, str) else None
+            yield Item(str(facts.get(media, raw.key)), data, digest, tuple(facts["captions"]))
 
 
 def _sha256(source: Source) -> str:
@@ -184,6 +233,10 @@ def _sha256(source: Source) -> str:
         return hashlib.sha256(source).hexdigest()
     with open(source, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _any_known(vectors: Sequence[npt.NDArray[np.float32] | None]) -> bool:
+    return any(vector is not None for vector in vectors)
 
 
 def _equal(by: str, first: Sequence[str], second: Sequence[str]) -> list[tuple[str, int, int, float]]:

@@ -19,6 +19,13 @@ from vlm.metrics.matrices import Floats, Ints
 
 FORMAT = "vlm-card/1"
 DIRECTIONS = ("query_to_item", "item_to_query")
+TITLES = {
+    "query_to_item": "text to video",
+    "item_to_query": "video to text",
+    "video_to_class": "video to class",
+    "multiple_choice": "multiple choice",
+    "answers": "answers",
+}
 Card = dict[str, Any]
 
 
@@ -105,11 +112,20 @@ def write_card(card: Card, path: Path) -> None:
         text = json.dumps(card, indent=1, allow_nan=False, ensure_ascii=False)
     except ValueError as error:
         raise InvalidInput(f"{path}: a figure is not finite, so no card is written: {error}") from error
+    write_whole(text + "\n", path)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write a file completely or not at all; an older one stays in place until then.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vlm.evaluation.card import DIRECTIONS, Card
-
-_TITLES = {
-    "query_to_item": "text to video",
-    "item_to_query": "video to text",
-    "video_to_class": "video to class",
-    "multiple_choice": "multiple choice",
-    "answers": "answers",
-}
+from vlm.evaluation.card import DIRECTIONS, TITLES, Card
+from vlm.evaluation.card.warnings import leakage_line, warnings
 
 
 def render_card(card: Card) -> str:
@@ -33,12 +26,12 @@ def render_card(card: Card) -> str:
     rows = list(_rows(card))
     columns = list(dict.fromkeys(name for _, block in rows for name in block))
     header = ["", *columns]
-    cells = [[title, *(_cell(name, block.get(name)) for name in columns)] for title, block in rows]
+    cells = [[title, *(cell(name, block.get(name)) for name in columns)] for title, block in rows]
     lines += _aligned([header, *cells])
     twins = list(_twin_rows(card))
     if twins:
         columns = list(dict.fromkeys(name for _, block in twins for name in block))
-        body = [[title, *(_cell(name, block.get(name)) for name in columns)] for title, block in twins]
+        body = [[title, *(cell(name, block.get(name)) for name in columns)] for title, block in twins]
         lines += ["", "clips and their reversed twins", *_aligned([["", *columns], *body])]
     if card.get("minimal_pairs"):
         lines += ["", "minimal pairs: the right caption above one that differs in one thing; guessing 50.0"]
@@ -50,7 +43,7 @@ def render_card(card: Card) -> str:
 def _pair_rows(pairs: Mapping[str, Any]) -> Iterator[list[str]]:
     yield ["", *pairs, "pairs"]
     for kind, block in next(iter(pairs.values())).items():
-        cells = [_cell("accuracy", table[kind]["accuracy"]) for table in pairs.values()]
+        cells = [cell("accuracy", table[kind]["accuracy"]) for table in pairs.values()]
         yield [kind, *cells, str(block["num_pairs"])]
 
 
@@ -66,7 +59,7 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
                 first, second, value, low, high = (
                     scale * entry[key] for key in ("first", "second", "value", "low", "high")
                 )
-                title = f"{_TITLES[direction]}, {kind}"
+                title = f"{TITLES[direction]}, {kind}"
                 rows.append(
                     [
                         title,
@@ -77,17 +70,22 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
                         f"[{low:+.1f}, {high:+.1f}]",
                     ]
                 )
-    return "\n".join([*lines, *_aligned(rows)])
+    notes = [
+        f"{name}: {leakage_line(section)}"
+        for name, section in zip((a, b), comparison["leakage"], strict=True)
+        if section
+    ]
+    return "\n".join([*lines, *_aligned(rows), *([""] if notes else []), *notes])
 
 
 def _render_choices(card: Card) -> str:
     protocol, model = card["protocol"], card["model"]
     rows = [["", "accuracy", "guessing", "questions"]]
     for kind, block in card["results"]["multiple_choice"].items():
-        accuracy, chance = _cell("accuracy", block["accuracy"]), _cell("chance", block["chance"])
+        accuracy, chance = cell("accuracy", block["accuracy"]), cell("chance", block["chance"])
         rows.append([kind, accuracy, chance, str(block["num_questions"])])
     for name, block in card["results"].get("multiple_choice_parts", {}).items():
-        accuracy, chance = _cell("accuracy", block["accuracy"]), _cell("chance", block["chance"])
+        accuracy, chance = cell("accuracy", block["accuracy"]), cell("chance", block["chance"])
         rows.append([f"all, {name} alone", accuracy, chance, str(block["num_questions"])])
     head = (
         f"protocol {protocol['name']} v{protocol['version']}, multiple choice: {protocol['num_questions']} "
@@ -100,7 +98,7 @@ def _render_answers(card: Card) -> str:
     protocol, kinds = card["protocol"], card["results"]["answers"]
     columns = list(next(iter(kinds.values())))
     rows = [
-        [kind, *(str(entry) if isinstance(entry, int) else _cell("", entry) for entry in block.values())]
+        [kind, *(str(entry) if isinstance(entry, int) else cell("", entry) for entry in block.values())]
         for kind, block in kinds.items()
     ]
     head = (
@@ -134,7 +132,7 @@ def _render_classes(card: Card) -> str:
     }
     if protocol["views"] == 1:
         del blocks["1 views"]
-    rows = [[title, *(_cell(name, block.get(name)) for name in columns)] for title, block in blocks.items()]
+    rows = [[title, *(cell(name, block.get(name)) for name in columns)] for title, block in blocks.items()]
     head = (
         f"protocol {protocol['name']} v{protocol['version']}, classification: {protocol['num_items']} videos "
         f"of {protocol['num_classes']} classes, {protocol['frames']} frames, {protocol['clips']} clips x "
@@ -150,17 +148,17 @@ def _render_classes(card: Card) -> str:
 def _rows(card: Card) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for direction in DIRECTIONS:
         for kind, block in card["results"].get(direction, {}).items():
-            yield f"{_TITLES[direction]}, {kind}", block
+            yield f"{TITLES[direction]}, {kind}", block
     for direction in DIRECTIONS:
         for kind, block in card.get("duplicates", {}).get("results", {}).get(direction, {}).items():
-            yield f"{_TITLES[direction]}, {kind}, equal captions joined", block
+            yield f"{TITLES[direction]}, {kind}, equal captions joined", block
     for name, control in card.get("controls", {}).items():
         for kind, block in control["results"].get("query_to_item", {}).items():
             yield f"control {name}, {kind}", block
     for name, block in card.get("ceilings", {}).items():
         yield f"oracle {name}", block["query_to_item"]
     for direction, block in card.get("chance", {}).items():
-        yield f"chance, {_TITLES[direction]}", block
+        yield f"chance, {TITLES[direction]}", block
 
 
 def _twin_rows(card: Card) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -172,34 +170,11 @@ def _twin_rows(card: Card) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _notes(card: Card) -> list[str]:
-    notes = [
-        f"tied queries, {_TITLES[direction]}, {kind}: {count}"
-        for direction, kinds in card.get("ties", {}).items()
-        for kind, count in kinds.items()
-        if count
-    ]
-    notes += [
-        f"{kind}: {entry['warning']}" for kind, entry in card.get("kinds", {}).items() if "warning" in entry
-    ]
-    if "dsl" in card.get("kinds", {}):
-        notes.append(
-            "dsl is transductive: it uses all test queries, and no search for a single query has them"
-        )
-    notes += [
-        f"control {name}: {control['verdict']}"
-        for name, control in card.get("controls", {}).items()
-        if control.get("verdict")
-    ]
-    notes += [f"published: {line}" for line in card.get("published", [])]
-    if card.get("deviations"):
-        notes.append(f"input unlike that of the published numbers: {'; '.join(card['deviations'])}")
-    missing = card.get("data", {}).get("missing", [])
-    if missing:
-        notes.append(f"{len(missing)} clips missing or unreadable, left out; they are listed in the card")
-    return notes
+    return [*warnings(card), *(f"published: {line}" for line in card.get("published", []))]
 
 
-def _cell(name: str, entry: Mapping[str, float] | None) -> str:
+def cell(name: str, entry: Mapping[str, float] | None) -> str:
+    """Return a measure as tables show it: ranks as they are, all else in percent, intervals in brackets."""
     if entry is None:
         return "-"
     scale = 1.0 if name.endswith("rank") else 100.0

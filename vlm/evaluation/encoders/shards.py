@@ -16,7 +16,7 @@ from vlm.evaluation.encoders.sources import open_encoder
 from vlm.evaluation.encoders.stored import StoredFeatures
 from vlm.evaluation.features import Loader, encode_videos
 from vlm.evaluation.protocol import Protocol, load_protocol, require_task
-from vlm.evaluation.runner import TEST_TIME_CONTROLS, RunOptions, is_allowed, open_cache
+from vlm.evaluation.runner import RunOptions, is_allowed, open_cache
 from vlm.types import VideoTextEncoder
 
 
@@ -65,7 +65,7 @@ def encode_shard(
         data.paths,
         load,
         batch_size=options.batch_size,
-        variants=TEST_TIME_CONTROLS if options.test_time_controls else {},
+        variants=options.variants(model),
         keep_tokens=protocol.rerank_k > 0 and "rerank" in model.capabilities,
         cache=cache,
         only=range(shard.number, len(data.paths), shard.count),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vlm.config import to_dict
 from vlm.errors import InvalidInput, UsageError
 from vlm.evaluation.card import FORMAT, Card, file_sha256, sections
+from vlm.evaluation.card.inspection import inspect_scores, recall_curves
 from vlm.evaluation.outcomes import Outcomes, matrix_outcomes, shared_positives
 from vlm.evaluation.protocol import BootstrapSettings
 from vlm.evaluation.scores.corrections import DEFAULT_SCALE, Corrections, add_corrections
@@ -65,19 +66,14 @@ def evaluate_scores(
         UsageError: The kind is not known, or corrections are asked for of anything but ``itc``.
     """
     files, bootstrap = files or MatrixFiles(), bootstrap or BootstrapSettings()
-    depth = _rerank_depth(files.kind)
+    _rerank_depth(files.kind)  # an unknown kind is refused before any file is read
     if files.kind != "itc" and (files.dual_softmax or files.bank or files.captions):
         raise UsageError(f"captions, dual softmax and bank go with itc scores, not with {files.kind}")
     matrix = read_scores(scores)
     right = read_positives(positives, matrix)
-    labels = _labels(files.captions, len(right))
-    shared = shared_positives(right, labels) if labels else None
-    if depth is None or depth >= right.num_items:
-        outcomes = matrix_outcomes(matrix, right, files.kind, shared=shared)
-        if depth is not None:
-            del outcomes.ranks["item_to_query"]
-    else:
-        outcomes = _reranked(matrix, right, files.kind, depth)
+    captions = _captions(files.captions, len(right))
+    labels = _labels(captions)
+    outcomes, shown = _ranked(matrix, right, files.kind, captions, labels)
     bank = None if files.bank is None else read_scores(files.bank)
     corrections = Corrections(dual_softmax=files.dual_softmax, bank=bank, scale=files.scale)
     kinds = add_corrections(outcomes, matrix, right, corrections)
@@ -100,9 +96,25 @@ def evaluate_scores(
         "duplicates": sections.duplicates(right, labels, outcomes, recall_at, bootstrap) if labels else {},
         "ties": outcomes.ties(),
         "chance": sections.chance(right, recall_at),
+        "recall_curve": recall_curves(outcomes),
+        **shown,
         "environment": sections.environment("cpu", 1),
         "per_query": outcomes.per_query(),
     }
+
+
+def _ranked(
+    matrix: NDArray[Any], right: Positives, kind: str, captions: list[str], labels: list[str]
+) -> tuple[Outcomes, dict[str, Any]]:
+    """Rank a matrix, and return what else can be shown of it; nothing of one with fill values."""
+    depth = _rerank_depth(kind)
+    if depth is not None and depth < right.num_items:
+        return _reranked(matrix, right, kind, depth), {}
+    shared = shared_positives(right, labels) if labels else None
+    outcomes = matrix_outcomes(matrix, right, kind, shared=shared)
+    if depth is not None:
+        del outcomes.ranks["item_to_query"]
+    return outcomes, inspect_scores(outcomes, kind, matrix, right, queries=captions)
 
 
 def _reranked(matrix: NDArray[Any], right: Positives, kind: str, depth: int) -> Outcomes:
@@ -143,15 +155,21 @@ def _scored_per_row(matrix: NDArray[Any], kind: str, depth: int) -> NDArray[np.i
     return counts
 
 
-def _labels(captions: Path | None, num_queries: int) -> list[str]:
-    if captions is None:
+def _captions(path: Path | None, num_queries: int) -> list[str]:
+    if path is None:
+        return []
+    texts = read_texts(path)
+    if len(texts) != num_queries:
+        raise InvalidInput(f"{path}: expected {num_queries} captions, one a query, got {len(texts)}")
+    return texts
+
+
+def _labels(captions: list[str]) -> list[str]:
+    if not captions:
         return []
     from vlm.text import clean  # brings torch, which a score matrix alone does not need
 
-    texts = read_texts(captions)
-    if len(texts) != num_queries:
-        raise InvalidInput(f"{captions}: expected {num_queries} captions, one a query, got {len(texts)}")
-    return [clean(text) for text in texts]
+    return [clean(text) for text in captions]
 
 
 def _type_name(matrix: NDArray[Any]) -> str:
