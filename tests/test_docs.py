@@ -42,7 +42,7 @@ def test_a_table_by_hand(root):
     """The scan's largest ratio, computed from the file here."""
     results = json.loads((root / "kernels/benchmarks/results/cpu-xeon-avx512.json").read_text())
     times = results["cases"]["scan-L1569"]["forward"]
-    ratio = times["materialised"]["median_ms"] / times["cpu"]["median_ms"]
+    ratio = times["materialised"]["ratio"]
     row = next(
         line for line in (root / "README.md").read_text().splitlines() if "| L = 1569, forward |" in line
     )
