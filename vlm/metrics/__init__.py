@@ -1,4 +1,4 @@
-"""Measures of retrieval and question answering, in NumPy alone: numbers in, numbers out, no files."""
+"""Measures of retrieval, moments and answers, in NumPy alone: numbers in, numbers out, no files."""
 
 from vlm.metrics.answering import (
     answer_coverage,
@@ -18,6 +18,7 @@ from vlm.metrics.bootstrap import (
 )
 from vlm.metrics.calibration import Reliability, RiskCoverage, calibrated_error, reliability, risk_coverage
 from vlm.metrics.matrices import check_finite
+from vlm.metrics.moments import highlight_measures, moment_measures, overlaps
 from vlm.metrics.normalisation import bank_softmax, dual_softmax
 from vlm.metrics.positives import Positives, demand_share, merge_duplicates, strict_ceiling
 from vlm.metrics.retrieval import (
@@ -53,8 +54,11 @@ __all__ = [
     "demand_share",
     "dual_softmax",
     "exact_match",
+    "highlight_measures",
     "merge_duplicates",
+    "moment_measures",
     "normalise_answer",
+    "overlaps",
     "pair_positives",
     "paired_difference",
     "rank_candidates",
