@@ -1,4 +1,4 @@
-"""Measure a classifier on labelled videos, several views of each averaged; write a card."""
+"""Measure a classifier, a linear probe or prompts on labelled videos, views averaged; write a card."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from vlm.errors import UsageError
 from vlm.evaluation import render_card, write_card
 
 _EXAMPLE = (
@@ -16,34 +17,22 @@ _EXAMPLE = (
 
 
 def main(argv: list[str]) -> int:
-    """Test the classifier, print accuracies, write the card."""
-    parser = argparse.ArgumentParser(
-        prog="vlm eval classification", description=__doc__, epilog=f"example: {_EXAMPLE}"
-    )
-    add = parser.add_argument
-    add("--protocol", required=True, metavar="NAME", help="a name of `vlm eval list`")
-    add("--annotations", required=True, type=Path, metavar="FILE", help="labels of the videos")
-    add("--videos", required=True, type=Path, metavar="DIR", help="folder of the videos")
-    add("--classes", type=Path, metavar="FILE", help="names of the classes, if the model does not say them")
-    add("--model", required=True, metavar="SOURCE", help="a model folder, file or name")
-    add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
-    add("--batch-size", type=int, default=16, metavar="N", help="views scored at once")
-    add("--workers", type=int, default=2, metavar="N", help="threads that decode ahead")
-    add("--bf16", action="store_true", help="matrix products in bf16")
-    add("--set", action="append", default=[], metavar="KEY=VALUE",
-        help="change the protocol (the card says so), as in --set clips=1")  # fmt: skip
-    add("--allow-missing", action="store_true", help="leave unreadable videos out and list them in the card")
-    add("--out", type=Path, metavar="CARD.json", help="where to write the card")
-    add("--json", action="store_true", help="print the card instead of a table")
-    arguments = parser.parse_args(argv)
-    from vlm.evaluation.classification.launch import classify_source  # needs torch, which --help does not
+    """Test the model, print accuracies, write the card."""
+    arguments = _parser().parse_args(argv)
+    _check(arguments)
+    from vlm.evaluation.classification.launch import TrainingFiles, classify_source  # needs torch
     from vlm.evaluation.classification.runner import ScoringOptions
 
+    train = None
+    if arguments.train:
+        train = TrainingFiles(annotations=arguments.train, videos=arguments.train_videos or arguments.videos)
     card = classify_source(
         arguments.model,
         arguments.protocol,
         arguments.annotations,
         arguments.videos,
+        method=arguments.method,
+        train=train,
         classes=arguments.classes,
         overrides=tuple(arguments.set),
         device=arguments.device,
@@ -58,6 +47,40 @@ def main(argv: list[str]) -> int:
         write_card(card, arguments.out)
     print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vlm eval classification", description=__doc__, epilog=f"example: {_EXAMPLE}"
+    )
+    add = parser.add_argument
+    add("--protocol", required=True, metavar="NAME", help="a name of `vlm eval list`")
+    add("--annotations", required=True, type=Path, metavar="FILE", help="labels of the videos")
+    add("--videos", required=True, type=Path, metavar="DIR", help="folder of the videos")
+    add("--classes", type=Path, metavar="FILE", help="names of the classes, if the model does not say them")
+    add("--model", required=True, metavar="SOURCE", help="a model folder, file or name")
+    add("--method", default="classifier", choices=("classifier", "linear-probe", "zero-shot"),
+        help="the model's own head, one trained here on its frozen features, or prompts with the classes' "
+        "names")  # fmt: skip
+    add("--train", type=Path, metavar="FILE", help="labels to train --method linear-probe with")
+    add("--train-videos", type=Path, metavar="DIR", help="folder of their videos; --videos by default")
+    add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
+    add("--batch-size", type=int, default=16, metavar="N", help="views scored at once")
+    add("--workers", type=int, default=2, metavar="N", help="threads that decode ahead")
+    add("--bf16", action="store_true", help="matrix products in bf16")
+    add("--set", action="append", default=[], metavar="KEY=VALUE",
+        help="change the protocol (the card says so), as in --set clips=1")  # fmt: skip
+    add("--allow-missing", action="store_true", help="leave unreadable videos out and list them in the card")
+    add("--out", type=Path, metavar="CARD.json", help="where to write the card")
+    add("--json", action="store_true", help="print the card instead of a table")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if (arguments.method == "linear-probe") != (arguments.train is not None):
+        raise UsageError("--method linear-probe and --train FILE go together")
+    if arguments.train_videos and not arguments.train:
+        raise UsageError("--train-videos goes with --train")
 
 
 if __name__ == "__main__":

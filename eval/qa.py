@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--answer-list", type=Path, metavar="FILE.json",
         help="what --predictions were chosen from, to report how much of the truth it holds")  # fmt: skip
     add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
+    add("--set", action="append", default=[], metavar="KEY=VALUE",
+        help="change the protocol (the card says so), as in --set frames=4")  # fmt: skip
     add("--allow-missing", action="store_true", help="leave unreadable clips out and list them in the card")
     add("--out", type=Path, metavar="CARD.json", help="where to write the card")
     add("--json", action="store_true", help="print the card instead of a table")
@@ -46,8 +48,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _from_predictions(arguments: argparse.Namespace) -> Card:
-    if arguments.model or arguments.protocol or arguments.videos:
-        raise UsageError("--predictions goes with --annotations, not with --model, --protocol or --videos")
+    if arguments.model or arguments.protocol or arguments.videos or arguments.set:
+        raise UsageError(
+            "--predictions goes with --annotations, not with --model, --protocol, --videos or --set"
+        )
     files = arguments.predictions, arguments.annotations, arguments.answer_list
     return evaluate_answers(*files, answers=arguments.answers)
 
@@ -65,6 +69,7 @@ def _from_model(arguments: argparse.Namespace) -> Card:
         arguments.protocol,
         arguments.annotations,
         arguments.videos,
+        overrides=tuple(arguments.set),
         device=arguments.device,
         allow_missing=arguments.allow_missing,
     )

@@ -288,6 +288,7 @@ def test_coverage_of_an_answer_list(folder):
 def test_moments(folder):
     (moment,) = read_moments(AnnotationFiles(folder / "moments/highlight_val_release.jsonl"), ())
     assert (moment.video, moment.windows) == ("NUsG9BgSes0_210.0_360.0", ((82.0, 86.0), (90.0, 94.0)))
+    assert moment.ratings == ((41, (4, 1, 1)), (42, (4, 1, 1)))
     first, second = read_moments(AnnotationFiles(folder / "moments"), ["charades_sta_test.txt"])
     assert (first.video, first.windows, first.query) == ("3MSZA", ((24.3, 30.4),), "person turn a light on.")
     assert second.query_id == "2"

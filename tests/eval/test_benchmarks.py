@@ -90,10 +90,23 @@ def test_prepare_writes_what_its_command_then_reads(didemo, tmp_path, capsys):
 
 
 def test_prepare_says_when_nothing_measures_it_yet(fixtures, tmp_path, capsys):
+    path = fixtures / "annotations" / "questions" / "msrvtt_qa_test.json"
+    asked = ["eval", "prepare", "msrvtt-qa", "--annotations", str(path), "--out", str(tmp_path / "c.json")]
+    assert main([*asked, "--set", "expected=null"]) == 0
+    assert "no program yet" in capsys.readouterr().out
+
+
+def test_prepare_names_the_program_for_moments(fixtures, tmp_path, capsys):
     path = fixtures / "annotations" / "moments" / "charades_sta_test.txt"
     asked = ["eval", "prepare", "charades-sta", "--annotations", str(path), "--out", str(tmp_path / "c.json")]
     assert main([*asked, "--set", "expected=null"]) == 0
-    assert "no program yet" in capsys.readouterr().out
+    assert shlex.split(capsys.readouterr().out)[:5] == [
+        "vlm",
+        "eval",
+        "moments",
+        "--protocol",
+        "charades-sta",
+    ]
 
 
 def test_other_tasks_are_refused(fixtures, tmp_path, capsys):

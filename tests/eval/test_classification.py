@@ -103,3 +103,34 @@ def test_the_list_names_both_kinds_of_protocols(capsys):
     assert main(["eval", "list", "--json"]) == 0
     names = [entry["name"] for entry in json.loads(capsys.readouterr().out)]
     assert {"world", "world-action", "world-direction", "k400", "ssv2", "breakfast", "coin"} <= set(names)
+
+
+def test_a_probe_and_prompts_from_files_to_card(world_folder, model_folder, tmp_path, capsys):
+    """The tiny model with random weights; what counts here is that files, flags and marks arrive."""
+    from vlm.world.clips import write_clips
+
+    trained = tmp_path / "train"
+    write_clips(list(world.gallery("train", 5, 12)), trained)
+    learnt = ("--method", "linear-probe", "--train", str(trained / "manifest.jsonl"))
+    probe = (*learnt, "--train-videos", str(trained), "--json")
+    assert main(arguments(world_folder, model_folder, *probe, protocol="world-action")) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["protocol"]["method"] == "linear-probe" and card["model"]["name"] == "tiny"
+    assert card["probe"]["penalty"] in card["protocol"]["probe"]["penalties"]
+    prompted = ("--method", "zero-shot", "--json")
+    assert main(arguments(world_folder, model_folder, *prompted, protocol="world-direction")) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["protocol"]["method"] == "zero-shot" and card["data"]["unknown_words"] == []
+    assert main(arguments(world_folder, model_folder, *prompted, protocol="world-action")) == 4
+    assert "has no prompts" in capsys.readouterr().err
+    same = ("--method", "linear-probe", "--train", str(world_folder / "manifest.jsonl"))
+    assert main(arguments(world_folder, model_folder, *same)) == 4
+    assert "stand in the training set and in the test set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--method", "linear-probe"), ("--train", "t"), ("--train-videos", "t"), ("--method", "guess")],
+)
+def test_wrong_flags_of_the_method(world_folder, classifier_folder, flags, capsys):
+    assert main(arguments(world_folder, classifier_folder, *flags)) == 2

@@ -122,6 +122,23 @@ def test_program(world_folder, model_folder, tmp_path, capsys):
     assert "20 of 20 clips cannot be read" in capsys.readouterr().err
 
 
+def test_the_protocol_can_be_changed_and_the_card_says_so(world_folder, model_folder, tmp_path, capsys):
+    files = ("--annotations", str(world_folder / "manifest.jsonl"), "--videos", str(world_folder))
+    asked = ["eval", "qa", "--protocol", "world", *files, "--model", str(model_folder)]
+    outs = [str(tmp_path / name) for name in ("first.json", "second.json")]
+    assert main([*asked, "--set", "bootstrap.resamples=100", "--out", outs[0]]) == 0
+    assert main([*asked, "--set", "bootstrap.resamples=100", "--set", "trim_s=2", "--out", outs[1]]) == 0
+    first, second = (read_card(tmp_path / name) for name in ("first.json", "second.json"))
+    assert (
+        first["protocol"]["bootstrap"] == {"resamples": 100, "seed": 0} and "trim_s" not in first["protocol"]
+    )
+    assert second["protocol"]["trim_s"] == 2
+    assert main(["eval", "compare", *outs]) == 4
+    assert "trim_s" in capsys.readouterr().err
+    assert main([*asked, "--set", "frame=4"]) == 2
+    assert "did you mean 'frames'" in capsys.readouterr().err
+
+
 def test_answers_from_a_file(tmp_path, capsys):
     questions = [{"question": "what?", "answer": "dog"}, {"question": "how many?", "answer": "two"}]
     (tmp_path / "q.json").write_text(json.dumps(questions))
@@ -145,6 +162,7 @@ def test_answers_from_a_file(tmp_path, capsys):
         (["--annotations", "a"], "missing --protocol, --videos, --model (or --predictions)"),
         (["--annotations", "a", "--predictions", "p", "--model", "m"], "not with --model"),
         (["--annotations", "a", "--answer-list", "l", "--model", "m"], "go with --predictions"),
+        (["--annotations", "a", "--predictions", "p", "--set", "frames=4"], "or --set"),
         ([], "--annotations"),
     ],
 )

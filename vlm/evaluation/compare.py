@@ -109,6 +109,11 @@ def _measures(
     if "right" in first:
         yield "accuracy", np.asarray(first["right"], np.float64), np.asarray(second["right"], np.float64)
         return
+    if "values" in first:
+        for name, values in first["values"].items():
+            if name in second["values"]:
+                yield name, np.asarray(values, np.float64), np.asarray(second["values"][name], np.float64)
+        return
     a, b = counts_from_json(first), counts_from_json(second)
     for k in recall_at:
         if k <= min(a.num_scored, b.num_scored):

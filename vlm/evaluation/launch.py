@@ -99,6 +99,7 @@ def ask_source(
     annotations: Path,
     videos: Path,
     *,
+    overrides: tuple[str, ...] = (),
     device: str = "auto",
     allow_missing: bool = False,
 ) -> Card:
@@ -106,8 +107,9 @@ def ask_source(
 
     Raises:
         InvalidInput: Protocol, annotations, videos or model cannot be used.
+        UsageError: An override is not written as it should be.
     """
-    protocol = load_protocol(protocol_name)
+    protocol = load_protocol(protocol_name, overrides)
     if protocol.layout == "benchmark":
         require_task(protocol, "multiple-choice")
     _check_folder(videos)

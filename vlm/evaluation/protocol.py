@@ -23,6 +23,7 @@ from vlm.evaluation.benchmarks.description import (
     Published,
     ReferenceInput,
 )
+from vlm.evaluation.moments.settings import MomentSettings
 from vlm.metrics import (
     Interval,
     bootstrap_class_mean,
@@ -91,6 +92,7 @@ class Protocol:
         text_tokens: Where texts are cut, special tokens included, for models with BERT's tokenizer; None =
             where the model ends.
         input: How the models of the published numbers saw a frame.
+        moments: Which windows count as found; of protocols for moments only.
         bootstrap: How intervals are drawn.
         expected: What the annotations must hold.
         files: What they are called.
@@ -119,6 +121,7 @@ class Protocol:
     trim_s: float | None = None
     text_tokens: int | None = None
     input: ReferenceInput | None = None
+    moments: MomentSettings | None = None
     bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
     expected: Counts | None = None
     files: FileNames = field(default_factory=FileNames)
@@ -139,6 +142,13 @@ class Protocol:
             raise ValueError(f"frames and trim_s must be positive, got {self.frames} and {self.trim_s}")
         if self.minimal_pairs and self.layout != "world":
             raise ValueError("minimal pairs are made of scenes, so only a world has them")
+        if (self.task == "moments") != (self.moments is not None):
+            raise ValueError(f"moments goes with the task 'moments' and with no other, got {self.task!r}")
+        if self.moments is not None and max(self.recall_at) > self.moments.max_windows:
+            raise ValueError(
+                f"max_windows must be at least the largest of recall_at, got {self.moments.max_windows} and "
+                f"{self.recall_at}"
+            )
         if self.text_tokens is not None and self.text_tokens < 3:
             raise ValueError(f"text_tokens must be at least 3, got {self.text_tokens}")
         if (self.positives == "all-true") != (self.layout == "world") and self.positives != "strict":

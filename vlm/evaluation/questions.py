@@ -233,6 +233,7 @@ def _protocol_section(
         "task": "multiple-choice",
         "sampling": protocol.sampling,
         "frames": model.preprocessing.num_frames,
+        **({} if protocol.trim_s is None else {"trim_s": protocol.trim_s}),
         "bootstrap": {"resamples": protocol.bootstrap.resamples, "seed": protocol.bootstrap.seed},
         "annotations_sha256": data.annotations_sha256,
         "num_questions": len(asked),

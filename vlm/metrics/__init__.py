@@ -1,4 +1,4 @@
-"""Measures of retrieval and question answering, in NumPy alone: numbers in, numbers out, no files."""
+"""Measures of retrieval, moments and answers, in NumPy alone: numbers in, numbers out, no files."""
 
 from vlm.metrics.answering import (
     answer_coverage,
@@ -26,6 +26,7 @@ from vlm.metrics.inspection import (
     skewness,
 )
 from vlm.metrics.matrices import check_finite
+from vlm.metrics.moments import highlight_measures, moment_measures, overlaps
 from vlm.metrics.normalisation import bank_softmax, dual_softmax
 from vlm.metrics.positives import Positives, demand_share, merge_duplicates, strict_ceiling
 from vlm.metrics.retrieval import (
@@ -64,9 +65,12 @@ __all__ = [
     "dual_softmax",
     "exact_match",
     "first_items",
+    "highlight_measures",
     "merge_duplicates",
+    "moment_measures",
     "normalise_answer",
     "occurrences",
+    "overlaps",
     "pair_positives",
     "paired_difference",
     "rank_candidates",

@@ -12,7 +12,7 @@ from vlm.evaluation.classification.protocol import ClassificationProtocol
 from vlm.evaluation.protocol import Protocol
 from vlm.retrieval.durability import write_bytes_durably
 
-_PROGRAMS = {"retrieval": "retrieval", "multiple-choice": "qa"}
+_PROGRAMS = {"retrieval": "retrieval", "multiple-choice": "qa", "moments": "moments"}
 
 
 def prepare_benchmark(protocol: Protocol, annotations: Path, out: Path) -> None:

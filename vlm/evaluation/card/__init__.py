@@ -25,6 +25,8 @@ TITLES = {
     "video_to_class": "video to class",
     "multiple_choice": "multiple choice",
     "answers": "answers",
+    "moments": "moments",
+    "highlights": "highlights",
 }
 Card = dict[str, Any]
 

@@ -8,6 +8,12 @@ from typing import Any
 from vlm.evaluation.card import DIRECTIONS, TITLES, Card
 from vlm.evaluation.card.warnings import leakage_line, warnings
 
+_METHODS = {
+    "classifier": "classification",
+    "linear-probe": "linear probe on frozen features",
+    "zero-shot": "zero-shot by prompts",
+}
+
 
 def render_card(card: Card) -> str:
     """Return the card's figures as a table: results, twins, controls, ceilings, chance, and what to note."""
@@ -18,6 +24,8 @@ def render_card(card: Card) -> str:
         return _render_answers(card)
     if "classification" in card["results"]:
         return _render_classes(card)
+    if "moments" in card["results"]:
+        return _render_moments(card)
     lines = [
         f"protocol {protocol['name']} v{protocol['version']}: {protocol['num_queries']} queries, "
         f"{protocol['num_items']} items; model {model.get('name', 'scores')}",
@@ -132,9 +140,10 @@ def _render_classes(card: Card) -> str:
     }
     if protocol["views"] == 1:
         del blocks["1 views"]
-    rows = [[title, *(cell(name, block.get(name)) for name in columns)] for title, block in blocks.items()]
+    rows = [[row, *(cell(name, block.get(name)) for name in columns)] for row, block in blocks.items()]
+    title = _METHODS[protocol.get("method", "classifier")]
     head = (
-        f"protocol {protocol['name']} v{protocol['version']}, classification: {protocol['num_items']} videos "
+        f"protocol {protocol['name']} v{protocol['version']}, {title}: {protocol['num_items']} videos "
         f"of {protocol['num_classes']} classes, {protocol['frames']} frames, {protocol['clips']} clips x "
         f"{protocol['crops']} crops; model {model['name']}"
     )
@@ -143,6 +152,33 @@ def _render_classes(card: Card) -> str:
         for row in card["confusions"][:3]
     ]
     return "\n".join([head, "", *_aligned([["", *columns], *rows]), "", *mistakes, *_notes(card)]).rstrip()
+
+
+def _render_moments(card: Card) -> str:
+    protocol, results, baselines = card["protocol"], card["results"], card["baselines"]
+    columns = {**results["moments"], **baselines["moments"]}
+    kind = next(iter(results["moments"]))
+    head = (
+        f"protocol {protocol['name']} v{protocol['version']}, moments: {protocol['num_queries']} queries, "
+        f"{protocol['num_items']} videos; model {card['model']['name']}"
+    )
+    rows = [["", *columns]]
+    rows += [[name, *(cell(name, block[name]) for block in columns.values())] for name in columns[kind]]
+    shown = [f"recall@1@{protocol['ious'][len(protocol['ious']) // 2]:g}", "miou", "map"]
+    lengths = [["true windows", *shown, "queries"]]
+    for name, block in card["lengths"][kind].items():
+        lengths.append([name, *(cell(key, block.get(key)) for key in shown), str(block["num_queries"])])
+    lines = [head, "", *_aligned(rows), "", *_aligned(lengths)]
+    highlights = {**results.get("highlights", {}), **baselines["highlights"]}
+    if "highlights" in results:
+        table = [["highlights", *(f"{name}, {key}" for name in highlights for key in ("map", "hit@1"))]]
+        for name in highlights[kind]:
+            cells = [cell(key, block[name][key]) for block in highlights.values() for key in ("map", "hit@1")]
+            table.append([name, *cells])
+        lines += ["", *_aligned(table)]
+    if not baselines["moments"]:
+        lines += ["", "no baselines: the annotations do not say how long the videos are; --videos DIR does"]
+    return "\n".join([*lines, *(["", *_notes(card)] if _notes(card) else [])])
 
 
 def _rows(card: Card) -> Iterator[tuple[str, Mapping[str, Any]]]:

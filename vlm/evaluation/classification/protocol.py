@@ -17,6 +17,30 @@ _FOLDER = "eval/protocols/classification"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeSettings:
+    """How a linear classifier is trained on the features of a model that stays as it is.
+
+    Attributes:
+        penalties: Weights of the squared norm to choose among; see ``probe.fit_probe``.
+        held_out: Share of the training videos that the choice is made on, and never on those of the test.
+        seed: Of drawing these.
+        part: Part of the labels to train with, where a file holds several.
+    """
+
+    penalties: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    held_out: float = 0.2
+    seed: int = 0
+    part: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.penalties or min(self.penalties) <= 0 or not 0 < self.held_out < 1:
+            raise ValueError(
+                f"penalties must be positive and held_out between 0 and 1, got {self.penalties} and "
+                f"{self.held_out}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClassificationProtocol:
     """One way of testing; two cards may be compared only if theirs are equal, field by field.
 
@@ -36,6 +60,9 @@ class ClassificationProtocol:
             ``stride``-th of one stretch.
         stride: Frames between two, if ``dense``.
         top: The k of top-k accuracy; those that exceed the number of classes are left out.
+        prompts: Texts with ``{}`` for the name of a class, by which a model with a text side tells classes
+            apart without training.
+        probe: How a linear classifier on frozen features is trained.
         bootstrap: How intervals are drawn.
         origin: Where labels and videos come from.
         published: What others reached.
@@ -52,6 +79,8 @@ class ClassificationProtocol:
     sampling: Literal["segments", "shifted", "middle", "dense"] = "segments"
     stride: int = 4
     top: tuple[int, ...] = (1, 5)
+    prompts: tuple[str, ...] = ()
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
     bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
     origin: Origin | None = None
     published: tuple[Published, ...] = ()
@@ -59,6 +88,8 @@ class ClassificationProtocol:
     def __post_init__(self) -> None:
         if min(self.clips, self.crops, self.stride, *self.top) < 1 or 1 not in self.top:
             raise ValueError("clips, crops, stride and top must be at least 1, and 1 among top")
+        if wrong := [prompt for prompt in self.prompts if prompt.count("{}") != 1]:
+            raise ValueError(f"a prompt holds {{}} once, for the name of the class, got {wrong[0]!r}")
         if self.sampling == "middle" and self.clips > 1:
             raise ValueError(f"sampling 'middle' gives one clip, got clips {self.clips}; use 'segments'")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,6 +60,17 @@ class ScoringOptions:
     autocast: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores (videos, classes) over all views and of the middle one, whose they are, and what is missing."""
+
+    scores: Floats
+    middle: Floats
+    kept: list[int]
+    missing: list[tuple[str, str]]
+    seconds: float
+
+
 def evaluate_classifier(
     model: VideoModel,
     test: VideoClasses,
@@ -88,24 +99,44 @@ def evaluate_classifier(
     assert isinstance(model, Classifier), "no other kind can classify"
     options = options or ScoringOptions()
     labels, names = match_classes(test.data, model)
-    if not options.allow_missing:  # known before hours are spent on the others
-        rows = zip(test.data.names, test.data.reasons, strict=True)
-        _refuse_missing([(name, reason) for name, reason in rows if reason], len(labels))
-    began = time.perf_counter()
-    scores, middle, kept, missing = _score(model, test.data, protocol, load, options)
-    seconds = time.perf_counter() - began
-    if not options.allow_missing:
-        _refuse_missing(missing, len(labels))
-    if not kept:
-        raise InvalidInput("no video can be read, so there is nothing to measure")
-    outcome = _Outcome(scores, labels[kept], np.asarray(test.groups, np.int64)[kept], names, protocol)
+    scored = score_videos(model, model, mean_softmax, test.data, protocol, load, options)
+    return make_card(model, test, protocol, scored, labels, names, source=source)
+
+
+def make_card(
+    model: VideoModel,
+    test: VideoClasses,
+    protocol: ClassificationProtocol,
+    scored: Scored,
+    labels: NDArray[np.int64],
+    names: Sequence[str],
+    *,
+    source: str = "",
+    kind: str = "mean softmax",
+    pinned: Mapping[str, Any] | None = None,
+) -> Card:
+    """Return the card of videos whose classes were scored.
+
+    Args:
+        model: The model under test.
+        test: The videos.
+        protocol: Which measures.
+        scored: What came out.
+        labels: The right class of each video, those that could not be read too; (videos,).
+        names: Of the classes.
+        source: How the model was named by the caller.
+        kind: What the scores are.
+        pinned: What two cards must share beyond the protocol, such as how classes were told apart.
+    """
+    kept, missing, seconds = scored.kept, scored.missing, scored.seconds
+    outcome = _Outcome(scored.scores, labels[kept], np.asarray(test.groups, np.int64)[kept], names, protocol)
     return {
         "format": FORMAT,
-        "protocol": _protocol_section(protocol, test, kept, model),
+        "protocol": _protocol_section(protocol, test, kept, model, len(names)) | dict(pinned or {}),
         "model": sections.model_section(model, source),
         "results": {
             "classification": outcome.measures(),
-            "single_view": replace(outcome, scores=middle).measures(),
+            "single_view": replace(outcome, scores=scored.middle).measures(),
         },
         "chance": outcome.chance(),
         "classes": outcome.classes(),
@@ -117,7 +148,7 @@ def evaluate_classifier(
         },
         "environment": sections.environment(str(model.device), torch.get_num_threads()),
         "cost": {"total_s": round(seconds, 4), "ms_per_video": round(1000 * seconds / len(kept), 4)},
-        "per_query": {"video_to_class": {"mean softmax": outcome.per_video()}},
+        "per_query": {"video_to_class": {kind: outcome.per_video()}},
     }
 
 
@@ -159,14 +190,34 @@ def match_classes(data: LabelledSet, model: Classifier) -> tuple[NDArray[np.int6
     return np.asarray([place[name] for name in given])[labels], own or given
 
 
-def _score(
-    model: Classifier,
+def score_videos(
+    model: VideoModel,
+    head: Callable[[Tensor], Tensor],
+    average: Callable[[Floats], Floats],
     data: LabelledSet,
     protocol: ClassificationProtocol,
     load: ViewLoader,
     options: ScoringOptions,
-) -> tuple[Floats, Floats, list[int], list[tuple[str, str]]]:
-    """Return scores (videos, classes) over all views and of the middle one, whose, and what is missing."""
+) -> Scored:
+    """Score every view of every video that can be read, and average the views of each.
+
+    Args:
+        model: The model, put into evaluation for the time.
+        head: Preprocessed video (b, t, 3, s, s) → scores (b, classes).
+        average: Scores (views, classes) → (classes,); raises ValueError for what is not finite.
+        data: The videos.
+        protocol: Which views.
+        load: As ``evaluate_classifier``.
+        options: How to run.
+
+    Raises:
+        InvalidInput: A video cannot be read and ``allow_missing`` is off, none can be read, or a score is not
+            finite.
+    """
+    if not options.allow_missing:  # known before hours are spent on the others
+        rows = zip(data.names, data.reasons, strict=True)
+        _refuse_missing([(name, reason) for name, reason in rows if reason], len(data.names))
+    began = time.perf_counter()
     was_training = model.training
     model.eval()
     middle = protocol.clips // 2 * protocol.crops + protocol.crops // 2
@@ -182,16 +233,30 @@ def _score(
                 part = views[start : start + options.batch_size]
                 video = normalise(part.to(model.device), model.preprocessing)
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=options.autocast):
-                    parts.append(model(video).float().cpu())
-            logits = torch.cat(parts).numpy()[None]
+                    parts.append(head(video).float().cpu())
+            rows_of_video = torch.cat(parts).numpy()
             try:
-                scores.append(average_views(logits)[0])
+                scores.append(average(rows_of_video))
+                singles.append(average(rows_of_video[middle : middle + 1]))
             except ValueError as error:
                 raise InvalidInput(f"model {model.name!r}, {data.names[number]}: {error}") from error
-            singles.append(average_views(logits[:, middle : middle + 1])[0])
             kept.append(number)
     model.train(was_training)
-    return np.asarray(scores), np.asarray(singles), kept, missing
+    if not options.allow_missing:
+        _refuse_missing(missing, len(data.names))
+    if not kept:
+        raise InvalidInput("no video can be read, so there is nothing to measure")
+    seconds = time.perf_counter() - began
+    return Scored(np.asarray(scores), np.asarray(singles), kept, missing, seconds)
+
+
+def mean_softmax(logits: Floats) -> Floats:
+    """Return the mean over views of the softmax of logits (views, classes): (classes,) float64.
+
+    Raises:
+        ValueError: A logit is not finite.
+    """
+    return np.asarray(average_views(logits[None])[0])
 
 
 def _load_ahead(
@@ -273,21 +338,25 @@ class _Outcome:
 
 
 def _protocol_section(
-    protocol: ClassificationProtocol, test: VideoClasses, kept: list[int], model: Classifier
+    protocol: ClassificationProtocol,
+    test: VideoClasses,
+    kept: list[int],
+    model: VideoModel,
+    num_classes: int,
 ) -> dict[str, Any]:
     pinned = to_dict(protocol)
-    for name in ("summary", "origin", "published"):
+    for name in ("summary", "origin", "published", "prompts", "probe"):
         del pinned[name]
     names = "\n".join(sorted(test.data.names[number] for number in kept)).encode()
     return {
         **pinned,
         "task": "classification",
-        "recall_at": [k for k in protocol.top if k <= model.config.num_classes],
+        "recall_at": [k for k in protocol.top if k <= num_classes],
         "frames": model.preprocessing.num_frames,
         "image_size": model.preprocessing.image_size,
         "views": protocol.clips * protocol.crops,
         "annotations_sha256": test.annotations_sha256,
         "gallery_sha256": hashlib.sha256(names).hexdigest(),
         "num_items": len(kept),
-        "num_classes": model.config.num_classes,
+        "num_classes": num_classes,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ def read_moments(files: AnnotationFiles, names: Sequence[str]) -> list[Moment]:
     """Read queries and their windows.
 
     Layouts: QVHighlights' and Lighthouse's JSON Lines, Charades-STA's text file (``ID start end##query``),
-    ActivityNet Captions. Windows stay as they are written, empty ones and those beyond the end too.
+    ActivityNet Captions. Windows stay as they are written, empty ones and those beyond the end too. What
+    people thought of single clips is read where it stands (QVHighlights' ``saliency_scores``).
 
     Args:
         files: The file that holds the queries, or its folder.
@@ -69,9 +70,17 @@ def _parse(path: Path, value: Any) -> list[Moment]:
             query_id=str(row["qid"]),
             duration_s=float(row["duration"]),
             windows=tuple((float(start), float(end)) for start, end in row["relevant_windows"]),
+            ratings=_ratings(row),
         )
         for row in value
     ]
+
+
+def _ratings(row: Mapping[str, Any]) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    if "saliency_scores" not in row:
+        return ()
+    pairs = zip(row["relevant_clip_ids"], row["saliency_scores"], strict=True)
+    return tuple((int(clip), tuple(map(float, scores))) for clip, scores in pairs)
 
 
 def _charades(path: Path) -> list[Moment]:

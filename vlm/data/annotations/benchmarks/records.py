@@ -45,13 +45,24 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moment:
-    """A query and the stretches of a video that it is true of, in seconds from the first frame."""
+    """A query and the stretches of a video that it is true of, in seconds from the first frame.
+
+    Attributes:
+        video: Name of the video.
+        query: What is looked for.
+        query_id: As the file numbers it, or its place in the file.
+        duration_s: Of the video; None if the file does not say.
+        windows: (start, end) of each stretch.
+        ratings: Number of a clip, and how well each of several people found that it fits; a clip that is not
+            named has 0 of everyone. Empty if nobody was asked.
+    """
 
     video: str
     query: str
     query_id: str
     duration_s: float | None
     windows: tuple[tuple[float, float], ...]
+    ratings: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
     @property
     def has_odd_window(self) -> bool:

@@ -61,7 +61,13 @@ def parse_questions(value: Any) -> list[Question]:
 def parse_moments(value: Any) -> list[Moment]:
     """Return the items of a file of moments; errors as of ``parse_captions``."""
     return [
-        Moment(**{**item, "windows": tuple((float(a), float(b)) for a, b in item["windows"])})
+        Moment(
+            **{
+                **item,
+                "windows": tuple((float(a), float(b)) for a, b in item["windows"]),
+                "ratings": tuple((int(clip), tuple(map(float, of))) for clip, of in item.get("ratings", ())),
+            }
+        )
         for item in _items(value, "moments")
     ]
 
