@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from av.error import FFmpegError
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vlm.data.decoding import DecodeLimits, Frames, open_video
 from vlm.data.decoding.opening import open_container, video_stream
@@ -17,7 +17,6 @@ from vlm.data.decoding.video import as_displayed
 _SEEKABLE = frozenset({"mov", "matroska", "webm"})
 _LONGEST_WALK = 1500
 _QUALITY = 82
-_BAR = (17, 19, 24)
 
 
 def save_strip(path: str, times_s: Sequence[float], width: int, out: Path) -> dict[str, Any]:
@@ -26,7 +25,8 @@ def save_strip(path: str, times_s: Sequence[float], width: int, out: Path) -> di
     Args:
         path: The video.
         times_s: Seconds from the first frame.
-        width: Of one cell, in pixels; its height is 9/16 of it, with bars where the video has another shape.
+        width: Of one cell, in pixels; its height is 9/16 of it. A video of another shape is shown whole, on a
+            dark and blurred copy of itself.
         out: Where the JPEG is written.
 
     Returns:
@@ -36,13 +36,23 @@ def save_strip(path: str, times_s: Sequence[float], width: int, out: Path) -> di
         DataError: See `vlm.data.decoding.open_video`.
     """
     height = round(width * 9 / 16)
-    strip = Image.new("RGB", (width * len(times_s), height), _BAR)
+    strip = Image.new("RGB", (width * len(times_s), height))
     for number, pixels in enumerate(_frames(path, times_s)):
-        cell = Image.fromarray(pixels)
-        cell.thumbnail((width, height), Image.Resampling.LANCZOS)
-        strip.paste(cell, (number * width + (width - cell.width) // 2, (height - cell.height) // 2))
+        strip.paste(_cell(Image.fromarray(pixels), (width, height)), (number * width, 0))
     strip.save(out, "JPEG", quality=_QUALITY, optimize=True)
     return {"width": strip.width, "height": strip.height}
+
+
+def _cell(frame: Image.Image, size: tuple[int, int]) -> Image.Image:
+    whole = ImageOps.contain(frame, size, Image.Resampling.BICUBIC)
+    if whole.size == size:
+        return whole
+    # blurring a small copy costs little, and growing it again blurs once more
+    small = ImageOps.fit(frame, (size[0] // 8, size[1] // 8), Image.Resampling.BILINEAR)
+    blurred = small.filter(ImageFilter.GaussianBlur(3)).resize(size, Image.Resampling.BICUBIC)
+    cell = ImageEnhance.Brightness(blurred).enhance(0.45)
+    cell.paste(whole, ((size[0] - whole.width) // 2, (size[1] - whole.height) // 2))
+    return cell
 
 
 def _frames(path: str, times_s: Sequence[float]) -> list[Frames]:

@@ -11,7 +11,7 @@ import { makePlayer } from "./player.js";
 const PAGE = 24;
 const RERANKED = 50;
 const EXAMPLES = {
-  "digit-world": ["a red 3 moves to the left", "the blue 7 turns", "two digits swap places", "the 5 grows"],
+  "digit-world": ["a red 3 moves left", "a blue 7 turns", "the green 1 flashes twice", "an orange 1 moves up"],
   open: ["someone rides a bicycle", "a dog runs", "cooking in a pan", "waves on a beach"],
 };
 
@@ -39,7 +39,7 @@ async function loadInfo() {
   domain.hidden = about.model_domain === "open";
   domain.replaceChildren(
     icon("warn"),
-    make("span", {}, `This index was made with a demonstration model that knows only the ${about.model_domain.replace("-", " ")}. On any other video its results are random.`),
+    make("span", {}, `Demonstration model: it knows only the ${about.model_domain.replace("-", " ")}. On any other video its results are random.`),
   );
   if (!about.num_videos && !isAsked()) {
     const hint = about.ingest_folders.length ? "Add some with the button above." : "Add some with: vlm index add INDEX FOLDER";
@@ -65,7 +65,7 @@ function showQuery() {
   byId("mode-ask").setAttribute("aria-pressed", String(isAsk));
   byId("choices-area").hidden = !isAsk;
   byId("choices").value = query.choices;
-  byId("toggle-filters").hidden = isAsk;
+  byId("under").hidden = isAsk;
   byId("pick").hidden = isAsk;
   if (isAsk) filters.toggle(false);
   byId("examples").hidden = isAsk || !byId("examples").children.length;
@@ -120,6 +120,7 @@ function submit() {
   if (text) Object.assign(query, { text, file: null, like: null });
   else query.text = "";
   query.choices = byId("choices").value;
+  if (matchMedia("(pointer: coarse)").matches) byId("text").blur(); // the keyboard on the screen would hide the results
   run(true);
 }
 

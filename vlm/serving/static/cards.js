@@ -12,7 +12,8 @@ export function card(hit, meter, { onOpen, onSimilar }) {
   const shot = make("span", { class: "shot" });
   const open = make(
     "button",
-    { type: "button", class: "open", "aria-label": `Play ${name}, ${span(hit)}${hit.warning ? ", not to be trusted" : ""}`, onclick: () => onOpen(hit) },
+    { type: "button", class: "open", onclick: () => onOpen(hit) },
+    make("span", { class: "visually-hidden" }, "Play "),
     shot,
     make("span", { class: "name", title: hit.path }, name),
   );

@@ -1,7 +1,7 @@
 // The player: starts at the matched second, marks the segment on the whole video's timeline.
 
 import { playback, thumbnail, video as facts } from "./api.js";
-import { baseName, byId, clock, length, make, span } from "./dom.js";
+import { baseName, byId, clock, make, span } from "./dom.js";
 
 const NOTES = {
   remux: "Your browser cannot play this file as it is, so this moment was copied into one that it can. Only the lit part of the timeline is here.",
@@ -36,7 +36,7 @@ export function makePlayer({ onSimilar, onAsk }) {
     segment.style.width = percent(hit.end_s - hit.start_s);
     timeline.setAttribute("aria-valuemax", duration.toFixed(1));
     byId("time-end").textContent = clock(duration);
-    byId("time-segment").textContent = `moment ${span(hit)}`;
+    byId("time-segment").textContent = `Moment ${span(hit)}`;
     draw();
   }
 
@@ -81,7 +81,7 @@ export function makePlayer({ onSimilar, onAsk }) {
       lay(about.duration_s);
       byId("part").style.left = isWhole ? "0%" : percent(offset);
       byId("part").style.width = isWhole ? "100%" : percent(hit.end_s - offset);
-      byId("player-facts").textContent = `${about.width} × ${about.height}, ${length(about.duration_s)}, ${about.codec}`;
+      byId("player-facts").textContent = `${about.width} × ${about.height}, ${clock(about.duration_s)}, ${about.codec}`;
       byId("player-note").textContent = NOTES[source.how] ?? "";
       byId("player-note").hidden = isWhole;
       screen.src = source.url;
