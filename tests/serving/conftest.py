@@ -30,6 +30,8 @@ def write_clip(
     codec: str = "libx264",
     sound: bool = False,
     keyframe_every: int = 20,
+    num_reordered: int = 0,
+    pixel_shape: Fraction = Fraction(1),
 ) -> Path:
     """Write colours, so many seconds each, with a white bar whose height grows through the whole clip."""
     import av
@@ -37,9 +39,10 @@ def write_clip(
     path.parent.mkdir(parents=True, exist_ok=True)
     total = round(sum(seconds for _, seconds in scenes) * fps)
     with path.open("wb") as file, av.open(file, "w", format=container) as target:
-        options = {"crf": "18", "preset": "ultrafast"} if codec == "libx264" else {}
+        options = {"crf": "18", "preset": "veryfast", "bf": str(num_reordered)} if codec == "libx264" else {}
         stream = target.add_stream(codec, rate=fps, options={**options, "g": str(keyframe_every)})
         stream.width, stream.height, stream.thread_count = *size, 1
+        stream.sample_aspect_ratio = pixel_shape
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         tone = target.add_stream("aac", rate=48000, layout="mono") if sound else None
         number = 0
@@ -149,7 +152,9 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clip(folder / "red then green.mp4", [("red", 10), ("green", 10)])
     write_clip(folder / "blue.mp4", [("blue", 6)], size=(64, 96))
     write_clip(folder / "grey.mp4", [("grey", 3)], sound=True)
-    write_clip(folder / "copied.mkv", [("green", 6), ("red", 6)], container="matroska", sound=True)
+    write_clip(
+        folder / "copied.mkv", [("green", 6), ("red", 6)], container="matroska", sound=True, num_reordered=3
+    )
     write_clip(folder / "old.avi", [("blue", 6), ("red", 4)], container="avi", codec="mpeg4")
     write_clip(folder / "<img src=x onerror=document.title='owned'>.mp4", [("green", 2)])
     return folder

@@ -14,6 +14,7 @@ from av.error import FFmpegError
 from vlm.data.decoding import DecodeLimits, Video, open_video
 from vlm.data.decoding.opening import open_container, source_name, video_stream
 from vlm.errors import DataError
+from vlm.serving.media.pictures import pixel_shape
 
 _LIMITS = DecodeLimits(max_seconds=60)
 _SHORT_SIDE = 720
@@ -91,29 +92,47 @@ def _copy(path: str, start_s: float, end_s: float, out: Path, kind: str) -> floa
         stream = video_stream(source, source_name(path), _LIMITS)
         first = stream.start_time or 0
         tick = float(stream.time_base)
-        streams = {stream.index: target.add_stream_from_template(stream)}
+        streams = {stream.index: target.add_stream_from_template(stream, opaque=True)}
         for audio in source.streams.audio[:1]:
-            streams[audio.index] = target.add_stream_from_template(audio)
+            streams[audio.index] = target.add_stream_from_template(audio, opaque=True)
         source.seek(first + round(start_s / tick), stream=stream, backward=True)
-        base: float | None = None
-        for packet in source.demux([source.streams[index] for index in streams]):
-            if packet.dts is None or packet.pts is None:
-                continue
-            if packet.stream is stream:
-                if base is None:
-                    base = packet.pts * tick
-                if packet.dts * tick >= first * tick + end_s:
-                    break
-            # sound from before the first picture would begin at a negative time
-            if base is None or packet.pts * float(packet.time_base) < base:
-                continue
+        taken, base = _packets(
+            source, [source.streams[index] for index in streams], stream, first * tick + end_s
+        )
+        for packet in taken:
             shift = round(base / float(packet.time_base))
             packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
             packet.stream = streams[packet.stream.index]
             target.mux(packet)
+    return max(0.0, base - first * tick)
+
+
+def _packets(source: Any, streams: list[Any], main: Any, end_s: float) -> tuple[list[Any], float]:
+    """Return the packets up to a time of the container, and the time of the first picture among them."""
+    taken: list[Any] = []
+    base: float | None = None
+    for packet in source.demux(streams):
+        if not packet.size or packet.pts is None:
+            continue
+        time_base = float(packet.time_base)
+        if packet.stream is main:
+            if base is None:
+                base = packet.pts * time_base
+            if packet.dts is not None and packet.dts * time_base >= end_s:
+                break
+        # sound and leading pictures from before the first picture would begin at negative times
+        if base is not None and packet.pts * time_base >= base:
+            taken.append(packet)
     if base is None:
         raise ValueError("no packets there")
-    return max(0.0, base - first * tick)
+    # Matroska stores no decoding times, and the demuxer leaves the first ones out. The sorted times, all
+    # moved back by one delay, are times at which every picture is decoded before it is shown.
+    pictures = [packet for packet in taken if packet.stream is main]
+    shown = sorted(packet.pts for packet in pictures)
+    delay = max(time - packet.pts for time, packet in zip(shown, pictures, strict=True))
+    for time, packet in zip(shown, pictures, strict=True):
+        packet.dts = time - delay
+    return [packet for packet in taken if packet.dts is not None], base
 
 
 def _transcode(path: str, start_s: float, end_s: float, out: Path) -> float:
@@ -124,7 +143,7 @@ def _transcode(path: str, start_s: float, end_s: float, out: Path) -> float:
         times = video.times_s
         first = int(video.frames_at([start_s])[0])
         wanted = np.arange(first, max(first + 1, int(np.searchsorted(times, end_s - 1e-6))))
-        stream = _add_video(target, video)
+        stream = _add_video(target, video, pixel_shape(path, video.info.width))
         sound = target.add_stream("aac", rate=_SAMPLE_RATE, layout="stereo") if video.info.has_audio else None
         # the frame on screen at the start may have come before it
         starts = np.maximum(times[wanted] - start_s, 0.0)
@@ -142,8 +161,8 @@ def _transcode(path: str, start_s: float, end_s: float, out: Path) -> float:
     return start_s
 
 
-def _add_video(target: Any, video: Video) -> Any:
-    width, height = video.info.width, video.info.height
+def _add_video(target: Any, video: Video, shape: float) -> Any:
+    width, height = video.info.width * shape, video.info.height
     scale = min(1.0, _SHORT_SIDE / min(width, height))
     rate = Fraction(min(max(video.info.fps, 1.0), 120.0)).limit_denominator(1001)
     stream = target.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "23"})

@@ -17,6 +17,7 @@ from vlm.data.decoding.video import as_displayed
 _SEEKABLE = frozenset({"mov", "matroska", "webm"})
 _LONGEST_WALK = 1500
 _QUALITY = 82
+_ODDEST = 5.0
 
 
 def save_strip(path: str, times_s: Sequence[float], width: int, out: Path) -> dict[str, Any]:
@@ -38,9 +39,29 @@ def save_strip(path: str, times_s: Sequence[float], width: int, out: Path) -> di
     height = round(width * 9 / 16)
     strip = Image.new("RGB", (width * len(times_s), height))
     for number, pixels in enumerate(_frames(path, times_s)):
-        strip.paste(_cell(Image.fromarray(pixels), (width, height)), (number * width, 0))
+        frame = Image.fromarray(pixels)
+        if number == 0:
+            shape = pixel_shape(path, frame.width)
+        frame = frame.resize((max(1, round(frame.width * shape)), frame.height)) if shape != 1 else frame
+        strip.paste(_cell(frame, (width, height)), (number * width, 0))
     strip.save(out, "JPEG", quality=_QUALITY, optimize=True)
     return {"width": strip.width, "height": strip.height}
+
+
+def pixel_shape(path: str, width: int) -> float:
+    """Return how many times wider than high a video's pixels are to be shown, 1 for most videos.
+
+    Args:
+        path: The video.
+        width: Of its frames as displayed, in pixels; tells whether they are turned.
+    """
+    with open_container(path, DecodeLimits()) as container:
+        stream = video_stream(container, path, DecodeLimits())
+        ratio = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
+        is_turned = width != stream.codec_context.width
+    if not 1 / _ODDEST <= ratio <= _ODDEST:
+        return 1.0
+    return 1 / ratio if is_turned else ratio
 
 
 def _cell(frame: Image.Image, size: tuple[int, int]) -> Image.Image:
