@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from vlm.data.decoding.image import read_image
 from vlm.errors import CapabilityError, DataError, InvalidInput
-from vlm.retrieval.backends import open_backend
+from vlm.retrieval.backends import Backend, open_backend
 from vlm.retrieval.filters import parse_filter
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, decode_files
@@ -65,18 +65,26 @@ class Searcher:
         index: The index; `refresh` goes on to its newest generation.
         model: The model that made it.
         backend: ``exact``, ``faiss``, or ``auto``: FAISS if installed. They give the same hits.
+        around: Called with the backend of each generation, returns what is searched in its place.
 
     Raises:
         InvalidInput: The index was made by another model.
         CapabilityError: The model cannot search.
     """
 
-    def __init__(self, index: VideoIndex, model: VideoTextEncoder, *, backend: str = "auto") -> None:
+    def __init__(
+        self,
+        index: VideoIndex,
+        model: VideoTextEncoder,
+        *,
+        backend: str = "auto",
+        around: Callable[[Backend], Backend] | None = None,
+    ) -> None:
         index.check_model(model)
         if "search" not in model.capabilities:
             raise CapabilityError(f"model {model.name!r} ({model.kind}) cannot search")
         self.index, self.model = index, model
-        self._backend_name = backend
+        self._backend_name, self._around = backend, around
         self._open()
 
     def refresh(self) -> None:
@@ -164,7 +172,8 @@ class Searcher:
 
     def _open(self) -> None:
         self._vectors = LogVectors(self.index.log, self.index.files(), self.index.manifest.features.dim)
-        self._backend = open_backend(self._backend_name, self._vectors, self.index.folder / "ann")
+        backend = open_backend(self._backend_name, self._vectors, self.index.folder / "ann")
+        self._backend = backend if self._around is None else self._around(backend)
 
     def _encode(self, query: RawQuery) -> tuple[np.ndarray, TextFeatures | None]:
         """Return the query's vector (dim,) float32, and its text features if it is a text."""

@@ -11,6 +11,7 @@ from vlm.errors import DataError
 from vlm.retrieval.catalog import Catalog, VideoRow
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.searcher import Searcher
+from vlm.serving.batching import BatchingBackend
 from vlm.serving.transport.problems import NotFound, Problem
 from vlm.types import VideoTextEncoder
 
@@ -36,7 +37,7 @@ class Library:
     @classmethod
     def open(cls, folder: Path, model: VideoTextEncoder, backend: str) -> Library:
         """Open the newest generation of an index."""
-        searcher = Searcher(VideoIndex.open(folder), model, backend=backend)
+        searcher = Searcher(VideoIndex.open(folder), model, backend=backend, around=BatchingBackend)
         with Catalog.open(folder / _CATALOG) as catalog:
             roots = tuple(Path(os.path.realpath(os.fsdecode(root))) for root in catalog.roots())
         snapshot = searcher.index.snapshot

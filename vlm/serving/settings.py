@@ -27,7 +27,7 @@ class Limits:
         max_video_bytes: Size of an uploaded video.
         max_uploads: Uploads at the same time.
         max_clip_s: Seconds of video that may be prepared for playing at once.
-        num_searches: Searches at the same time.
+        num_searches: Searches at the same time; those without a filter share passes over the vectors.
         num_media_workers: Processes that decode and encode for viewers.
         max_waiting: Requests in line for each of these.
         timeout_s: Longest time that a request may wait and work.
@@ -45,7 +45,7 @@ class Limits:
     max_video_bytes: int = 512 << 20
     max_uploads: int = 4
     max_clip_s: float = 120.0
-    num_searches: int = 2 * (os.cpu_count() or 1)
+    num_searches: int = 32
     num_media_workers: int = max(1, min(4, (os.cpu_count() or 1) // 2))
     max_waiting: int = 64
     timeout_s: float = 30.0
