@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("index", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME")
-    parser.add_argument("--text", default="a red 3 moves left")
+    parser.add_argument("--text", default="a red digit moves right")
     parser.add_argument("--question", default="which way does the red 3 move")
     parser.add_argument("--choices", default="left\nright\nup\ndown")
     arguments = parser.parse_args()

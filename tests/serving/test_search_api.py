@@ -8,6 +8,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from vlm import Client
@@ -180,6 +182,42 @@ def test_bad_requests_get_a_reason(site, body) -> None:
 def test_bad_json_gets_a_reason(site, content) -> None:
     reply = site.post("/api/search", content, Content_Type="application/json")
     assert reply.status == 400, reply.body
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = [
+    "text",
+    "query_id",
+    "top_k",
+    "offset",
+    "rerank",
+    "where",
+    "video_id",
+    "start_s",
+    "question",
+    "choices",
+]
+SANE = st.sampled_from(["red", 1, 0.5, ["red", "blue"], "duration_s > 2", 1000])
+
+
+@settings(max_examples=120)
+@given(
+    path=st.sampled_from(["/api/search", "/api/similar", "/api/ask", "/api/ingest"]),
+    body=st.dictionaries(st.sampled_from([*FIELDS, "folder", "x"]), SANE | JSON, max_size=5),
+)
+def test_no_body_makes_the_server_fail(site, path, body) -> None:
+    try:
+        content = json.dumps(body).encode()
+    except ValueError:
+        return
+    reply = site.post(path, content, Content_Type="application/json")
+    assert reply.status < 500, (path, body, reply.body)
+    if reply.status >= 400:
+        assert set(reply.json) == {"error"}
 
 
 def test_huge_bodies_are_refused_before_they_are_read(site) -> None:

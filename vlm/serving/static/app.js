@@ -26,7 +26,8 @@ const handlers = { onOpen: (hit) => player.open(hit), onSimilar: findSimilar };
 
 async function loadInfo() {
   about = await api.info();
-  byId("stats").textContent = `${counted(about.num_videos, "video")} · ${length(about.duration_s)} · ${about.model_name}`;
+  const rejected = about.num_rejected ? ` · ${about.num_rejected.toLocaleString("en")} rejected` : "";
+  byId("stats").textContent = `${counted(about.num_videos, "video")} · ${length(about.duration_s)}${rejected} · ${about.model_name}`;
   byId("open-ingest").hidden = about.ingest_folders.length === 0;
   byId("player-ask").hidden = !about.capabilities.includes("choose");
   byId("rerank-area").hidden = !about.capabilities.includes("rerank");
