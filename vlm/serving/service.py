@@ -26,7 +26,7 @@ from vlm.serving.transport.problems import NotFound, Problem
 from vlm.types import Hit, VideoTextEncoder
 
 Result = TypeVar("Result")
-_KEPT_QUERIES = 4096
+_KEPT_QUERIES = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -75,11 +75,12 @@ class FileCache:
             temporary = self.folder / f"{_TEMPORARY}{name}"
             try:
                 facts = produce(temporary)
-                added = temporary.stat().st_size
                 temporary.replace(self.folder / name)
                 # what it is comes last: without it the file does not count
-                (self.folder / f"{_TEMPORARY}{name}.json").write_text(json.dumps(facts))
-                (self.folder / f"{_TEMPORARY}{name}.json").replace(self.folder / f"{name}.json")
+                described = self.folder / f"{_TEMPORARY}{name}.json"
+                described.write_text(json.dumps(facts))
+                added = _size(self.folder / name) + _size(described)
+                described.replace(self.folder / f"{name}.json")
             except OSError as error:
                 raise NoSpaceError(f"{self.folder}: cannot be written ({error.strerror})") from error
             finally:
@@ -98,9 +99,9 @@ class FileCache:
         for _, path in aged:
             if self._size <= self._max_bytes * 0.9:
                 return
-            self._size -= _size(path)
-            path.unlink(missing_ok=True)
-            path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+            for file in (path, path.with_name(f"{path.name}.json")):
+                self._size -= _size(file)
+                file.unlink(missing_ok=True)
 
 
 def _name(what: tuple[object, ...], suffix: str) -> str:
@@ -109,7 +110,8 @@ def _name(what: tuple[object, ...], suffix: str) -> str:
 
 def _size(path: Path) -> int:
     with suppress(OSError):
-        return path.stat().st_size
+        found = path.stat()
+        return max(found.st_size, 512 * found.st_blocks)  # small files take whole blocks
     return 0
 
 
