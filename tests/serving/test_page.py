@@ -204,6 +204,43 @@ def test_more_like_this_leaves_the_video_out(site, open_page, ids) -> None:
     until(page, "document.querySelectorAll('.card:not(.skeleton)').length === 5")
 
 
+def test_the_pointer_looks_into_a_moment(site, open_page, ids) -> None:
+    page = open_page(site.address)
+    search(page, "red")
+    shot = page.locator(f".card[data-video='{ids['red']}'] .shot")
+    box = shot.bounding_box()
+    page.mouse.move(box["x"] + 4, box["y"] + 40)
+    page.mouse.move(box["x"] + 8, box["y"] + 40)
+    page.wait_for_selector(f".card[data-video='{ids['red']}'] .strip.on")
+    place = f"document.querySelector(\".card[data-video='{ids['red']}'] .strip\").style.backgroundPosition"
+    first = page.evaluate(place)
+    page.mouse.move(box["x"] + box["width"] - 6, box["y"] + 40)
+    until(page, f"{place} !== '{first}'")
+    assert page.evaluate(place).startswith("100%")
+    page.mouse.move(2, 2)
+    until(page, "!document.querySelector('.strip.on')")
+
+
+def test_more_moments_are_shown_on_demand(
+    serving, model, model_source, write_clip, open_page, tmp_path
+) -> None:
+    from vlm.retrieval import VideoIndex
+
+    for number in range(27):
+        write_clip(tmp_path / "films" / f"{number}.mp4", [(("red", "green", "blue")[number % 3], 0.3)])
+    VideoIndex.create(tmp_path / "index", model, source=model_source).add([tmp_path / "films"], model=model)
+    with serving(tmp_path / "index", tmp_path / "cache") as site:
+        page = open_page(site.address)
+        search(page, "red")
+        assert cards(page).count() == 24
+        page.get_by_role("button", name="Show more").click()
+        until(page, "document.querySelectorAll('.card:not(.skeleton)').length === 27")
+        assert not page.locator("#more").is_visible()
+        shown = page.eval_on_selector_all(".card", "cards => cards.map(card => card.dataset.video)")
+        assert len(set(shown)) == 27
+        assert page.evaluate("document.activeElement.closest('.card').dataset.video") == shown[24]
+
+
 def test_a_question_is_answered_with_its_moment(site, open_page) -> None:
     page = open_page(site.address)
     page.get_by_role("button", name="Ask", exact=True).click()
