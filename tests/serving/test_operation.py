@@ -232,6 +232,19 @@ def test_mistakes_have_their_exit_codes(index, tmp_path, capsys) -> None:
     assert main(["serve", str(index), "--token-file", str(tmp_path / "empty")]) == 4
 
 
+def test_without_its_libraries_the_command_says_what_to_install(index, monkeypatch, capsys) -> None:
+    import importlib.util
+
+    from vlm.cli import main
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "uvicorn" else real(name, *a)
+    )
+    assert main(["serve", str(index)]) == 4
+    assert "pip install 'videomamba-vlm[serve]'" in capsys.readouterr().err
+
+
 def test_the_client_is_light() -> None:
     code = (
         "import sys, vlm; vlm.Client('http://127.0.0.1:1'); "

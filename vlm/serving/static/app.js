@@ -85,7 +85,7 @@ function showChipImage() {
   const image = byId("chip-image");
   if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
   image.hidden = true;
-  if (query.like) image.src = api.thumbnail(query.like, 160);
+  if (query.like) image.src = api.thumbnail(query.like);
   else if (query.file && api.kindOf(query.file) === "image") image.src = URL.createObjectURL(query.file);
   else return;
   image.hidden = false;
