@@ -29,7 +29,7 @@ def test_a_listener_hears_every_step_and_then_no_more(monkeypatch):
     with progress.listening(lambda *step: heard.append(step)):
         list(progress.track("ab", "letters"))
     list(progress.track("cd", "others"))
-    assert heard == [("letters", 1, 2), ("letters", 2, 2)]
+    assert heard == [("letters", 0, 2), ("letters", 1, 2), ("letters", 2, 2)]
 
 
 def test_a_log_is_not_flooded(monkeypatch):

@@ -35,6 +35,8 @@ def progress_bar(
     """
     watched = sys.stderr.isatty()
     seconds = _SECONDS_BETWEEN_REDRAWS if watched else _SECONDS_BETWEEN_PLAIN_LINES
+    for listener in _listeners:
+        listener(description, initial, total)
     return _QuietTqdm(
         total=total,
         desc=description,
@@ -62,7 +64,7 @@ def track(
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Call ``listener(description, done, total)`` for every step of every bar, for programs that watch."""
+    """Call ``listener(description, done, total)`` at every bar's start and step, for programs that watch."""
     _listeners.append(listener)
     try:
         yield
