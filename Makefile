@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 DEMO_ARGS ?=
 BIN = $(VENV)/bin
-EXTRAS = faiss-cpu,train,lora,clip,dev
+EXTRAS = faiss-cpu,train,lora,clip,serve,browser,dev
 DEMO_EXTRAS =
 SOURCES = pyproject.toml constraints.txt .ci/install
 

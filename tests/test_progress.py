@@ -23,6 +23,15 @@ def test_items_pass_unchanged_and_a_log_gets_whole_lines(monkeypatch):
     assert "letter/s" in lines[-1]
 
 
+def test_a_listener_hears_every_step_and_then_no_more(monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    heard = []
+    with progress.listening(lambda *step: heard.append(step)):
+        list(progress.track("ab", "letters"))
+    list(progress.track("cd", "others"))
+    assert heard == [("letters", 0, 2), ("letters", 1, 2), ("letters", 2, 2)]
+
+
 def test_a_log_is_not_flooded(monkeypatch):
     log = io.StringIO()
     monkeypatch.setattr("sys.stderr", log)

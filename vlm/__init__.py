@@ -12,6 +12,7 @@ from typing import Any
 __version__ = "0.1.0.dev0"
 
 _PUBLIC = {
+    "Client": "vlm.serving.client",
     "Searcher": "vlm.retrieval",
     "VideoIndex": "vlm.retrieval",
     "load_model": "vlm.models",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from tqdm import tqdm
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from tqdm.std import tqdm as Bar
 
 Item = TypeVar("Item")
+Listener = Callable[[str, float, float | None], object]
+_listeners: list[Listener] = []
 _SECONDS_BETWEEN_REDRAWS = 0.1
 _SECONDS_BETWEEN_PLAIN_LINES = 30.0
 
@@ -32,6 +35,8 @@ def progress_bar(
     """
     watched = sys.stderr.isatty()
     seconds = _SECONDS_BETWEEN_REDRAWS if watched else _SECONDS_BETWEEN_PLAIN_LINES
+    for listener in _listeners:
+        listener(description, initial, total)
     return _QuietTqdm(
         total=total,
         desc=description,
@@ -57,10 +62,26 @@ def track(
             bar.update()
 
 
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Call ``listener(description, done, total)`` at every bar's start and step, for programs that watch."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
 class _QuietTqdm(tqdm):  # type: ignore[type-arg]
     """A bar without tqdm's watching thread, which would have to survive forks and outlive the bar."""
 
     monitor_interval = 0
+
+    def update(self, n: float | None = 1) -> bool | None:
+        shown = super().update(n)
+        for listener in _listeners:
+            listener(self.desc, self.n, self.total)
+        return shown
 
 
 class _Lines:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vlm.cli import main
-from vlm.cli.contact_sheet import draw_contact_sheet
 from vlm.cli.demo import Outcome
+from vlm.cli.demo.contact_sheet import draw_contact_sheet
 from vlm.models import TextEncoderConfig, VideoMambaConfig, VideoTextConfig, VideoTextModel, save_model
 from vlm.text import build_tokenizer
 from vlm.types import Hit

@@ -143,6 +143,25 @@ def test_by_image_and_by_video(searcher, movies, tmp_path, clip, colours) -> Non
     assert searcher.search(tmp_path / "grey.png", top_k=1)
 
 
+def test_an_encoded_query_finds_what_the_query_finds(searcher, movies) -> None:
+    encoded = searcher.encode("red")
+    for options in ({}, {"rerank": 4}, {"where": "duration_s > 10"}):
+        assert searcher.search(encoded, **options) == searcher.search("red", **options)
+    assert searcher.search(searcher.encode(movies / "grey.mp4")) == searcher.search(movies / "grey.mp4")
+
+
+def test_a_segment_is_encoded_as_it_is_stored(searcher, colours) -> None:
+    (green,) = searcher.search("green", top_k=1)
+    assert green.start_s == 8.0
+    for start_s, colour in ((8.4, colours.green), (0.0, colours.red), (99.0, colours.blue)):
+        stored = searcher.encode_segment(green.video_id, start_s)
+        assert stored.vector == pytest.approx(np.array(colour) / 255, abs=0.03)
+    with pytest.raises(CapabilityError, match="only texts"):
+        searcher.search(searcher.encode_segment(green.video_id, 0.0), rerank=2)
+    with pytest.raises(InvalidInput, match="no video 'nobody'"):
+        searcher.encode_segment("nobody", 0.0)
+
+
 def test_queries_that_cannot_be_answered(searcher, tmp_path) -> None:
     (tmp_path / "x.png").write_text("no image")
     (tmp_path / "x.mp4").write_text("no video")

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "index": ("vlm.cli.index", "make and keep a searchable index of videos"),
     "models": ("vlm.cli.models", "list, pull, import, show and remove models"),
     "search": ("vlm.cli.search", "find the moment, by text, image or video"),
+    "serve": ("vlm.cli.serve", "serve an index: a web page and a REST interface"),
     "train": ("vlm.cli.train", "train a model from a configuration file"),
 }
 

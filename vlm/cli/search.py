@@ -45,9 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.top_k < 1 or arguments.rerank < 0:
         raise UsageError("--top-k must be at least 1 and --rerank at least 0")
     from vlm.cli.index import load
+    from vlm.data.decoding.image import read_image
     from vlm.retrieval.filters import parse_filter
     from vlm.retrieval.index import VideoIndex
-    from vlm.retrieval.searcher import Searcher, read_image
+    from vlm.retrieval.searcher import Searcher
 
     if arguments.where is not None:
         parse_filter(arguments.where)  # a slip is told before a model is loaded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vlm.data.decoding.image import read_image
 from vlm.errors import CapabilityError, DataError, InvalidInput
-from vlm.retrieval.backends import open_backend
+from vlm.retrieval.backends import Backend, open_backend
 from vlm.retrieval.filters import parse_filter
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, decode_files
@@ -25,11 +26,27 @@ from vlm.types import Hit, TextFeatures, VideoTextEncoder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Query = str | os.PathLike[str] | Image | np.ndarray
-
 MAX_QUERY_CHARACTERS = 20_000
 _IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _SEGMENTS_PER_HIT = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedQuery:
+    """A query that has been through the model, to be searched for more than once.
+
+    Attributes:
+        vector: (dim,) float32.
+        text: The features of a text, which reranking needs; None for pictures and moments.
+    """
+
+    vector: np.ndarray
+    text: TextFeatures | None = None
+
+
+if TYPE_CHECKING:
+    RawQuery = str | os.PathLike[str] | Image | np.ndarray
+    Query = RawQuery | EncodedQuery
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,18 +65,26 @@ class Searcher:
         index: The index; `refresh` goes on to its newest generation.
         model: The model that made it.
         backend: ``exact``, ``faiss``, or ``auto``: FAISS if installed. They give the same hits.
+        around: Called with the backend of each generation, returns what is searched in its place.
 
     Raises:
         InvalidInput: The index was made by another model.
         CapabilityError: The model cannot search.
     """
 
-    def __init__(self, index: VideoIndex, model: VideoTextEncoder, *, backend: str = "auto") -> None:
+    def __init__(
+        self,
+        index: VideoIndex,
+        model: VideoTextEncoder,
+        *,
+        backend: str = "auto",
+        around: Callable[[Backend], Backend] | None = None,
+    ) -> None:
         index.check_model(model)
         if "search" not in model.capabilities:
             raise CapabilityError(f"model {model.name!r} ({model.kind}) cannot search")
         self.index, self.model = index, model
-        self._backend_name = backend
+        self._backend_name, self._around = backend, around
         self._open()
 
     def refresh(self) -> None:
@@ -74,7 +99,8 @@ class Searcher:
         """Return the best moments, at most one of each video.
 
         Args:
-            query: A text; an image (PIL, or (h, w, 3) uint8 RGB); or the path of an image or video file.
+            query: A text; an image (PIL, or (h, w, 3) uint8 RGB); the path of an image or video file; or what
+                `encode` or `encode_segment` returned.
             top_k: How many videos to return at most.
             rerank: Score this many of the nearest segments again with the matching head (texts only). They
                 come first, as ``itm@k``; the others follow by embedding, as ``itc``.
@@ -87,13 +113,15 @@ class Searcher:
         """
         if top_k < 1 or rerank < 0:
             raise InvalidInput(f"expected top_k >= 1 and rerank >= 0, got {top_k} and {rerank}")
-        if rerank and not isinstance(query, str):
+        has_text = isinstance(query, str) or (isinstance(query, EncodedQuery) and query.text is not None)
+        if rerank and not has_text:
             raise CapabilityError("only texts can be reranked: the matching head compares a video and a text")
         if rerank and "rerank" not in self.model.capabilities:
             raise CapabilityError(
                 f"model {self.model.name!r} ({self.model.kind}) cannot rerank; leave it out"
             )
-        vector, text = self._encode(query)
+        encoded = self.encode(query)
+        vector, text = encoded.vector, encoded.text
         allowed = self._allowed(where)
         snapshot = self.index.snapshot
         found: list[_Found] = []
@@ -110,15 +138,44 @@ class Searcher:
             found += self._distinct(vector, top_k - len(found), allowed)
         return [self._hit(rank, segment) for rank, segment in enumerate(found, start=1)]
 
+    def encode(self, query: Query) -> EncodedQuery:
+        """Return what a query is compared by; this is the part of a search that runs the model.
+
+        Raises:
+            InvalidInput: The query is empty.
+            DataError: The image or video file cannot be read.
+        """
+        vector, text = (query.vector, query.text) if isinstance(query, EncodedQuery) else self._encode(query)
+        return EncodedQuery(vector=vector, text=text)
+
+    def encode_segment(self, video_id: str, start_s: float) -> EncodedQuery:
+        """Return the stored vector of an indexed segment, to find more like it.
+
+        Args:
+            video_id: A video of the index.
+            start_s: Where the segment begins, in seconds; the nearest beginning is taken.
+
+        Raises:
+            InvalidInput: The index holds no such video.
+        """
+        snapshot = self.index.snapshot
+        video = next((i for i, row in enumerate(snapshot.videos) if row.video_id == video_id), None)
+        if video is None:
+            raise InvalidInput(f"the index holds no video {video_id!r}")
+        rows = np.flatnonzero(snapshot.row_video == video)
+        nearest = int(np.argmin(np.abs(snapshot.row_bounds[rows, 0] - start_s)))
+        return EncodedQuery(vector=self._vectors.gather(rows[nearest : nearest + 1])[0].astype(np.float32))
+
     def unknown_words(self, query: str) -> list[str]:
         """Return the words of a text that the model cannot understand."""
         return self.model.unknown_words(query[:MAX_QUERY_CHARACTERS])
 
     def _open(self) -> None:
-        vectors = LogVectors(self.index.log, self.index.files(), self.index.manifest.features.dim)
-        self._backend = open_backend(self._backend_name, vectors, self.index.folder / "ann")
+        self._vectors = LogVectors(self.index.log, self.index.files(), self.index.manifest.features.dim)
+        backend = open_backend(self._backend_name, self._vectors, self.index.folder / "ann")
+        self._backend = backend if self._around is None else self._around(backend)
 
-    def _encode(self, query: Query) -> tuple[np.ndarray, TextFeatures | None]:
+    def _encode(self, query: RawQuery) -> tuple[np.ndarray, TextFeatures | None]:
         """Return the query's vector (dim,) float32, and its text features if it is a text."""
         import torch
 
@@ -227,28 +284,3 @@ class Searcher:
             if is_foreign
             else None,
         )
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read an image file as (height, width, 3) uint8 RGB, turned as its camera says.
-
-    Raises:
-        DataError: It is not an image, or too large to be an honest one.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such image", "missing") from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})", "undecodable") from error

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     _print_score(outcomes, scenes)
     _ask(searcher, scenes, places, index_folder)
     sheet = out / "contact-sheet.png"
-    from vlm.cli.contact_sheet import draw_contact_sheet
+    from vlm.cli.demo.contact_sheet import draw_contact_sheet
 
     draw_contact_sheet(outcomes[:_SHOWN_QUERIES], sheet)
     _say(f"\nlook at {sheet}; all of it took {time.perf_counter() - started:.0f} s")

@@ -1,0 +1,77 @@
+"""Searches that come together are one pass over the vectors: reading them is what costs, not comparing."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm.retrieval.backends import Backend
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """A query that waits, and what came of it."""
+
+    query: np.ndarray
+    top_k: int
+    found: tuple[np.ndarray, np.ndarray] | None = None
+    error: Exception | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.found is not None or self.error is not None
+
+
+class BatchingBackend:
+    """A backend that answers all that wait at once; each answer is the one it would get alone.
+
+    While one pass runs, further searches gather, and whoever is next makes the pass for all of them: a lone
+    search never waits. Filtered searches each look at other rows, so they run by themselves, a few at a time.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        self.name = inner.name
+        self._inner = inner
+        self._waiting: list[_Request] = []
+        self._changed, self._is_running = threading.Condition(), False
+        self._alone = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+    def search(
+        self, queries: np.ndarray, top_k: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best rows of each query; see `Backend.search`."""
+        if allowed is not None or len(queries) != 1:
+            with self._alone:
+                return self._inner.search(queries, top_k, allowed)
+        request = _Request(queries, top_k)
+        with self._changed:
+            self._waiting.append(request)
+            while self._is_running and not request.is_done:
+                self._changed.wait()
+            batch: list[_Request] = []
+            if not request.is_done:
+                batch, self._waiting, self._is_running = self._waiting, [], True
+        if batch:
+            self._run(batch)
+            with self._changed:
+                self._is_running = False
+                self._changed.notify_all()
+        if request.error is not None:
+            raise request.error
+        assert request.found is not None
+        return request.found
+
+    def _run(self, batch: list[_Request]) -> None:
+        try:
+            queries = np.concatenate([request.query for request in batch])
+            scores, rows = self._inner.search(queries, max(request.top_k for request in batch))
+        except Exception as error:
+            for request in batch:
+                request.error = error
+            return
+        for line, request in enumerate(batch):
+            part = slice(line, line + 1), slice(0, request.top_k)
+            request.found = scores[part], rows[part]

@@ -1,0 +1,204 @@
+"""What requests say and answers hold: checked field by field, nothing unknown let through."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vlm.errors import InvalidInput
+from vlm.serving.service import Page
+from vlm.serving.settings import Limits
+from vlm.types import Hit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchRequest:
+    """A search by words, or a further page of any search by its `query_id`."""
+
+    text: str | None = None
+    query_id: str | None = None
+    top_k: int = 10
+    offset: int = 0
+    rerank: int = 0
+    where: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UploadRequest:
+    """What the address of an upload may say."""
+
+    top_k: int = 10
+    where: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimilarRequest:
+    """More like a segment of an indexed video."""
+
+    video_id: str
+    start_s: float
+    top_k: int = 10
+    offset: int = 0
+    where: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskRequest:
+    """A question, with answers to choose from if there are any."""
+
+    question: str
+    choices: list[str] | None = None
+    video_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IngestRequest:
+    """One of the folders that the server was started with."""
+
+    folder: str
+
+
+def parse_search(values: Mapping[str, Any], limits: Limits) -> SearchRequest:
+    """Read a search.
+
+    Raises:
+        InvalidInput: A field is unknown, missing, of the wrong type or out of range.
+    """
+    _known(values, SearchRequest)
+    if (values.get("text") is None) == (values.get("query_id") is None):
+        raise InvalidInput("expected one of text and query_id")
+    return SearchRequest(
+        text=_optional_text(values, "text", limits.max_text),
+        query_id=_optional_text(values, "query_id", 64),
+        top_k=_integer(values, "top_k", 10, 1, limits.max_top_k),
+        offset=_integer(values, "offset", 0, 0, limits.max_top_k),
+        rerank=_integer(values, "rerank", 0, 0, limits.max_rerank),
+        where=_optional_text(values, "where", limits.max_where),
+    )
+
+
+def parse_upload(values: Mapping[str, str], limits: Limits) -> UploadRequest:
+    """Read the address of an upload; see `parse_search`."""
+    _known(values, UploadRequest)
+    numbers = {"top_k": _from_address(values, "top_k", "10")}
+    return UploadRequest(
+        top_k=_integer(numbers, "top_k", 10, 1, limits.max_top_k),
+        where=_optional_text(values, "where", limits.max_where),
+    )
+
+
+def parse_similar(values: Mapping[str, Any], limits: Limits) -> SimilarRequest:
+    """Read a wish for similar moments; see `parse_search`."""
+    _known(values, SimilarRequest)
+    return SimilarRequest(
+        video_id=_text(values, "video_id", 64),
+        start_s=_seconds(values, "start_s"),
+        top_k=_integer(values, "top_k", 10, 1, limits.max_top_k),
+        offset=_integer(values, "offset", 0, 0, limits.max_top_k),
+        where=_optional_text(values, "where", limits.max_where),
+    )
+
+
+def parse_ask(values: Mapping[str, Any], limits: Limits) -> AskRequest:
+    """Read a question; see `parse_search`."""
+    _known(values, AskRequest)
+    choices = values.get("choices")
+    if choices is not None:
+        if not isinstance(choices, list) or not 2 <= len(choices) <= limits.max_choices:
+            raise InvalidInput(f"choices: expected a list of 2 to {limits.max_choices} texts")
+        choices = [_text({"choices": choice}, "choices", limits.max_text) for choice in choices]
+    return AskRequest(
+        question=_text(values, "question", limits.max_text),
+        choices=choices,
+        video_id=_optional_text(values, "video_id", 64),
+    )
+
+
+def parse_ingest(values: Mapping[str, Any]) -> IngestRequest:
+    """Read which folder is to be indexed; see `parse_search`."""
+    _known(values, IngestRequest)
+    return IngestRequest(folder=_text(values, "folder", 100))
+
+
+def parse_span(values: Mapping[str, str], duration_s: float, max_s: float) -> tuple[float, float]:
+    """Read `start_s` and `end_s` from an address, clipped to the video; see `parse_search`."""
+    start, end = (_seconds({name: _number(values.get(name))}, name) for name in ("start_s", "end_s"))
+    start, end = min(start, duration_s), min(end, duration_s)
+    if not 0 < end - start <= max_s:
+        raise InvalidInput(f"expected 0 < end_s - start_s <= {max_s:g} within {duration_s:.3f} s of video")
+    return start, end
+
+
+def hit_values(hit: Hit) -> dict[str, Any]:
+    """Return a hit as JSON; a file name that is no text is written with escapes."""
+    values = dataclasses.asdict(hit)
+    values["path"] = hit.path.encode("utf-8", "backslashreplace").decode()
+    return values
+
+
+def page_values(page: Page, model_domain: str) -> dict[str, Any]:
+    """Return a page of hits as JSON."""
+    return {
+        "hits": [hit_values(hit) for hit in page.hits],
+        "generation": page.generation,
+        "next_offset": page.next_offset,
+        "query_id": page.query_id,
+        "unknown_words": list(page.unknown_words),
+        "notes": list(page.notes),
+        "model_domain": model_domain,
+    }
+
+
+def _known(values: Mapping[str, Any], request: type) -> None:
+    names = [field.name for field in dataclasses.fields(request)]
+    for name in values:
+        if name not in names:
+            near = difflib.get_close_matches(name[:100], names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+            raise InvalidInput(f"unknown field {name[:100]!r}; {hint}")
+
+
+def _text(values: Mapping[str, Any], name: str, longest: int) -> str:
+    value = values.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidInput(f"{name}: expected a text that is not empty")
+    if len(value) > longest:
+        raise InvalidInput(f"{name}: has {len(value)} characters, expected at most {longest}")
+    if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+        raise InvalidInput(f"{name}: holds characters that are no text")
+    return value
+
+
+def _optional_text(values: Mapping[str, Any], name: str, longest: int) -> str | None:
+    return None if values.get(name) is None else _text(values, name, longest)
+
+
+def _integer(values: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
+    value = values.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidInput(f"{name}: expected a whole number from {least} to {most}")
+    return value
+
+
+def _seconds(values: Mapping[str, Any], name: str) -> float:
+    value = values.get(name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1e9:
+        raise InvalidInput(f"{name}: expected seconds from the video's start, 0 or more")
+    return float(value)
+
+
+def _from_address(values: Mapping[str, str], name: str, default: str) -> Any:
+    text = values.get(name, default)
+    return int(text) if len(text) < 10 and text.isascii() and text.isdecimal() else text
+
+
+def _number(text: str | None) -> float:
+    try:
+        value = float((text or "")[:40])
+    except ValueError:
+        return math.nan
+    return value

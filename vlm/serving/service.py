@@ -1,0 +1,262 @@
+"""What the service does, free of HTTP: encode once, search in threads, go on to new generations."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from vlm.answering import Choices, choose, find_evidence
+from vlm.errors import InvalidInput
+from vlm.retrieval.filters import parse_filter
+from vlm.retrieval.searcher import EncodedQuery, Searcher
+from vlm.serving.library import Library
+from vlm.serving.settings import Limits
+from vlm.serving.transport.admission import Gate
+from vlm.serving.transport.metrics import Metrics
+from vlm.serving.transport.problems import NotFound, Problem
+from vlm.types import Hit, VideoTextEncoder
+
+Result = TypeVar("Result")
+_KEPT_QUERIES = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """Some hits of a search.
+
+    Attributes:
+        hits: Ranked over the whole search, not from the page's start.
+        generation: Of the index; pages of one search that name different generations may overlap.
+        next_offset: Where the next page begins; None if there is none.
+        query_id: Names the encoded query, so that the next page needs no upload.
+        unknown_words: Words of a text that the model cannot understand.
+        notes: What else is worth telling, such as that a text was cut.
+    """
+
+    hits: tuple[Hit, ...]
+    generation: int
+    next_offset: int | None
+    query_id: str
+    unknown_words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Known:
+    """An encoded query with what was said while it was encoded."""
+
+    encoded: EncodedQuery
+    unknown_words: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class SearchService:
+    """One index and its model, for many requests at once.
+
+    The model runs in one thread, whatever asks for it; searches that need no model run beside it.
+
+    Args:
+        folder: The index.
+        model: The model that made it.
+        backend: As for `Searcher`.
+        limits: How much at once.
+        metrics: Where stages and counts are noted.
+    """
+
+    def __init__(
+        self, folder: Path, model: VideoTextEncoder, *, backend: str, limits: Limits, metrics: Metrics
+    ) -> None:
+        self.model, self.limits = model, limits
+        self._folder, self._backend, self._metrics = folder, backend, metrics
+        self.encoder = Gate("encoding", 1, limits.max_waiting, limits.timeout_s)
+        self.scanner = Gate("searching", limits.num_searches, limits.max_waiting, limits.timeout_s)
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self.library = Library.open(folder, model, backend)
+
+    def close(self) -> None:
+        """Take no more work."""
+        self.encoder.close()
+        self.scanner.close()
+
+    def refresh(self) -> bool:
+        """Go on to the newest generation, if there is one; running requests keep theirs."""
+        if self.library.is_newest():
+            return False
+        self.library = Library.open(self._folder, self.model, self._backend)
+        return True
+
+    async def follow(self, every_s: float = 1.0) -> None:
+        """Keep going on to new generations until cancelled."""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await asyncio.to_thread(self.refresh)
+            except Exception:  # a writer may be in the middle of a repair: what is held stays good
+                self._metrics.count("index_refresh_failures_total")
+
+    async def search(
+        self,
+        text: str | None,
+        query_id: str | None,
+        *,
+        top_k: int,
+        offset: int,
+        rerank: int,
+        where: str | None,
+    ) -> Page:
+        """Search by a text, or by a query that was encoded before.
+
+        Raises:
+            Problem: The query is not known any more (410).
+            InvalidInput: The filter or a number cannot be used.
+            BusyError: Too many at once.
+        """
+        if where is not None:
+            parse_filter(where)
+        library = self.library
+        if text is not None:
+            query_id, known = await self._encoded("text", text.encode(), text, library.searcher)
+        else:
+            known = self._remembered(query_id or "")
+        return await self._page(library, known, query_id or "", top_k, offset, rerank, where)
+
+    async def search_upload(
+        self, kind: str, digest: bytes, query: Path | np.ndarray, *, top_k: int, where: str | None
+    ) -> Page:
+        """Search by an uploaded picture or video; `digest` is the hash of its bytes."""
+        if where is not None:
+            parse_filter(where)
+        library = self.library
+        query_id, known = await self._encoded(kind, digest, query, library.searcher)
+        return await self._page(library, known, query_id, top_k, 0, 0, where)
+
+    async def similar(
+        self, video_id: str, start_s: float, *, top_k: int, offset: int, where: str | None
+    ) -> Page:
+        """Return moments of other videos that are like an indexed one."""
+        if where is not None:
+            parse_filter(where)
+        library = self.library
+        library.video(video_id)
+        encoded = await self.scanner.run(library.searcher.encode_segment, video_id, start_s)
+        known = _Known(encoded=encoded, unknown_words=(), notes=())
+        query_id = self._remember(f"similar {video_id} {start_s!r}".encode(), known)
+        others = f"video_id != '{video_id}'" + (f" and ({where})" if where is not None else "")
+        return await self._page(library, known, query_id, top_k, offset, 0, others)
+
+    async def ask(
+        self, question: str, choices: Sequence[str] | None, video_id: str | None
+    ) -> tuple[Choices | None, Hit, tuple[str, ...]]:
+        """Return the judged choices, the moment that shows the answer, and the words nobody understood.
+
+        Without choices there is no answer, only the moment.
+        """
+        library = self.library
+        if video_id is not None:
+            library.video(video_id)
+        searcher = library.searcher
+
+        def answer() -> tuple[Choices | None, Hit]:
+            if choices is None:
+                return None, find_evidence(searcher, [question], video=video_id)
+            chosen = choose(searcher, question, choices, video=video_id)
+            return chosen, chosen.evidence
+
+        if not library.videos:
+            raise NotFound("video: the index is empty")
+        chosen, hit = await self._timed("ask", self.encoder.run(_quiet, answer))
+        words = [word for text in (question, *(choices or ())) for word in searcher.unknown_words(text)]
+        return chosen, hit, tuple(dict.fromkeys(words))
+
+    async def _page(
+        self,
+        library: Library,
+        known: _Known,
+        query_id: str,
+        top_k: int,
+        offset: int,
+        rerank: int,
+        where: str | None,
+    ) -> Page:
+        if offset + top_k > self.limits.max_top_k:
+            raise InvalidInput(f"expected offset + top_k <= {self.limits.max_top_k}, got {offset + top_k}")
+        # one more than asked for tells whether there is a next page
+        reach = min(offset + top_k + 1, self.limits.max_top_k)
+
+        def scan() -> list[Hit]:
+            return library.searcher.search(known.encoded, top_k=reach, rerank=rerank, where=where)
+
+        # the matching head is the model's, which has one thread
+        gate, stage = (self.encoder, "rerank") if rerank else (self.scanner, "scan")
+        hits = await self._timed(stage, gate.run(scan))
+        end = offset + top_k
+        return Page(
+            hits=tuple(hits[offset:end]),
+            generation=library.generation,
+            next_offset=end if len(hits) > end else None,
+            query_id=query_id,
+            unknown_words=known.unknown_words,
+            notes=known.notes,
+        )
+
+    async def _encoded(
+        self, kind: str, content: bytes, query: str | Path | np.ndarray, searcher: Searcher
+    ) -> tuple[str, _Known]:
+        key = _key(kind.encode() + b"\0" + content)
+        known = self._known.get(key)
+        self._metrics.count("query_cache_total", result="miss" if known is None else "hit", kind=kind)
+        if known is not None:
+            self._known.move_to_end(key)
+            return key, known
+
+        def encode() -> _Known:
+            notes: list[str] = []
+            encoded = _quiet(lambda: searcher.encode(query), notes)
+            words = searcher.unknown_words(query) if isinstance(query, str) else []
+            return _Known(encoded=encoded, unknown_words=tuple(words), notes=tuple(notes))
+
+        known = await self._timed("encode", self.encoder.run(encode))
+        return self._remember(kind.encode() + b"\0" + content, known), known
+
+    def _remember(self, content: bytes, known: _Known) -> str:
+        key = _key(content)
+        self._known[key] = known
+        while len(self._known) > _KEPT_QUERIES:
+            self._known.popitem(last=False)
+        return key
+
+    def _remembered(self, query_id: str) -> _Known:
+        known = self._known.get(query_id)
+        if known is None:
+            raise Problem(410, "query_gone", "this query is not remembered any more; send it again")
+        return known
+
+    async def _timed(self, stage: str, work: Awaitable[Result]) -> Result:
+        started = time.perf_counter()
+        try:
+            return await work
+        finally:
+            self._metrics.observe("search_stage_seconds", time.perf_counter() - started, stage=stage)
+
+
+def _key(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _quiet(work: Callable[[], Result], notes: list[str] | None = None) -> Result:
+    """Run with warnings caught and noted; only the encoder's thread does this, as it is not for several."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = work()
+    if notes is not None:
+        notes += [str(warning.message) for warning in caught]
+    return result

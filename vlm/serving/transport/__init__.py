@@ -1,0 +1,1 @@
+"""What any request passes: admission, security, bounded bodies, byte ranges, metrics, errors as answers."""
