@@ -1,0 +1,154 @@
+"""Giving space back: parts without the rows of removed videos, one generation in the place of all before.
+
+New parts are written beside the old ones, one transaction puts them in their place, and only then are the old
+ones removed. A reader of an older generation goes on with the vectors it has mapped, and is told to open the
+index again when it needs more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from vlm.crashes import crash_point
+from vlm.retrieval.catalog import Catalog, Changes, Rejection
+from vlm.retrieval.embedding import StoreTokens
+from vlm.retrieval.index import VideoIndex
+from vlm.retrieval.upkeep.copying import Part, copy_spans, read_parts
+from vlm.retrieval.vector_log import VectorLog
+
+# parts with fewer rows are joined with their neighbours
+_SMALL_ROWS = 128
+_PART_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compaction:
+    """What a compaction did: rows and generations dropped, and bytes of the log before and after."""
+
+    num_dropped_rows: int
+    num_dropped_generations: int
+    bytes_before: int
+    bytes_after: int
+    bytes_written: int
+
+
+def compact(index: VideoIndex) -> Compaction:
+    """Drop the rows of removed videos and all older generations.
+
+    Raises:
+        BusyError: Somebody else is writing this index.
+        NoSpaceError: There is no room for the parts that must be written again; nothing has changed.
+        IntegrityError: A part is damaged; see `repair`.
+    """
+    with index.writing() as catalog:
+        done = rewrite(catalog, index.log, index.manifest.features.store_tokens)
+    index.refresh()
+    return done
+
+
+def rewrite(
+    catalog: Catalog,
+    log: VectorLog,
+    store_tokens: StoreTokens,
+    *,
+    lost_parts: frozenset[int] = frozenset(),
+    always: bool = False,
+) -> Compaction:
+    """Compact an index whose writer lock is held.
+
+    Args:
+        catalog: Its catalogue.
+        log: Its vector log.
+        store_tokens: Which features it holds.
+        lost_parts: Parts that cannot be read. Videos with segments in one of them leave the index and are
+            listed as rejected (``damaged``), so that the next update embeds them again.
+        always: Write a new generation even if there is nothing to drop.
+    """
+    latest = catalog.latest()
+    parts = read_parts(catalog, latest.id)
+    videos = catalog.videos(latest.id)
+    lost = {span.video for part in parts if part.number in lost_parts for span in part.spans}
+    for part in parts:
+        part.spans = [span for span in part.spans if span.video not in lost]
+    num_rows = sum(part.num_rows for part in parts)
+    groups = list(_groups([part for part in parts if part.num_alive]))
+    old_files = [file for part in parts for file in part.files]
+    num_old = len(catalog.query("SELECT id FROM generations WHERE id BETWEEN 1 AND ?", (latest.id - 1,)))
+    size = sum(file.size_bytes for file in old_files)
+    num_kept = sum(len(group) == 1 and _is_whole(group[0]) for group in groups)
+    if num_kept == len(parts) and not num_old and not always:
+        return Compaction(
+            num_dropped_rows=0,
+            num_dropped_generations=0,
+            bytes_before=size,
+            bytes_after=size,
+            bytes_written=0,
+        )
+    try:
+        changes = _write(catalog, log, groups, store_tokens)
+    except BaseException:
+        # nothing refers to the new parts yet, and a full disk needs their room
+        log.sweep({file.name for file in old_files})
+        raise
+    changes.videos = [video for video in videos if video.row not in lost]
+    changes.rejected = [replace(rejection, row=0) for rejection in catalog.rejections(latest.id)]
+    changes.rejected += [_damage(video.path) for video in videos if video.row in lost]
+    changes.roots = list(catalog.roots())
+    kept = {video.path for video in changes.videos}
+    changes.seen = [(path, *state) for path, state in catalog.seen().items() if path in kept]
+    catalog.commit(changes, is_base=True)
+    catalog.shrink()
+    log.sweep({file.name for file in changes.files})
+    crash_point("after-sweep")
+    new = {file.name for file in changes.files} - {file.name for file in old_files}
+    return Compaction(
+        num_dropped_rows=num_rows - sum(span.num_rows for span in changes.spans),
+        num_dropped_generations=num_old,
+        bytes_before=size,
+        bytes_after=sum(file.size_bytes for file in changes.files),
+        bytes_written=sum(file.size_bytes for file in changes.files if file.name in new),
+    )
+
+
+def _is_whole(part: Part) -> bool:
+    return part.num_alive == part.num_rows
+
+
+def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Yield neighbours that become one new part; a single part without dead rows stays as it is."""
+    group: list[Part] = []
+    for part in parts:
+        size = sum(member.size_bytes for member in (*group, part))
+        is_settled = _is_whole(part) and part.num_rows >= _SMALL_ROWS
+        if group and (is_settled or size > _PART_BYTES):
+            yield group
+            group = []
+        group.append(part)
+        if is_settled:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _write(
+    catalog: Catalog, log: VectorLog, groups: Sequence[list[Part]], store_tokens: StoreTokens
+) -> Changes:
+    """Write the new parts; return them with those that stay, in row order."""
+    changes, number = Changes(), catalog.next_part()
+    for group in groups:
+        if len(group) == 1 and _is_whole(group[0]):
+            changes.files += group[0].files
+            changes.spans += group[0].spans
+            continue
+        files, spans = copy_spans(log, group, log, number, store_tokens)
+        changes.files += files
+        changes.spans += spans
+        number += 1
+    return changes
+
+
+def _damage(path: bytes) -> Rejection:
+    detail = "its stored vectors or token features were damaged; vlm index update embeds it again"
+    return Rejection(path=path, reason="damaged", detail=detail)
