@@ -36,7 +36,7 @@ class Faults:
     def __init__(self, monkeypatch, kind: str, number: int, code: int) -> None:
         self.kind, self.left, self.code, self.has_failed = kind, number, code, False
         for name in ("fsync", "replace"):
-            monkeypatch.setattr(durability, name, self.wrap(name, getattr(os, name)))
+            monkeypatch.setattr(os, name, self.wrap(name, getattr(os, name)))
         monkeypatch.setattr(durability.HashingWriter, "write", self.wrap("write", self.write))
 
     def wrap(self, name, call):

@@ -125,6 +125,23 @@ def test_decoded_clips_joined_by_hand(tmp_path, clip, colours) -> None:
     assert strongest == [0, 2, 2, 1]
 
 
+def test_joined_clips_of_the_digit_world(tmp_path) -> None:
+    # little changes from clip to clip: a few digits on black
+    from vlm.data.decoding import open_video
+    from vlm.world import sample_scene
+    from vlm.world.clips import write_clips
+
+    scenes = [sample_scene("train", 1, index) for index in range(5)]
+    write_clips(scenes, tmp_path)
+    clips = []
+    for scene in scenes:
+        with open_video(tmp_path / f"{scene.clip_id}.mp4") as video:
+            clips.append([frame for _, frame in video.iterate(sample_times(video.times_s))])
+    joined = [frame for clip in clips for frame in clip]
+    joins = np.cumsum([len(clip) for clip in clips])[:-1] / FRAMES_PER_SECOND
+    assert find_cuts(timed(joined)) == joins.tolist()
+
+
 def test_an_index_by_shots_finds_the_shot(tmp_path, clip, colours, make_encoder) -> None:
     model = make_encoder()
     clip(tmp_path / "v" / "a.mp4", [(colours.grey, 5), (colours.red, 3), (colours.grey, 6)])

@@ -186,8 +186,7 @@ class World:
 
     def step(self, kind: str) -> tuple[list[str], dict[str, str]]:
         """Change the world; return the command that follows it, and what the index must hold afterwards."""
-        words, after = getattr(self, kind)()
-        return words, after
+        return getattr(self, kind)()
 
     def build(self) -> tuple[list[str], dict[str, str]]:
         self.make(self.videos, self.rng.randint(4, 12))
@@ -361,6 +360,7 @@ def soak(out: Path, wanted: int, minutes: float, seed: int) -> int:
         work = out.with_suffix(f".{round_number}-{os.getpid()}")
         world = World(work, random.Random(f"{seed}/{round_number}"))
         for kind in ["build", *world.rng.choices(KINDS[1:], k=9)]:
+            kind = "add" if kind == "remove" and len(world.held) < 2 else kind
             points = [some_point(world.rng, kind) for _ in range(world.rng.randint(1, 3))]
             row = disturbed(world, kind, usual_s[kind], points)
             usual_s[kind] = (usual_s[kind] + row.pop("usual_s")) / 2

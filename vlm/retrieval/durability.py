@@ -23,8 +23,6 @@ from vlm.errors import BusyError, IntegrityError, NoSpaceError
 
 TEMPORARY_PREFIX = ".tmp-"
 _SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# named here so that tests can let each of them fail
-fsync, replace = os.fsync, os.replace
 
 
 class HashingWriter:
@@ -63,9 +61,9 @@ def write_durably(path: Path, produce: Callable[[HashingWriter], object]) -> tup
             produce(writer)
             crash_point("before-fsync")
             stream.flush()
-            fsync(stream.fileno())
+            os.fsync(stream.fileno())
         crash_point("before-rename")
-        replace(temporary, path)
+        os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
@@ -123,7 +121,7 @@ def sweep_temporaries(folder: Path) -> None:
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fsync(descriptor)
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
