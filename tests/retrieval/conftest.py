@@ -9,8 +9,10 @@ import hashlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -298,14 +300,16 @@ def serve() -> int:
 def main(arguments: list[str]) -> int:
     """Build an index through the command line, with the toy model in the place of a real one.
 
-    In the environment, `FILE_SIZE` limits the size of files, `PART_SEGMENTS` makes commits more frequent, and
-    `SLOW_S` makes the model slow.
+    In the environment, `FILE_SIZE` limits the size of files, `PART_SEGMENTS` makes commits more frequent,
+    `SLOW_S` makes the model slow, and `KILL_AFTER_S` ends it all.
     """
     import resource
 
     from vlm.cli import index as command
     from vlm.cli import main as vlm_main
 
+    if delay := os.environ.get("KILL_AFTER_S"):
+        threading.Timer(float(delay), os.kill, (os.getpid(), signal.SIGKILL)).start()
     if size := os.environ.get("FILE_SIZE"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), resource.RLIM_INFINITY))
     # vlm.retrieval.ingest.run by its module name: the package offers no such attribute before its import

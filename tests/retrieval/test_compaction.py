@@ -54,7 +54,7 @@ def test_drops_what_is_dead_and_nothing_else(folder, make_encoder, contents) -> 
 
 
 def test_parts_without_dead_rows_are_not_written_again(folder, movies, make_encoder, monkeypatch) -> None:
-    monkeypatch.setattr(compaction, "_SMALL_ROWS", 1)
+    monkeypatch.setattr(compaction, "_SMALL_BYTES", 1)
     index = VideoIndex.open(folder)
     before = {path: path.stat().st_mtime_ns for path in (folder / "vectors").iterdir()}
     dead = folder / "vectors" / "000003.npy"
@@ -70,7 +70,7 @@ def test_order_among_equal_scores_stays(tmp_path, clip, colours, make_encoder, m
     import vlm.retrieval.ingest.run as run
 
     monkeypatch.setattr(run, "PART_SEGMENTS", 2)
-    monkeypatch.setattr(compaction, "_SMALL_ROWS", 2)
+    monkeypatch.setattr(compaction, "_SMALL_BYTES", 1)
     model = make_encoder()
     for number in range(9):
         clip(tmp_path / "v" / f"{number}.mp4", [(colours.red, 1)])

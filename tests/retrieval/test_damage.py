@@ -137,6 +137,15 @@ def test_flips_in_the_catalogue_never_give_wrong_hits(folder, make_encoder) -> N
         path.write_bytes(content)
 
 
+def test_a_catalogue_that_lost_track_of_its_parts_does_not_sweep_them(folder) -> None:
+    index, parts = VideoIndex.open(folder), sorted(os.listdir(folder / "vectors"))
+    with Catalog.open(folder / "catalog.sqlite", write=True) as catalog:
+        catalog.query("UPDATE generations SET parts = replace(parts, '000001', '000009')")
+    with pytest.raises(IntegrityError, match=r"generation 1 are not the ones.*vlm index verify"):
+        index.remove([index.snapshot.videos[0].video_id])
+    assert sorted(os.listdir(folder / "vectors")) == parts
+
+
 def test_torn_vectors_are_an_error_not_a_wrong_hit(folder, make_encoder) -> None:
     path = next((folder / "vectors").glob("*.npy"))
     path.write_bytes(path.read_bytes()[:-7])

@@ -25,7 +25,7 @@ def made_up(soak, monkeypatch):
     """Decode and encode made-up videos, in parts so small that every command writes several."""
     monkeypatch.setattr("vlm.retrieval.ingest.run.decode_files", soak.decode_made_up)
     monkeypatch.setattr("vlm.retrieval.ingest.run.PART_SEGMENTS", 64)
-    monkeypatch.setattr("vlm.retrieval.upkeep.compaction._SMALL_ROWS", 64)
+    monkeypatch.setattr("vlm.retrieval.upkeep.compaction._SMALL_BYTES", 8000)
     monkeypatch.setattr("vlm.cli.index.load", lambda source: (soak.Encoder(), source))
     return soak
 
@@ -106,6 +106,7 @@ def test_every_call_may_fail(kind, call, code, exit_code, made_up, tmp_path, mon
     assert found == 0 and number > 1
 
 
+@pytest.mark.slow
 def test_killed_at_every_point_of_every_command(root, tmp_path, soak) -> None:
     values = run_soak(root, tmp_path, "--points")
     assert [row for row in values["rows"] if len(row["kills"]) != 1] == []

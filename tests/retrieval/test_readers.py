@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 READER = """
 import json, sys, time, pathlib
 import index as soak
@@ -45,6 +47,7 @@ print(json.dumps(states), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_readers_see_whole_generations_and_never_wait(tmp_path, root) -> None:
     folder, stop = tmp_path / "world", tmp_path / "stop"
     paths = os.pathsep.join((str(root), str(root / "tests" / "soak")))

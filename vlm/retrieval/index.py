@@ -347,7 +347,7 @@ class VideoIndex:
         """
         with WriterLock(self.folder), self._catalog(write=True) as catalog:
             sweep_temporaries(self.folder)
-            self.log.sweep({file.name for file in catalog.files(catalog.latest().id)})
+            self._sweep(catalog)
             try:
                 yield catalog
             except BaseException:
@@ -356,6 +356,13 @@ class VideoIndex:
                     catalog.seal()
                 raise
             catalog.seal()
+
+    def _sweep(self, catalog: Catalog) -> None:
+        known = {file.name for file in catalog.files(catalog.latest().id)}
+        # a damaged catalogue may not know its own parts, and what it does not know would be gone for good
+        if self.log.strays(known) and (problems := catalog.damaged(catalog.manifest_sha256())):
+            raise IntegrityError(f"{catalog.path}: {problems[0]}; run vlm index verify {self.folder}")
+        self.log.sweep(known)
 
     @contextmanager
     def held(self) -> Iterator[Catalog]:

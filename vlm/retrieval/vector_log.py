@@ -143,16 +143,15 @@ class VectorLog:
                 f"{self.folder / name}: {problem}; run vlm index verify {self.folder} --repair"
             )
 
-    def sweep(self, known: set[str]) -> list[str]:
-        """Remove parts that were written but never committed; only the holder of the lock may call this."""
-        removed = []
-        for kind in ("vectors", "tokens"):
-            for path in sorted((self.folder / kind).glob("*")):
-                name = f"{kind}/{path.name}"
-                if name not in known:
-                    path.unlink()
-                    removed.append(name)
-        return removed
+    def strays(self, known: set[str]) -> list[Path]:
+        """Return the files that no commit knows: a writer was killed before it, or is at work."""
+        paths = [path for kind in ("vectors", "tokens") for path in sorted((self.folder / kind).glob("*"))]
+        return [path for path in paths if f"{path.parent.name}/{path.name}" not in known]
+
+    def sweep(self, known: set[str]) -> None:
+        """Remove the strays; only the holder of the lock may call this, with a catalogue that is whole."""
+        for path in self.strays(known):
+            path.unlink()
 
 
 class LogVectors:

@@ -17,9 +17,8 @@ from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.upkeep.copying import Part, copy_spans, read_parts
 from vlm.retrieval.vector_log import VectorLog
 
-# parts with fewer rows are joined with their neighbours
-_SMALL_ROWS = 128
-_PART_BYTES = 64 << 20
+# smaller parts are joined with their neighbours, up to the larger size: a reader maps every part
+_SMALL_BYTES, _PART_BYTES = 16 << 20, 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +119,7 @@ def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
     group: list[Part] = []
     for part in parts:
         size = sum(member.size_bytes for member in (*group, part))
-        is_settled = _is_whole(part) and part.num_rows >= _SMALL_ROWS
+        is_settled = _is_whole(part) and part.size_bytes >= _SMALL_BYTES
         if group and (is_settled or size > _PART_BYTES):
             yield group
             group = []
