@@ -12,7 +12,7 @@ import pytest
 
 from vlm.errors import IntegrityError, InvalidInput
 from vlm.retrieval import Searcher, VideoIndex
-from vlm.retrieval.catalog import Catalog
+from vlm.retrieval.catalog import Catalog, Changes
 from vlm.retrieval.upkeep.compaction import compact
 from vlm.retrieval.upkeep.repair import repair
 from vlm.retrieval.upkeep.verification import verify_folder
@@ -135,6 +135,28 @@ def test_flips_in_the_catalogue_never_give_wrong_hits(folder, make_encoder) -> N
         except IntegrityError:
             pass
         path.write_bytes(content)
+
+
+def test_nothing_waits_in_the_log_of_writes_though_a_reader_is_there(folder) -> None:
+    with Catalog.open(folder / "catalog.sqlite") as reader:
+        reader.latest()
+        index = VideoIndex.open(folder)
+        index.remove([index.snapshot.videos[0].video_id])
+        assert (folder / "catalog.sqlite-wal").stat().st_size == 0
+    # one in the middle of a query keeps it from being emptied; then the seal tells of every loss in it
+    with Catalog.open(folder / "catalog.sqlite") as reader:
+        reader.hold(reader.latest())
+        with Catalog.open(folder / "catalog.sqlite", write=True) as writer:
+            writer.query("PRAGMA busy_timeout = 50")
+            writer.commit(Changes(seen=[(b"/somewhere", 1, 1, "")]))
+            writer.seal()
+        log = folder / "catalog.sqlite-wal"
+        content = log.read_bytes()
+    assert content and verify_folder(folder) == []
+    for position in range(0, len(content), len(content) // 60):
+        log.write_bytes(content[:position] + bytes([content[position] ^ 2]) + content[position + 1 :])
+        (folder / "catalog.sqlite-shm").unlink(missing_ok=True)
+        assert {finding.name for finding in verify_folder(folder)} == {"catalog.sqlite"}, position
 
 
 def test_a_catalogue_that_lost_track_of_its_parts_does_not_sweep_them(folder) -> None:

@@ -260,6 +260,10 @@ class Catalog:
             known = read_seal(self.path.parent)
             if (known.generation, known.digest) == (latest.id, latest.digest):
                 return
+        with _translated(self.path):
+            # nothing may wait in SQLite's log, where a damaged byte looks like a write that never ended; a
+            # reader in the middle of a query is waited for, a stopped one at most as long as the timeout
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         seal = Seal(
             generation=latest.id,
             digest=latest.digest,

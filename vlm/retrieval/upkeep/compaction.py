@@ -8,7 +8,7 @@ index again when it needs more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vlm.crashes import crash_point
 from vlm.retrieval.catalog import Catalog, Changes, Rejection
@@ -50,9 +50,7 @@ def rewrite(
     catalog: Catalog,
     log: VectorLog,
     store_tokens: StoreTokens,
-    *,
     lost_parts: frozenset[int] = frozenset(),
-    always: bool = False,
 ) -> Compaction:
     """Compact an index whose writer lock is held.
 
@@ -62,21 +60,17 @@ def rewrite(
         store_tokens: Which features it holds.
         lost_parts: Parts that cannot be read. Videos with segments in one of them leave the index and are
             listed as rejected (``damaged``), so that the next update embeds them again.
-        always: Write a new generation even if there is nothing to drop.
     """
-    latest = catalog.latest()
-    parts = read_parts(catalog, latest.id)
-    videos = catalog.videos(latest.id)
+    generation = catalog.latest().id
+    parts = read_parts(catalog, generation)
+    old_files = {file for part in parts for file in part.files}
     lost = {span.video for part in parts if part.number in lost_parts for span in part.spans}
     for part in parts:
         part.spans = [span for span in part.spans if span.video not in lost]
-    num_rows = sum(part.num_rows for part in parts)
     groups = list(_groups([part for part in parts if part.num_alive]))
-    old_files = [file for part in parts for file in part.files]
-    num_old = len(catalog.query("SELECT id FROM generations WHERE id BETWEEN 1 AND ?", (latest.id - 1,)))
-    size = sum(file.size_bytes for file in old_files)
-    num_kept = sum(len(group) == 1 and _is_whole(group[0]) for group in groups)
-    if num_kept == len(parts) and not num_old and not always:
+    num_old = len(catalog.query("SELECT id FROM generations WHERE id BETWEEN 1 AND ?", (generation - 1,)))
+    size = sum(part.size_bytes for part in parts)
+    if sum(len(group) == 1 and _is_whole(group[0]) for group in groups) == len(parts) and not num_old:
         return Compaction(
             num_dropped_rows=0,
             num_dropped_generations=0,
@@ -90,23 +84,18 @@ def rewrite(
         # nothing refers to the new parts yet, and a full disk needs their room
         log.sweep({file.name for file in old_files})
         raise
-    changes.videos = [video for video in videos if video.row not in lost]
-    changes.rejected = [replace(rejection, row=0) for rejection in catalog.rejections(latest.id)]
-    changes.rejected += [_damage(video.path) for video in videos if video.row in lost]
-    changes.roots = list(catalog.roots())
-    kept = {video.path for video in changes.videos}
-    changes.seen = [(path, *state) for path, state in catalog.seen().items() if path in kept]
+    _keep(catalog, generation, lost, changes)
     catalog.commit(changes, is_base=True)
     catalog.shrink()
     log.sweep({file.name for file in changes.files})
     crash_point("after-sweep")
-    new = {file.name for file in changes.files} - {file.name for file in old_files}
+    num_rows = sum(part.num_rows for part in parts) - sum(span.num_rows for span in changes.spans)
     return Compaction(
-        num_dropped_rows=num_rows - sum(span.num_rows for span in changes.spans),
+        num_dropped_rows=num_rows,
         num_dropped_generations=num_old,
         bytes_before=size,
         bytes_after=sum(file.size_bytes for file in changes.files),
-        bytes_written=sum(file.size_bytes for file in changes.files if file.name in new),
+        bytes_written=sum(file.size_bytes for file in changes.files if file not in old_files),
     )
 
 
@@ -148,6 +137,15 @@ def _write(
     return changes
 
 
-def _damage(path: bytes) -> Rejection:
-    detail = "its stored vectors or token features were damaged; vlm index update embeds it again"
-    return Rejection(path=path, reason="damaged", detail=detail)
+def _keep(catalog: Catalog, generation: int, lost: set[int], changes: Changes) -> None:
+    """Add to a base generation all that a generation holds beside its segments, but for lost videos."""
+    for video in catalog.videos(generation):
+        if video.row not in lost:
+            changes.videos.append(video)
+            continue
+        detail = "its stored vectors or token features were damaged; vlm index update embeds it again"
+        changes.rejected.append(Rejection(path=video.path, reason="damaged", detail=detail))
+    changes.rejected += catalog.rejections(generation)
+    changes.roots = list(catalog.roots())
+    kept = {video.path for video in changes.videos}
+    changes.seen = [(path, *state) for path, state in catalog.seen().items() if path in kept]
