@@ -116,6 +116,22 @@ def test_part_numbers_are_never_used_twice(folder, movies, make_encoder) -> None
     assert index.verify() == []
 
 
+def test_no_room_to_tidy_the_catalogue_is_no_failure(folder, contents, monkeypatch) -> None:
+    from vlm.errors import NoSpaceError
+    from vlm.retrieval.catalog import Catalog
+
+    def full(_: Catalog) -> None:
+        raise NoSpaceError("full")
+
+    before = contents(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "shrink", full)
+        assert compact(VideoIndex.open(folder)).num_dropped_rows == 5
+    index = VideoIndex.open(folder)
+    assert index.verify() == [] and contents(folder) == before
+    assert len(os.listdir(folder / "vectors")) == len(index.snapshot.parts)
+
+
 def test_an_empty_index(tmp_path, make_encoder) -> None:
     index = VideoIndex.create(tmp_path / "i", make_encoder())
     assert compact(index).bytes_after == 0

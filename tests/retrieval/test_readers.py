@@ -14,6 +14,7 @@ import json, sys, time, pathlib
 import index as soak
 from vlm.errors import BusyError
 from vlm.retrieval import Searcher, VideoIndex
+from vlm.retrieval.upkeep.verification import verify_folder
 folder, stop = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 model, seen, slowest, told = soak.Encoder(), [], 0.0, 0
 searcher = Searcher(VideoIndex.open(folder), model, backend="exact")
@@ -25,6 +26,7 @@ while not stop.exists():
         hits = searcher.search("anything", top_k=1000)
         held = soak.contents(searcher.index)
         assert sorted(hit.path for hit in hits) == sorted(held), "a torn generation"
+        assert verify_folder(folder) == [], "a writer at work is taken for damage"
         seen.append([searcher.index.snapshot.generation.id, held])
     except BusyError:
         told += 1

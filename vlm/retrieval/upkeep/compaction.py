@@ -8,9 +8,11 @@ index again when it needs more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vlm.crashes import crash_point
+from vlm.errors import NoSpaceError
 from vlm.retrieval.catalog import Catalog, Changes, Rejection
 from vlm.retrieval.embedding import StoreTokens
 from vlm.retrieval.index import VideoIndex
@@ -86,9 +88,10 @@ def rewrite(
         raise
     _keep(catalog, generation, lost, changes)
     catalog.commit(changes, is_base=True)
-    catalog.shrink()
     log.sweep({file.name for file in changes.files})
     crash_point("after-sweep")
+    with suppress(NoSpaceError):  # the catalogue then keeps its free pages, and fills them first
+        catalog.shrink()
     num_rows = sum(part.num_rows for part in parts) - sum(span.num_rows for span in changes.spans)
     return Compaction(
         num_dropped_rows=num_rows,
