@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from vlm.crashes import crash_point
 from vlm.errors import NoSpaceError
+from vlm.progress import track
 from vlm.retrieval.catalog import Catalog, Changes, Rejection
 from vlm.retrieval.embedding import StoreTokens
 from vlm.retrieval.index import VideoIndex
@@ -128,7 +129,7 @@ def _write(
 ) -> Changes:
     """Write the new parts; return them with those that stay, in row order."""
     changes, number = Changes(), catalog.next_part()
-    for group in groups:
+    for group in track(groups, "compacting", unit="part"):
         if len(group) == 1 and _is_whole(group[0]):
             changes.files += group[0].files
             changes.spans += group[0].spans

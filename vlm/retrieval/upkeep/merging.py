@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vlm.crashes import crash_point
 from vlm.errors import IntegrityError, InvalidInput
+from vlm.progress import track
 from vlm.retrieval.catalog import Catalog, Changes, Rejection, Span, VideoRow
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.ingest.scanning import assign_video_id
@@ -94,7 +95,7 @@ class _Merging:
         number, changes = self._catalog.next_part(), context
         left = {row: video.num_segments for row, video in self._rows.items()}
         begun: set[int] = set()
-        for part in parts:
+        for part in track(parts, "merging", unit="part"):
             part.spans = [span for span in part.spans if span.video in self._rows]
             if not part.spans:
                 continue

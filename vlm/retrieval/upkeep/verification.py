@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from vlm.errors import IntegrityError, InvalidInput
+from vlm.progress import track
 from vlm.retrieval.backends import cache
 from vlm.retrieval.catalog import Catalog
 from vlm.retrieval.catalog.seal import NAME as SEAL
@@ -70,7 +71,8 @@ def _look(folder: Path) -> list[Finding]:
             files = catalog.files(catalog.latest().id)
     except (IntegrityError, InvalidInput) as error:
         return [*findings, Finding(name=CATALOG, problem=str(error))]
-    findings += [Finding(name=name, problem=text) for name, text in VectorLog(folder).damaged(files)]
+    for file in track(files, "verifying", unit="file"):
+        findings += [Finding(name=name, problem=text) for name, text in VectorLog(folder).damaged([file])]
     if (found := cache.damaged(folder / CACHE)) is not None:
         findings.append(Finding(name=f"{CACHE}/{found[0]}", problem=found[1], is_derived=True))
     return findings
