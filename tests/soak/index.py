@@ -141,7 +141,7 @@ def start(words: Sequence[str], log: Path, crash_at: str = "") -> int:
         os.dup2(stream.fileno(), 2)
     sys.stdout, sys.stderr = io.TextIOWrapper(os.fdopen(1, "wb")), io.TextIOWrapper(os.fdopen(2, "wb"))
     ingest.decode_files = decode_made_up
-    ingest.PART_SEGMENTS = 8
+    ingest.PART_SEGMENTS, ingest._LONGEST_PART = 8, 6
     compaction._SMALL_BYTES = 4000
     commands.load = lambda source: (Encoder(), source)
     code = vlm_main(words)

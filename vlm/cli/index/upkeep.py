@@ -58,7 +58,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         done = repair(folder)
         findings, lost, command = list(done.findings), list(done.lost), done.command
     else:
-        findings, lost, command = verify_folder(folder), [], None
+        findings, lost, command = verify_folder(folder, is_watched=True), [], None
     for finding in findings:
         print(f"{finding.name}: {finding.problem}", file=sys.stderr)
     if arguments.json:

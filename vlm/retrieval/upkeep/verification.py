@@ -18,11 +18,15 @@ MANIFEST, CATALOG, CACHE = "manifest.json", "catalog.sqlite", "ann"
 _ATTEMPTS = 5
 
 
-def verify_folder(folder: Path) -> list[Finding]:
+def verify_folder(folder: Path, *, is_watched: bool = False) -> list[Finding]:
     """Return what is wrong with an index folder, by file; empty if nothing is.
 
     A writer may be at work meanwhile. What a killed writer left is not damage; while the catalogue is not
     sealed again, its rows are vouched for, but not the unused bytes of its pages.
+
+    Args:
+        folder: The index.
+        is_watched: Show how far it is.
 
     Raises:
         InvalidInput: There is no index.
@@ -32,7 +36,7 @@ def verify_folder(folder: Path) -> list[Finding]:
     findings: list[Finding] = []
     for _ in range(_ATTEMPTS):
         before = _generation(folder)
-        findings = _look(folder)
+        findings = _look(folder, is_watched)
         # a writer that committed meanwhile may have removed or replaced what was being compared
         if not findings or _generation(folder) == before:
             break
@@ -48,7 +52,7 @@ def _generation(folder: Path) -> tuple[int, str] | None:
     return latest.id, latest.digest
 
 
-def _look(folder: Path) -> list[Finding]:
+def _look(folder: Path, is_watched: bool) -> list[Finding]:
     findings, seal = [], None
     try:
         seal = read_seal(folder)
@@ -71,7 +75,7 @@ def _look(folder: Path) -> list[Finding]:
             files = catalog.files(catalog.latest().id)
     except (IntegrityError, InvalidInput) as error:
         return [*findings, Finding(name=CATALOG, problem=str(error))]
-    for file in track(files, "verifying", unit="file"):
+    for file in track(files, "verifying", unit="file") if is_watched else files:
         findings += [Finding(name=name, problem=text) for name, text in VectorLog(folder).damaged([file])]
     if (found := cache.damaged(folder / CACHE)) is not None:
         findings.append(Finding(name=f"{CACHE}/{found[0]}", problem=found[1], is_derived=True))
