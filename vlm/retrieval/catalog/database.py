@@ -46,6 +46,7 @@ CREATE INDEX removals_generation ON removals(generation);
 CREATE TABLE manifest(content BLOB NOT NULL);
 CREATE TABLE seen(path BLOB PRIMARY KEY, size_bytes INTEGER, mtime_ns INTEGER, sha256 TEXT) WITHOUT ROWID;
 """
+_ATTEMPTS, _PAUSE_S = 20, 0.05
 _ALIVE = "generation <= :g AND id NOT IN (SELECT target FROM removals WHERE kind = '{}' AND generation <= :g)"
 
 
@@ -86,12 +87,9 @@ class Catalog:
             raise InvalidInput(f"{path.parent}: no index there (it has no {path.name}); run vlm index build")
         quoted = path.resolve().as_uri()
         with _translated(path):
-            mode = "rw" if write else "ro"
-            connection = sqlite3.connect(f"{quoted}?mode={mode}", uri=True, isolation_level=None, timeout=30)
             try:
-                connection.execute("SELECT max(id) FROM generations").fetchone()
+                connection = _connect(f"{quoted}?mode={'rw' if write else 'ro'}")
             except sqlite3.OperationalError:
-                connection.close()
                 log = path.with_name(f"{path.name}-wal")
                 if write or (log.exists() and log.stat().st_size):
                     raise
@@ -332,6 +330,24 @@ class Catalog:
             f"SELECT count(*) FROM rejected WHERE {_ALIVE.format('rejected')}", alive
         ).fetchone()
         return videos, segments, rejected
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    """Open a database that is there, trying for a second.
+
+    Whoever closes it last removes what its readers share, and one that opens it just then may miss it.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+        try:
+            connection.execute("SELECT max(id) FROM generations").fetchone()
+            break
+        except BaseException as error:
+            connection.close()
+            if not isinstance(error, sqlite3.OperationalError) or attempt == _ATTEMPTS:
+                raise
+            time.sleep(_PAUSE_S)
+    return connection
 
 
 @contextmanager
