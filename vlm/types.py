@@ -105,7 +105,8 @@ class Hit:
         start_s: Where the matching segment begins, in seconds.
         end_s: Where it ends, in seconds.
         score: The score that ranked it.
-        score_kind: ``itc`` (embedding), ``itm@k`` (matching head over the first k), ``dsl`` or ``bank``.
+        score_kind: ``itc`` (embedding), ``itc_mean`` (embedding, mean over the video's segments), ``itm@k``
+            (matching head over the first k), ``dsl`` or ``bank``.
         warning: Set when the hit must not be trusted, for example from the demo model on real videos.
     """
 

@@ -131,7 +131,7 @@ def test_bad_files_beside_a_good_one_are_listed_with_their_reasons(tmp_path, mod
     command = ["index", "build", str(folder), "--out", out, "--model", model, "--timeout", "10"]
     assert main(command) == 3
     printed = capsys.readouterr().out
-    assert f"1 added, 0 updated, 0 unchanged, 0 removed, {len(reasons)} rejected" in printed
+    assert f"1 added, 0 updated, 0 renamed, 0 unchanged, 0 removed, {len(reasons)} rejected" in printed
     for name, reason in reasons.items():
         assert f"rejected ({reason}): {folder / name}" in printed
     info = ask("index", "info", out)

@@ -78,7 +78,7 @@ def test_building_says_what_it_did_and_again_does_nothing(tmp_path, videos, mode
     command = ["index", "build", str(videos), "--out", str(tmp_path / "i"), "--model", model]
     assert main(command) == 0
     printed = capsys.readouterr()
-    assert "2 added, 0 updated, 0 unchanged, 0 removed, 0 rejected; 3 segments" in printed.out
+    assert "2 added, 0 updated, 0 renamed, 0 unchanged, 0 removed, 0 rejected; 3 segments" in printed.out
     assert "left alone: 1 .txt" in printed.err and "100%" in printed.err
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -251,7 +251,7 @@ def test_add_remove_update_verify(tmp_path, videos, model, capsys) -> None:
     assert json.loads(capsys.readouterr().out) == {"num_removed": 1, "num_videos": 2}
     clip.unlink()
     assert main(["index", "update", folder]) == 0
-    assert "1 added, 0 updated, 1 unchanged, 1 removed" in capsys.readouterr().out
+    assert "1 added, 0 updated, 0 renamed, 1 unchanged, 1 removed" in capsys.readouterr().out
     assert main(["index", "verify", folder]) == 0
     assert "as it was written" in capsys.readouterr().out
     part = sorted(Path(folder, "vectors").iterdir())[0]
@@ -259,7 +259,28 @@ def test_add_remove_update_verify(tmp_path, videos, model, capsys) -> None:
     assert main(["index", "verify", folder, "--json"]) == 5
     printed = capsys.readouterr()
     assert json.loads(printed.out)["damaged"][0]["name"] == f"vectors/{part.name}"
-    assert "restore them from a copy" in printed.err
+    assert "--repair mends what can be mended" in printed.err
+    assert main(["index", "verify", folder, "--repair"]) == 3
+    printed = capsys.readouterr().out
+    assert "1 videos have lost their vectors" in printed and f"vlm index update {folder}" in printed
+    assert main(["index", "update", folder]) == 0
+    assert "1 added" in capsys.readouterr().out
+    assert main(["index", "compact", folder]) == 0
+    assert main(["index", "verify", folder, "--repair"]) == 0
+    assert capsys.readouterr().out.endswith("every file is as it was written\n")
+
+
+def test_cut_at_shots(tmp_path, model, videos, capsys) -> None:
+    folder, clips = str(tmp_path / "i"), str(videos)
+    command = ["index", "build", clips, "--out", folder, "--model", model, "--segments", "shots"]
+    assert main(command) == 0
+    assert main([*command, "--rehash"]) == 0
+    assert main(["index", "info", folder]) == 0
+    assert "(shots)" in capsys.readouterr().out
+    assert main(command[:-2]) == 4
+    assert "was built with --segments shots, got even" in capsys.readouterr().err
+    assert main(["search", folder, "red", "--aggregate", "mean", "--json"]) == 0
+    assert {hit["score_kind"] for hit in json.loads(capsys.readouterr().out)} == {"itc_mean"}
 
 
 def test_a_locked_index_gives_75(index, videos, capsys) -> None:

@@ -6,15 +6,17 @@ Run as a program (`python conftest.py INDEX PATH...`) it builds an index with th
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,7 +134,7 @@ def colours() -> SimpleNamespace:
     return SimpleNamespace(**COLOURS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_encoder() -> type[ColourEncoder]:
     """The toy model's class."""
     return ColourEncoder
@@ -193,7 +195,7 @@ def contents(folder: Path) -> dict[str, str]:
         digest = hashlib.sha256(snapshot.row_bounds[rows].tobytes() + vectors.gather(rows).tobytes())
         for row in rows.tolist():
             part, inner = snapshot.locate(row)
-            digest.update(index.log.tokens(part, [inner], quantised=True).tobytes())
+            digest.update(index.log.tokens(part, [inner], quantised=True).restore().tobytes())
         assert video.video_id not in result
         assert len(rows) == video.num_segments
         result[video.video_id] = digest.hexdigest()
@@ -204,6 +206,30 @@ def contents(folder: Path) -> dict[str, str]:
 def contents_fixture() -> Callable[[Path], dict[str, str]]:
     """`contents`."""
     return contents
+
+
+@pytest.fixture(scope="session")
+def soak(root: Path) -> ModuleType:
+    """The soak program as a module: made-up videos, their decoder and encoder, what an index must hold."""
+    specification = importlib.util.spec_from_file_location("soak_index", root / "tests" / "soak" / "index.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def call_vlm(capsys, monkeypatch) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process with the toy model; return its exit code, output and messages."""
+    from vlm.cli import main as vlm_main
+
+    monkeypatch.setattr("vlm.cli.index.load", lambda source: (ColourEncoder(), source))
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = vlm_main(words)
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session")
@@ -274,14 +300,16 @@ def serve() -> int:
 def main(arguments: list[str]) -> int:
     """Build an index through the command line, with the toy model in the place of a real one.
 
-    In the environment, `FILE_SIZE` limits the size of files, `PART_SEGMENTS` makes commits more frequent, and
-    `SLOW_S` makes the model slow.
+    In the environment, `FILE_SIZE` limits the size of files, `PART_SEGMENTS` makes commits more frequent,
+    `SLOW_S` makes the model slow, and `KILL_AFTER_S` ends it all.
     """
     import resource
 
     from vlm.cli import index as command
     from vlm.cli import main as vlm_main
 
+    if delay := os.environ.get("KILL_AFTER_S"):
+        threading.Timer(float(delay), os.kill, (os.getpid(), signal.SIGKILL)).start()
     if size := os.environ.get("FILE_SIZE"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), resource.RLIM_INFINITY))
     # vlm.retrieval.ingest.run by its module name: the package offers no such attribute before its import

@@ -15,10 +15,14 @@ class Rows:
     def __init__(self, vectors: np.ndarray, key: str = "k") -> None:
         self.vectors, self.key = vectors.astype(np.float16), key
         self.num_rows, self.dim = vectors.shape
+        self.prefixes: dict[int, str] = {}
 
-    def blocks(self, max_rows):
-        for first in range(0, self.num_rows, min(max_rows, 37)):
-            yield first, self.vectors[first : first + min(max_rows, 37)]
+    def prefix_key(self, num_rows):
+        return self.key if num_rows == self.num_rows else self.prefixes.get(num_rows)
+
+    def blocks(self, max_rows, first=0):
+        for start in range(first, self.num_rows, min(max_rows, 37)):
+            yield start, self.vectors[start : start + min(max_rows, 37)]
 
     def gather(self, rows):
         return self.vectors[rows]
@@ -136,7 +140,8 @@ class TestFaissCache:
         before = (tmp_path / "ann" / "flat.faiss").stat().st_mtime_ns
         self.check(rows, tmp_path / "ann")
         assert (tmp_path / "ann" / "flat.faiss").stat().st_mtime_ns == before
-        assert json.loads((tmp_path / "ann" / "flat.json").read_text())["key"] == "k"
+        _, label = (tmp_path / "ann" / "flat.json").read_text().split("\n")
+        assert json.loads(label)["key"] == "k"
 
     @pytest.mark.parametrize("name", ["flat.faiss", "flat.json"])
     def test_a_flipped_bit_anywhere_is_rebuilt(self, rows, tmp_path, name) -> None:
@@ -157,6 +162,20 @@ class TestFaissCache:
     def test_other_vectors_are_not_searched_with_it(self, rows, tmp_path) -> None:
         self.check(rows, tmp_path / "ann")
         self.check(Rows(rows.vectors[::-1].astype(np.float32), key="other"), tmp_path / "ann")
+
+    def test_a_small_addition_does_not_write_it_again(self, rows, tmp_path) -> None:
+        self.check(rows, tmp_path / "ann")
+        path = tmp_path / "ann" / "flat.faiss"
+        before = path.read_bytes()
+        rng = np.random.default_rng(6)
+        for count, is_kept in ((67, True), (70, False)):
+            more = np.concatenate([rows.vectors, rng.standard_normal((count - 60, 8)).astype(np.float16)])
+            grown = Rows(more, key=f"k{count}")
+            grown.prefixes = {60: "k"}
+            self.check(grown, tmp_path / "ann")
+            assert (path.read_bytes() == before) == is_kept
+        # vectors that begin otherwise are not searched with it
+        self.check(Rows(np.roll(more, 1, axis=0), key="rolled"), tmp_path / "ann")
 
     def test_a_place_that_cannot_be_written_is_no_obstacle(self, rows, tmp_path) -> None:
         (tmp_path / "ann").write_text("a file where the folder should be")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import time
@@ -72,6 +73,26 @@ def test_killed_and_run_again_equals_undisturbed(
     known = {file.name for file in index.files()}
     there = {str(p.relative_to(folder)) for kind in ("vectors", "tokens") for p in (folder / kind).iterdir()}
     assert there == known
+
+
+def test_killed_at_random_times_equals_undisturbed(
+    many, undisturbed, build_process, tmp_path, contents
+) -> None:
+    rng, held, num_kills = random.Random(8), {}, 0
+    for _ in range(8):
+        delay = f"{rng.uniform(0.02, 0.9):.3f}"
+        done = build_process(tmp_path / "i", many, PART_SEGMENTS="4", KILL_AFTER_S=delay, SLOW_S="0.02")
+        assert done.returncode in (-signal.SIGKILL, 3), done.stderr
+        num_kills += done.returncode != 3
+        if (tmp_path / "i" / "manifest.json").exists():
+            assert VideoIndex.open(tmp_path / "i").verify() == []
+            now = contents(tmp_path / "i")
+            assert held.items() <= now.items() <= undisturbed.items()
+            held = now
+    assert num_kills > 2
+    assert build_process(tmp_path / "i", many, PART_SEGMENTS="4").returncode == 3
+    assert contents(tmp_path / "i") == undisturbed
+    assert VideoIndex.open(tmp_path / "i").verify() == []
 
 
 @pytest.mark.parametrize("size", [100, 700, 5000, 40_000, 70_000])

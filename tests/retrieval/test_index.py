@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from vlm.errors import BusyError, CapabilityError, IntegrityError, InvalidInput
+from vlm.errors import BusyError, CapabilityError, InvalidInput
 from vlm.retrieval import Searcher, VideoIndex
 from vlm.retrieval.catalog import Catalog
 from vlm.retrieval.durability import WriterLock
@@ -280,75 +280,6 @@ class TestWriters:
         assert index.remove([]).num_removed == 0
 
 
-class TestDamage:
-    def test_every_flipped_byte_is_detected_and_its_file_named(self, built, tmp_path) -> None:
-        folder = shutil.copytree(built, tmp_path / "copy")
-        files = sorted(path for path in folder.rglob("*") if path.parent.name in ("vectors", "tokens"))
-        assert len(files) == 3
-        for path in files:
-            content = bytearray(path.read_bytes())
-            for position in {0, 9, 70, len(content) // 2, len(content) - 1}:
-                content[position] ^= 1
-                path.write_bytes(content)
-                findings = VideoIndex.open(folder).verify()
-                assert [finding.name for finding in findings] == [str(path.relative_to(folder))]
-                content[position] ^= 1
-            path.write_bytes(content[:-1])
-            assert "bytes, expected" in VideoIndex.open(folder).verify()[0].problem
-            path.unlink()
-            assert "cannot be read" in VideoIndex.open(folder).verify()[0].problem
-            path.write_bytes(content)
-        assert VideoIndex.open(folder).verify() == []
-
-    def test_the_manifest_is_vouched_for(self, index) -> None:
-        path = index.folder / "manifest.json"
-        path.write_bytes(path.read_bytes().replace(b'"open"', b'"0pen"'))
-        assert [finding.name for finding in index.verify()] == ["manifest.json"]
-        with pytest.raises(IntegrityError, match=r"manifest\.json: its content changed"):
-            VideoIndex.open(index.folder)
-
-    @pytest.mark.parametrize("statement", [
-        "UPDATE videos SET duration_s = 1 WHERE id = 1",
-        "UPDATE spans SET first_row = first_row + 1",
-        "DELETE FROM videos WHERE id = 2",
-        "DELETE FROM generations WHERE id = 0",
-        "UPDATE generations SET parts = replace(parts, '000001', '000002')",
-        "INSERT INTO removals(kind, target, generation) VALUES ('video', 1, 1)",
-    ])  # fmt: skip
-    def test_changed_rows_break_the_chain(self, index, statement) -> None:
-        with Catalog.open(index.folder / "catalog.sqlite", write=True) as catalog:
-            catalog.query(statement)
-        assert "catalog.sqlite" in {finding.name for finding in index.verify()}
-
-    def test_flips_all_over_the_catalogue_never_give_wrong_hits(self, built, tmp_path, make_encoder) -> None:
-        folder = shutil.copytree(built, tmp_path / "copy")
-        path, model = folder / "catalog.sqlite", make_encoder()
-        content = path.read_bytes()
-        used = [i for i in range(len(content)) if content[i]]
-        expected = [
-            Searcher(VideoIndex.open(folder), model, backend="exact").search(w) for w in ("red", "blue")
-        ]
-        rng, num_detected = np.random.default_rng(5), 0
-        for position in rng.choice(used, 150, replace=False).tolist():
-            path.write_bytes(content[:position] + bytes([content[position] ^ 16]) + content[position + 1 :])
-            try:
-                index = VideoIndex.open(folder)
-                detected = bool(index.verify())
-                hits = [Searcher(index, model, backend="exact").search(w) for w in ("red", "blue")]
-                # what verify does not see must not matter
-                assert detected or hits == expected
-            except IntegrityError:
-                detected = True
-            num_detected += detected
-        assert num_detected > 75
-
-    def test_torn_vectors_are_an_error_not_a_wrong_hit(self, index, make_encoder) -> None:
-        path = next((index.folder / "vectors").glob("*.npy"))
-        path.write_bytes(path.read_bytes()[:-7])
-        with pytest.raises(IntegrityError, match=r"vectors/000001\.npy.*vlm index verify"):
-            Searcher(index, make_encoder(), backend="exact").search("red")
-
-
 class TestPlaces:
     @pytest.mark.parametrize("make", [
         lambda path: None,
@@ -370,11 +301,11 @@ class TestPlaces:
         import hashlib
 
         path = index.folder / "manifest.json"
-        path.write_bytes(path.read_bytes().replace(b"vlm-index/1", b"vlm-index/9"))
+        path.write_bytes(path.read_bytes().replace(b"vlm-index/2", b"vlm-index/9"))
         with Catalog.open(index.folder / "catalog.sqlite", write=True) as catalog:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             catalog.query("UPDATE generations SET digest = ? WHERE id = 0", (digest,))
-        with pytest.raises(InvalidInput, match="expected format vlm-index/1, got 'vlm-index/9'"):
+        with pytest.raises(InvalidInput, match="expected format vlm-index/2, got 'vlm-index/9'"):
             VideoIndex.open(index.folder)
 
     def test_reading_needs_no_right_to_write(self, index, make_encoder) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlm.errors import CapabilityError, DataError, InvalidInput
 from vlm.retrieval import Searcher, VideoIndex
+from vlm.retrieval.vector_log import LogVectors
 from vlm.text import TruncationWarning
 
 
@@ -248,3 +249,27 @@ def test_with_a_real_model(tmp_path, movies, real_model) -> None:
     assert features.token_bytes / pooled.manifest.stride_s <= 60_000
     assert Searcher(pooled, real_model).search("a red thing", rerank=50)[0].score_kind == "itm@50"
     assert Searcher(pooled, real_model).search(np.zeros((9, 9, 3), np.uint8))
+
+
+def test_a_video_scores_as_its_best_segment_or_as_their_mean(built, make_encoder) -> None:
+    index, model = VideoIndex.open(built), make_encoder()
+    vectors = LogVectors(index.log, index.files(), index.manifest.features.dim)
+    rows = np.arange(vectors.num_rows)
+    query = model.encode_text(["red"]).embedding[0].numpy().astype(np.float64)
+    scores = vectors.gather(rows).astype(np.float64) @ query
+    owners = index.snapshot.row_video
+    for aggregate, combine in (("max", np.max), ("mean", np.mean)):
+        expected = {v.video_id: combine(scores[owners == i]) for i, v in enumerate(index.snapshot.videos)}
+        hits = Searcher(index, model, backend="exact").search("red", aggregate=aggregate)
+        assert [hit.video_id for hit in hits] == sorted(
+            expected, key=lambda name: -np.float32(expected[name])
+        )
+        np.testing.assert_allclose(
+            [hit.score for hit in hits], [expected[h.video_id] for h in hits], rtol=1e-6
+        )
+        assert {hit.score_kind for hit in hits} == {"itc" if aggregate == "max" else "itc_mean"}
+    # either way the hit plays at the best moment
+    best = {hit.video_id: hit.start_s for hit in Searcher(index, model).search("red")}
+    assert {hit.video_id: hit.start_s for hit in hits} == best
+    with pytest.raises(InvalidInput, match="mean without rerank"):
+        Searcher(index, model).search("red", rerank=3, aggregate="mean")

@@ -32,6 +32,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="score the N nearest segments again, slower and better",
     )
+    parser.add_argument(
+        "--aggregate",
+        choices=("max", "mean"),
+        default="max",
+        help="a video scores as its best segment, or as the mean of all (max)",
+    )
     parser.add_argument("--where", metavar="FILTER", help='only videos such as "duration_s > 60"')
     parser.add_argument("--model", metavar="SOURCE", help="where the index's model lies now")
     parser.add_argument("--backend", choices=("auto", "exact", "faiss"), default="auto", help="how to search")
@@ -62,7 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
     searcher = Searcher(index, model, backend=arguments.backend)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        hits = searcher.search(query, top_k=arguments.top_k, rerank=arguments.rerank, where=arguments.where)
+        hits = searcher.search(
+            query,
+            top_k=arguments.top_k,
+            rerank=arguments.rerank,
+            where=arguments.where,
+            aggregate=arguments.aggregate,
+        )
     for warning in caught:
         print(f"vlm: warning: {warning.message}", file=sys.stderr)
     if arguments.text is not None and (unknown := searcher.unknown_words(arguments.text)):

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-    "Report": "vlm.retrieval.index",
+    "Report": "vlm.retrieval.reports",
     "Searcher": "vlm.retrieval.searcher",
     "VideoIndex": "vlm.retrieval.index",
 }

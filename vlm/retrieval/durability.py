@@ -16,10 +16,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from vlm.crashes import crash_point
-from vlm.errors import BusyError, NoSpaceError
+from vlm.errors import BusyError, IntegrityError, NoSpaceError
 
 TEMPORARY_PREFIX = ".tmp-"
 _SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -63,7 +63,7 @@ def write_durably(path: Path, produce: Callable[[HashingWriter], object]) -> tup
             stream.flush()
             os.fsync(stream.fileno())
         crash_point("before-rename")
-        temporary.replace(path)
+        os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
@@ -71,6 +71,10 @@ def write_durably(path: Path, produce: Callable[[HashingWriter], object]) -> tup
         if isinstance(error, OSError) and error.errno in _SPACE_ERRORS:
             raise NoSpaceError(
                 f"{path}: no space left to write it; the index is unchanged. Free some space and run again"
+            ) from error
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            raise IntegrityError(
+                f"{path}: the disk cannot keep it ({error.strerror}); the index is unchanged. Check the disk"
             ) from error
         raise
     crash_point("after-rename")
@@ -80,6 +84,26 @@ def write_durably(path: Path, produce: Callable[[HashingWriter], object]) -> tup
 def write_bytes_durably(path: Path, content: bytes) -> tuple[str, int]:
     """Write `content` as `write_durably` does."""
     return write_durably(path, lambda stream: stream.write(content))
+
+
+def write_sealed(path: Path, values: dict[str, Any]) -> None:
+    """Write values as JSON behind a line with its hash, durably."""
+    content = json.dumps(values).encode()
+    write_bytes_durably(path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return what `write_sealed` wrote.
+
+    Raises:
+        OSError: It cannot be read.
+        IntegrityError: It is not what was written.
+    """
+    digest, _, content = path.read_bytes().partition(b"\n")
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        raise IntegrityError(f"{path}: its content changed (checksum mismatch)")
+    values: dict[str, Any] = json.loads(content)
+    return values
 
 
 def hash_file(path: Path) -> str:

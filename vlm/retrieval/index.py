@@ -2,72 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlm.config import build, to_dict
-from vlm.errors import ConfigError, IntegrityError, InvalidInput
-from vlm.retrieval.catalog import Catalog, Changes, Rejection, VideoRow
-from vlm.retrieval.durability import WriterLock, hash_file, sweep_temporaries, write_bytes_durably
+from vlm.errors import ConfigError, IntegrityError, InvalidInput, VlmError
+from vlm.retrieval.catalog import Catalog, Changes, VideoRow
+from vlm.retrieval.durability import WriterLock, sweep_temporaries, write_bytes_durably
 from vlm.retrieval.embedding import StoreTokens, choose_layout
+from vlm.retrieval.ingest.planning import plan_sources
 from vlm.retrieval.ingest.pool import DecodeSettings
-from vlm.retrieval.ingest.run import Ingest, Outcome
-from vlm.retrieval.ingest.scanning import plan_sources, scan_paths
+from vlm.retrieval.ingest.run import Ingest
+from vlm.retrieval.ingest.scanning import scan_paths
 from vlm.retrieval.manifest import FORMAT, Manifest, Snapshot, identify, load_snapshot
-from vlm.retrieval.vector_log import LogFile, VectorLog
+from vlm.retrieval.reports import Finding, Report, report_of
+from vlm.retrieval.segments import Segmentation
+from vlm.retrieval.upkeep.verification import verify_folder
+from vlm.retrieval.vector_log import LogFile, LogVectors, VectorLog
 from vlm.types import VideoTextEncoder
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """What a change of the index did.
-
-    Attributes:
-        num_added: New videos.
-        num_updated: Videos whose file had changed and was embedded again.
-        num_unchanged: Videos that were there already.
-        num_removed: Videos taken out.
-        num_segments: Segments embedded.
-        rejected: Files that could not be indexed, with path, reason and detail.
-        other_files: How many files of other kinds lay in the folders, by suffix.
-        duration_s: How long it took.
-    """
-
-    num_added: int = 0
-    num_updated: int = 0
-    num_unchanged: int = 0
-    num_removed: int = 0
-    num_segments: int = 0
-    rejected: tuple[Rejection, ...] = ()
-    other_files: dict[str, int] = field(default_factory=dict)
-    duration_s: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """Damage that a verification found: a file of the index, and what is wrong with it."""
-
-    name: str
-    problem: str
 
 
 class VideoIndex:
     """An index folder. Reading holds the generation that was newest at `open` or `refresh`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, manifest_sha256: str) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self.log = VectorLog(folder)
-        self._manifest_sha256 = manifest_sha256
         self._snapshot: Snapshot | None = None
         self.refresh()
 
@@ -88,10 +56,11 @@ class VideoIndex:
                 f"{folder}: no index there ({file.name}: {error.strerror}); run vlm index build"
             ) from error
         with Catalog.open(folder / "catalog.sqlite") as catalog:
-            expected = str(catalog.query("SELECT digest FROM generations WHERE id = 0")[0][0])
-        sha256 = hashlib.sha256(content).hexdigest()
-        if sha256 != expected:
-            raise IntegrityError(f"{file}: its content changed (checksum mismatch); restore it from a copy")
+            expected = catalog.manifest_sha256()
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise IntegrityError(
+                f"{file}: its content changed (checksum mismatch); run vlm index verify {folder} --repair"
+            )
         try:
             manifest = build(Manifest, json.loads(content), where=str(file))
         except (ValueError, ConfigError) as error:
@@ -100,7 +69,7 @@ class VideoIndex:
             raise InvalidInput(
                 f"{file}: expected format {FORMAT}, got {manifest.format!r}; rebuild the index"
             )
-        return cls(folder, manifest, sha256)
+        return cls(folder, manifest)
 
     @classmethod
     def create(
@@ -112,6 +81,7 @@ class VideoIndex:
         segment_s: float = 8.0,
         stride_s: float = 4.0,
         store_tokens: StoreTokens | None = None,
+        segmentation: Segmentation = "even",
     ) -> VideoIndex:
         """Make an empty index for a model.
 
@@ -122,21 +92,17 @@ class VideoIndex:
             segment_s: Length of a segment, in seconds.
             stride_s: From one segment's start to the next, in seconds.
             store_tokens: Which features to keep for reranking; see `choose_layout`.
+            segmentation: ``shots`` lets no segment cross from one shot into another.
 
         Raises:
             InvalidInput: The folder holds something else, or the stride leaves gaps.
             CapabilityError: The model cannot search, or cannot use stored tokens.
         """
-        folder = Path(os.path.abspath(path))
         if not 0 < stride_s <= segment_s:
             raise InvalidInput(
                 f"expected 0 < stride <= segment length, got a stride of {stride_s:g} s and segments of "
                 f"{segment_s:g} s"
             )
-        if folder.exists() and (
-            not folder.is_dir() or any(not _is_ours(entry) for entry in folder.iterdir())
-        ):
-            raise InvalidInput(f"{folder}: exists and is no index; choose another place for --out")
         manifest = Manifest(
             format=FORMAT,
             model=identify(model, source),
@@ -144,15 +110,30 @@ class VideoIndex:
             features=choose_layout(model, store_tokens, stride_s),
             segment_s=float(segment_s),
             stride_s=float(stride_s),
+            segmentation=segmentation,
         )
+        return cls.create_for(path, manifest)
+
+    @classmethod
+    def create_for(cls, path: Path | str, manifest: Manifest) -> VideoIndex:
+        """Make an empty index with a given manifest.
+
+        Raises:
+            InvalidInput: The folder holds something else.
+        """
+        folder = Path(os.path.abspath(path))
+        if folder.exists() and (
+            not folder.is_dir() or any(not _is_ours(entry) for entry in folder.iterdir())
+        ):
+            raise InvalidInput(f"{folder}: exists and is no index; choose another place for --out")
         folder.mkdir(parents=True, exist_ok=True)
         with WriterLock(folder):
             sweep_temporaries(folder)
             # the manifest comes last: with it the index exists, and a crash before is simply started over
-            for leftover in folder.glob("catalog.sqlite*"):
+            for leftover in folder.glob("catalog.*"):
                 leftover.unlink()
             content = json.dumps(to_dict(manifest), indent=2).encode() + b"\n"
-            Catalog.create(folder / "catalog.sqlite", hashlib.sha256(content).hexdigest())
+            Catalog.create(folder / "catalog.sqlite", content)
             write_bytes_durably(folder / "manifest.json", content)
         return cls.open(folder)
 
@@ -161,8 +142,8 @@ class VideoIndex:
         if self.refresh().generation.id:
             return
         with WriterLock(self.folder) as lock:
-            for name in ("manifest.json", "catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm"):
-                (self.folder / name).unlink(missing_ok=True)
+            for path in (self.folder / "manifest.json", *self.folder.glob("catalog.*")):
+                path.unlink(missing_ok=True)
             self.log.sweep(set())
             lock.path.unlink()
         for folder in (self.folder / "vectors", self.folder / "tokens", self.folder):
@@ -202,11 +183,13 @@ class VideoIndex:
         num_workers: int = 1,
         patience_s: float = 60.0,
         allow_narrow_model: bool = False,
+        rehash: bool = False,
+        drop_gone: bool = False,
     ) -> Report:
         """Index the videos among files and folders; what is there and unchanged is not embedded again.
 
-        Every video file is added, unchanged, or rejected with a reason. Work is committed as it goes: run it
-        again after an interruption and it continues.
+        Every video file is added, unchanged, renamed, or rejected with a reason. Work is committed as it
+        goes: run it again after an interruption and it continues.
 
         Args:
             paths: Files (taken whatever their names) and folders (searched for video files).
@@ -215,6 +198,8 @@ class VideoIndex:
             num_workers: Processes that decode.
             patience_s: Longest time that opening a file, or decoding one segment, may take.
             allow_narrow_model: Index videos that are not of the model's domain.
+            rehash: Compare contents even where size and modification time are as they were.
+            drop_gone: Remove the videos whose files are gone.
 
         Raises:
             InvalidInput: A path does not exist; the model is another one, or does not fit the videos.
@@ -225,9 +210,10 @@ class VideoIndex:
         scan = scan_paths(paths, exclude=self.folder)
         model = self._usable(model)
         started = time.monotonic()
-        with WriterLock(self.folder), self._catalog(write=True) as catalog:
-            self._clean(catalog)
-            new, unchanged, touched = plan_sources(catalog, scan.files)
+        with self.writing() as catalog:
+            plan = plan_sources(catalog, scan.files, rehash=rehash, drop_gone=drop_gone)
+            if plan.changes:
+                catalog.commit(plan.changes)
             ingest = Ingest(
                 catalog,
                 self.log,
@@ -237,14 +223,13 @@ class VideoIndex:
                 batch_size=batch_size,
                 allow_narrow_model=allow_narrow_model,
                 roots=[os.fsencode(os.path.abspath(path)) for path in paths],
-                touched=touched,
             )
-            outcome = ingest.run(new)
+            outcome = ingest.run(plan.new)
         self.refresh()
-        return _report(outcome, unchanged, dict(scan.other_files), started)
+        return report_of(outcome, plan, scan.other_files, time.monotonic() - started)
 
     def update(self, *, model: VideoTextEncoder | None = None, **options: Any) -> Report:
-        """Bring the index in line with the files and folders that were ever added: new, changed, gone.
+        """Bring the index in line with the files and folders that were ever added: new, changed, moved, gone.
 
         Raises:
             InvalidInput: One of those folders is gone as a whole (an unmounted disk looks like this).
@@ -258,10 +243,8 @@ class VideoIndex:
                 f"{missing[0]}: this folder is gone as a whole; if that is meant, remove its videos with "
                 "vlm index remove"
             )
-        gone = [video.video_id for video in self.snapshot.videos if not os.path.lexists(video.path)]
-        removed = self.remove(gone) if gone else Report()
-        report = self.add([root for root in roots if root.exists()], model=model, **options)
-        return dataclasses.replace(report, num_removed=removed.num_removed)
+        present = [root for root in roots if root.exists()]
+        return self.add(present, model=model, drop_gone=True, **options)
 
     def remove(self, ids: Iterable[str]) -> Report:
         """Take videos out of the index, by identifier or path; their files are not touched.
@@ -271,26 +254,27 @@ class VideoIndex:
             BusyError: Somebody else is writing this index.
         """
         started = time.monotonic()
-        with WriterLock(self.folder), self._catalog(write=True) as catalog:
-            self._clean(catalog)
+        with self.writing() as catalog:
             videos = catalog.videos(catalog.latest().id)
             by_name: dict[str | bytes, VideoRow] = {video.path: video for video in videos}
             by_name.update({video.video_id: video for video in videos})
-            rows = set()
+            roots, rows, removed_roots = catalog.roots(), set(), set()
             for name in ids:
                 video = by_name.get(name) or by_name.get(os.fsencode(os.path.abspath(name)))
                 if video is None:
                     raise InvalidInput(f"{self.folder}: holds no video {name!r}; vlm index info lists them")
                 rows.add(video.row)
+                if video.path in roots:
+                    removed_roots.add(roots[video.path])
             if rows:
-                catalog.commit(Changes(removed_videos=sorted(rows)))
+                catalog.commit(Changes(removed_videos=sorted(rows), removed_roots=sorted(removed_roots)))
         self.refresh()
         return Report(num_removed=len(rows), duration_s=time.monotonic() - started)
 
     def info(self) -> dict[str, Any]:
         """Return counts, the rejected files, and what the index was made with and for; JSON-ready."""
         snapshot, manifest = self.snapshot, self.manifest
-        with self._catalog() as catalog:
+        with self.held() as catalog:
             rejections = catalog.rejections(snapshot.generation.id)
             files = catalog.files(snapshot.generation.id)
         return {
@@ -308,16 +292,18 @@ class VideoIndex:
             "model_fingerprint": manifest.model.fingerprint,
             "segment_s": manifest.segment_s,
             "stride_s": manifest.stride_s,
+            "segmentation": manifest.segmentation,
             "dim": manifest.features.dim,
             "store_tokens": manifest.features.store_tokens,
             "token_bytes_per_segment": manifest.features.token_bytes,
             "size_bytes": sum(file.size_bytes for file in files),
+            "num_dead_segments": int(np.count_nonzero(~snapshot.alive)),
             "duration_s": sum(video.duration_s for video in snapshot.videos),
         }
 
     def rows_where(self, condition: str, values: Sequence[object]) -> np.ndarray:
         """Return the keys of videos that satisfy a condition of `vlm.retrieval.filters`."""
-        with self._catalog() as catalog:
+        with self.held() as catalog:
             rows = catalog.query(f"SELECT id FROM videos WHERE {condition}", list(values))
         return np.array([row for (row,) in rows], np.int64)
 
@@ -327,27 +313,63 @@ class VideoIndex:
         Returns:
             What is wrong, by file; empty if nothing is.
         """
-        findings = []
-        try:
-            if hash_file(self.folder / "manifest.json") != self._manifest_sha256:
-                findings.append(
-                    Finding(name="manifest.json", problem="its content changed (checksum mismatch)")
-                )
-            with self._catalog() as catalog:
-                findings += [
-                    Finding(name="catalog.sqlite", problem=text)
-                    for text in catalog.damaged(self._manifest_sha256)
-                ]
-                files = catalog.files(catalog.latest().id)
-        except IntegrityError as error:
-            return [*findings, Finding(name="catalog.sqlite", problem=str(error))]
-        findings += [Finding(name=name, problem=text) for name, text in self.log.damaged(files)]
-        return findings
+        return verify_folder(self.folder)
 
     def files(self) -> list[LogFile]:
         """Return the files of the vector log that this reader's generation consists of."""
-        with self._catalog() as catalog:
+        with self.held() as catalog:
             return catalog.files(self.snapshot.generation.id)
+
+    def vectors(self) -> LogVectors:
+        """Return all vectors of this reader's generation, to be read for as long as they are held.
+
+        Raises:
+            BusyError: It was compacted away; `refresh` goes on.
+            IntegrityError: A file is missing or not the array that was written.
+        """
+        try:
+            return LogVectors(self.log, self.files(), self.manifest.features.dim)
+        except IntegrityError:
+            self.check_held()
+            raise
+
+    def check_held(self) -> None:
+        """Raise BusyError if the generation that this reader holds was compacted away."""
+        with self.held():
+            pass
+
+    @contextmanager
+    def writing(self) -> Iterator[Catalog]:
+        """Give the catalogue to the only writer, swept of what a killed one left; seal it afterwards.
+
+        Raises:
+            BusyError: Somebody else is writing this index.
+        """
+        with WriterLock(self.folder), self._catalog(write=True) as catalog:
+            sweep_temporaries(self.folder)
+            self._sweep(catalog)
+            try:
+                yield catalog
+            except BaseException:
+                # what was committed stands; without a seal it is vouched for by its chain of digests
+                with suppress(VlmError, OSError):
+                    catalog.seal()
+                raise
+            catalog.seal()
+
+    def _sweep(self, catalog: Catalog) -> None:
+        known = {file.name for file in catalog.files(catalog.latest().id)}
+        # a damaged catalogue may not know its own parts, and what it does not know would be gone for good
+        if self.log.strays(known) and (problems := catalog.damaged(catalog.manifest_sha256())):
+            raise IntegrityError(f"{catalog.path}: {problems[0]}; run vlm index verify {self.folder}")
+        self.log.sweep(known)
+
+    @contextmanager
+    def held(self) -> Iterator[Catalog]:
+        """Give a catalogue in which this reader's generation is there."""
+        with self._catalog() as catalog:
+            catalog.hold(self.snapshot.generation)
+            yield catalog
 
     def _catalog(self, write: bool = False) -> Catalog:
         return Catalog.open(self.folder / "catalog.sqlite", write)
@@ -357,6 +379,7 @@ class VideoIndex:
             preprocessing=self.manifest.preprocessing,
             segment_s=self.manifest.segment_s,
             stride_s=self.manifest.stride_s,
+            segmentation=self.manifest.segmentation,
             patience_s=patience_s,
             num_workers=num_workers,
         )
@@ -369,24 +392,7 @@ class VideoIndex:
         self.check_model(model)
         return model
 
-    def _clean(self, catalog: Catalog) -> None:
-        """Remove what a killed writer left behind."""
-        known = {file.name for file in catalog.files(catalog.latest().id)}
-        self.log.sweep(known)
-
-
-def _report(outcome: Outcome, unchanged: int, other_files: dict[str, int], started: float) -> Report:
-    return Report(
-        num_added=outcome.num_added,
-        num_updated=outcome.num_updated,
-        num_unchanged=unchanged,
-        num_segments=outcome.num_segments,
-        rejected=tuple(outcome.rejected),
-        other_files=other_files,
-        duration_s=time.monotonic() - started,
-    )
-
 
 def _is_ours(entry: Path) -> bool:
     """Whether an entry of a folder may lie there when an index is created: leftovers of a killed creation."""
-    return entry.name == "writer.lock" or entry.name.startswith((".tmp-", "catalog.sqlite"))
+    return entry.name == "writer.lock" or entry.name.startswith((".tmp-", "catalog."))

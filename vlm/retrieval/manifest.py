@@ -9,9 +9,10 @@ import numpy as np
 from vlm.errors import IntegrityError
 from vlm.retrieval.catalog import Catalog, Generation, VideoRow
 from vlm.retrieval.embedding import FeatureLayout
+from vlm.retrieval.segments import Segmentation
 from vlm.types import Preprocessing, VideoTextEncoder
 
-FORMAT = "vlm-index/1"
+FORMAT = "vlm-index/2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +29,17 @@ class ModelIdentity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What never changes in an index; the content of ``manifest.json``."""
+    """What never changes in an index; the content of ``manifest.json``.
+
+    Attributes:
+        format: `FORMAT`.
+        model: Whose vectors they are.
+        preprocessing: How frames become its input.
+        features: What is stored of a segment.
+        segment_s: Longest segment, in seconds.
+        stride_s: From one start to the next, within a video or a shot, in seconds.
+        segmentation: Whether videos are cut evenly, or first where one shot ends and another begins.
+    """
 
     format: str
     model: ModelIdentity
@@ -36,6 +47,7 @@ class Manifest:
     features: FeatureLayout
     segment_s: float
     stride_s: float
+    segmentation: Segmentation = "even"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +59,7 @@ class Snapshot:
         videos: The videos in it.
         parts: (part, first row, rows) in row order.
         row_video: (rows,) position in `videos`, or -1 where the video was removed.
-        row_bounds: (rows, 2) start and end of each segment, in seconds.
+        row_bounds: (rows, 2) start and end of each segment, in seconds; 0 where the video was removed.
     """
 
     generation: Generation
@@ -107,9 +119,12 @@ def _assemble(catalog: Catalog, generation: Generation) -> Snapshot:
     row_video = np.full(num_rows, -1, np.int32)
     row_bounds = np.zeros((num_rows, 2), np.float64)
     for span in catalog.spans(generation.id):
+        # a renamed video and its former self lie in the same rows
+        if span.video not in position:
+            continue
         bounds = np.frombuffer(span.bounds, np.float64).reshape(-1, 2)
         first = first_of[span.part] + span.first_row
-        row_video[first : first + len(bounds)] = position.get(span.video, -1)
+        row_video[first : first + len(bounds)] = position[span.video]
         row_bounds[first : first + len(bounds)] = bounds
     return Snapshot(
         generation=generation, videos=videos, parts=parts, row_video=row_video, row_bounds=row_bounds

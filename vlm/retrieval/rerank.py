@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm.errors import IntegrityError
 from vlm.retrieval.embedding import FeatureLayout, encode_segments
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, decode_files
@@ -51,7 +52,12 @@ def _stored_tokens(index: VideoIndex, rows: Sequence[int]) -> Iterator[tuple[lis
     is_quantised = index.manifest.features.store_tokens == "pooled"
     for part, members in sorted(by_part.items()):
         group = [row for row, _ in members]
-        yield group, index.log.tokens(part, [inner for _, inner in members], is_quantised)
+        try:
+            tokens = index.log.tokens(part, [inner for _, inner in members], is_quantised)
+        except IntegrityError:
+            index.check_held()
+            raise
+        yield group, tokens.restore()
 
 
 def _encoded_tokens(

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from vlm.data.decoding.image import read_image
-from vlm.errors import CapabilityError, DataError, InvalidInput
+from vlm.errors import BusyError, CapabilityError, DataError, InvalidInput
 from vlm.retrieval.backends import Backend, open_backend
 from vlm.retrieval.filters import parse_filter
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, decode_files
 from vlm.retrieval.rerank import match_rows
-from vlm.retrieval.vector_log import LogVectors
 from vlm.text import TruncationWarning
 from vlm.types import Hit, TextFeatures, VideoTextEncoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Aggregate = Literal["max", "mean"]
 MAX_QUERY_CHARACTERS = 20_000
 _IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _SEGMENTS_PER_HIT = 4
@@ -94,7 +96,13 @@ class Searcher:
             self._open()
 
     def search(
-        self, query: Query, *, top_k: int = 10, rerank: int = 0, where: str | None = None
+        self,
+        query: Query,
+        *,
+        top_k: int = 10,
+        rerank: int = 0,
+        where: str | None = None,
+        aggregate: Aggregate = "max",
     ) -> list[Hit]:
         """Return the best moments, at most one of each video.
 
@@ -105,6 +113,9 @@ class Searcher:
             rerank: Score this many of the nearest segments again with the matching head (texts only). They
                 come first, as ``itm@k``; the others follow by embedding, as ``itc``.
             where: A filter on the videos, for example ``duration_s > 60 and path like '%holiday%'``.
+            aggregate: What a video scores: ``max``, as its best segment does (a moment is looked for), or
+                ``mean`` over its segments, as ``itc_mean`` (a subject is looked for). Either way the hit
+                plays at the best segment.
 
         Raises:
             InvalidInput: The query is empty, the filter cannot be read, or a number is out of range.
@@ -120,6 +131,8 @@ class Searcher:
             raise CapabilityError(
                 f"model {self.model.name!r} ({self.model.kind}) cannot rerank; leave it out"
             )
+        if aggregate not in ("max", "mean") or (rerank and aggregate == "mean"):
+            raise InvalidInput(f"expected aggregate max, or mean without rerank, got {aggregate!r}")
         encoded = self.encode(query)
         vector, text = encoded.vector, encoded.text
         allowed = self._allowed(where)
@@ -133,8 +146,10 @@ class Searcher:
             found.sort(key=lambda segment: (-segment.score, segment.row))
             # a reranked video is ranked by its reranked segments alone
             allowed = allowed & ~np.isin(snapshot.row_video, snapshot.row_video[list(logits)])
+        if aggregate == "mean":
+            found = self._by_mean(vector, allowed)
         found = self._best_of_each_video(found)[:top_k]
-        if len(found) < top_k:
+        if len(found) < top_k and aggregate == "max":
             found += self._distinct(vector, top_k - len(found), allowed)
         return [self._hit(rank, segment) for rank, segment in enumerate(found, start=1)]
 
@@ -171,7 +186,11 @@ class Searcher:
         return self.model.unknown_words(query[:MAX_QUERY_CHARACTERS])
 
     def _open(self) -> None:
-        self._vectors = LogVectors(self.index.log, self.index.files(), self.index.manifest.features.dim)
+        try:
+            self._vectors = self.index.vectors()
+        except BusyError:  # a compaction came between
+            self.index.refresh()
+            self._vectors = self.index.vectors()
         backend = open_backend(self._backend_name, self._vectors, self.index.folder / "ann")
         self._backend = backend if self._around is None else self._around(backend)
 
@@ -260,6 +279,21 @@ class Searcher:
             if len(found) >= top_k or count >= total:
                 return found[:top_k]
             count = min(count * 4, total)
+
+    def _by_mean(self, vector: np.ndarray, allowed: np.ndarray) -> list[_Found]:
+        """Return the best segment of each video with the mean over its segments, the best mean first."""
+        segments = self._nearest(vector, int(np.count_nonzero(allowed)), allowed)
+        owners = self.index.snapshot.row_video
+        scores: dict[int, list[float]] = defaultdict(list)
+        for segment in segments:
+            scores[int(owners[segment.row])].append(segment.score)
+        means = {video: math.fsum(values) / len(values) for video, values in scores.items()}
+        best = self._best_of_each_video(segments)
+        found = [
+            _Found(row=segment.row, score=means[int(owners[segment.row])], score_kind="itc_mean")
+            for segment in best
+        ]
+        return sorted(found, key=lambda segment: (-segment.score, segment.row))
 
     def _best_of_each_video(self, segments: Iterable[_Found]) -> list[_Found]:
         best: dict[int, _Found] = {}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
+
+Segmentation = Literal["even", "shots"]
 
 # a remainder shorter than this is rounding in the container, not footage worth a segment of its own
 _NEGLIGIBLE_S = 0.05

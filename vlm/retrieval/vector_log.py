@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,20 @@ class TokenBlock:
         """Return the features as float32."""
         values = self.values.astype(np.float32)
         return values if self.scale is None else values * self.scale[..., None].astype(np.float32)
+
+    def take(self, rows: Sequence[int]) -> TokenBlock:
+        """Return the features of some segments."""
+        scale = None if self.scale is None else self.scale[list(rows)]
+        return TokenBlock(values=self.values[list(rows)], scale=scale)
+
+    @classmethod
+    def join(cls, blocks: Sequence[TokenBlock]) -> TokenBlock:
+        """Return the features of all segments of some blocks, in order."""
+        scales = [block.scale for block in blocks if block.scale is not None]
+        return cls(
+            values=np.concatenate([block.values for block in blocks]),
+            scale=np.concatenate(scales) if scales else None,
+        )
 
 
 def quantise(tokens: NumpyArray) -> TokenBlock:
@@ -102,11 +117,11 @@ class VectorLog:
             raise IntegrityError(f"{path}: cannot be read ({error}); run vlm index verify") from error
         return array if rows is None else np.array(array[list(rows)])
 
-    def tokens(self, part: int, rows: Sequence[int], quantised: bool) -> NumpyArray:
-        """Return the token features (len(rows), tokens, width) float32 of some rows of a part."""
+    def tokens(self, part: int, rows: Sequence[int], quantised: bool) -> TokenBlock:
+        """Return the stored token features of some rows of a part."""
         values = self.read(f"tokens/{part:06d}.npy", rows)
         scale = self.read(f"tokens/{part:06d}.scale.npy", rows) if quantised else None
-        return TokenBlock(values=values, scale=scale).restore()
+        return TokenBlock(values=values, scale=scale)
 
     def damaged(self, files: Iterable[LogFile]) -> Iterator[tuple[str, str]]:
         """Yield (name, what is wrong) for every file that is not what was written."""
@@ -121,16 +136,22 @@ class VectorLog:
             except OSError as error:
                 yield file.name, f"cannot be read: {error.strerror}"
 
-    def sweep(self, known: set[str]) -> list[str]:
-        """Remove parts that were written but never committed; only the holder of the lock may call this."""
-        removed = []
-        for kind in ("vectors", "tokens"):
-            for path in sorted((self.folder / kind).glob("*")):
-                name = f"{kind}/{path.name}"
-                if name not in known:
-                    path.unlink()
-                    removed.append(name)
-        return removed
+    def check(self, files: Iterable[LogFile]) -> None:
+        """Raise IntegrityError unless files are what was written; before their content is copied anywhere."""
+        for name, problem in self.damaged(files):
+            raise IntegrityError(
+                f"{self.folder / name}: {problem}; run vlm index verify {self.folder} --repair"
+            )
+
+    def strays(self, known: set[str]) -> list[Path]:
+        """Return the files that no commit knows: a writer was killed before it, or is at work."""
+        paths = [path for kind in ("vectors", "tokens") for path in sorted((self.folder / kind).glob("*"))]
+        return [path for path in paths if f"{path.parent.name}/{path.name}" not in known]
+
+    def sweep(self, known: set[str]) -> None:
+        """Remove the strays; only the holder of the lock may call this, with a catalogue that is whole."""
+        for path in self.strays(known):
+            path.unlink()
 
 
 class LogVectors:
@@ -145,17 +166,24 @@ class LogVectors:
     def __init__(self, log: VectorLog, files: Sequence[LogFile], dim: int) -> None:
         self._log, self.dim = log, dim
         self._files = [file for file in files if file.name.startswith("vectors/")]
-        self._arrays: dict[int, NumpyArray] = {}
+        # mapped at once: what is mapped stays readable when compaction removes the file
+        self._arrays = [self._map(file) for file in self._files]
         self._firsts = np.cumsum([0, *(file.num_rows for file in self._files)])
         self.num_rows = int(self._firsts[-1])
-        self.key = hashlib.sha256("".join(file.sha256 for file in self._files).encode()).hexdigest()
+        self.key = self._key(len(self._files))
 
-    def blocks(self, max_rows: int) -> Iterator[tuple[int, NumpyArray]]:
-        """Yield (first row, float16 (at most max_rows, dim)) over all rows in order."""
-        for position, first in enumerate(self._firsts[:-1].tolist()):
-            array = self._array(position)
-            for start in range(0, len(array), max_rows):
-                yield first + start, array[start : start + max_rows]
+    def prefix_key(self, num_rows: int) -> str | None:
+        """Return the key that the first rows alone would have; None where they end within a part."""
+        count = int(np.searchsorted(self._firsts, num_rows))
+        is_border = count < len(self._firsts) and self._firsts[count] == num_rows
+        return self._key(count) if is_border else None
+
+    def blocks(self, max_rows: int, first: int = 0) -> Iterator[tuple[int, NumpyArray]]:
+        """Yield (first row, float16 (at most max_rows, dim)) from the part that begins at row `first` on."""
+        for start_row, array in zip(self._firsts[:-1].tolist(), self._arrays, strict=True):
+            if start_row >= first:
+                for start in range(0, len(array), max_rows):
+                    yield start_row + start, array[start : start + max_rows]
 
     def gather(self, rows: NumpyArray) -> NumpyArray:
         """Return float16 (len(rows), dim), in the order of `rows`."""
@@ -163,26 +191,31 @@ class LogVectors:
         owners = np.searchsorted(self._firsts, rows, side="right") - 1
         for position in np.unique(owners).tolist():
             mine = owners == position
-            result[mine] = self._array(position)[rows[mine] - self._firsts[position]]
+            result[mine] = self._arrays[position][rows[mine] - self._firsts[position]]
         return result
 
-    def _array(self, position: int) -> NumpyArray:
-        if position not in self._arrays:
-            file = self._files[position]
-            array = self._log.read(file.name)
-            if array.shape != (file.num_rows, self.dim) or array.dtype != np.float16:
-                raise IntegrityError(
-                    f"{self._log.folder / file.name}: expected float16 {(file.num_rows, self.dim)}, got "
-                    f"{array.dtype} {array.shape}; run vlm index verify"
-                )
-            self._arrays[position] = array
-        return self._arrays[position]
+    def _key(self, num_files: int) -> str:
+        return hashlib.sha256("".join(file.sha256 for file in self._files[:num_files]).encode()).hexdigest()
+
+    def _map(self, file: LogFile) -> NumpyArray:
+        array = self._log.read(file.name)
+        if array.shape != (file.num_rows, self.dim) or array.dtype != np.float16:
+            raise IntegrityError(
+                f"{self._log.folder / file.name}: expected float16 {(file.num_rows, self.dim)}, got "
+                f"{array.dtype} {array.shape}; run vlm index verify"
+            )
+        return array
+
+
+def write_npy_header(stream: HashingWriter, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Write what stands before the numbers in an npy file of version 1.0."""
+    # by hand: np.save would call tofile on real files and bypass the hash
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
 
 
 def _write_npy(array: NumpyArray, stream: HashingWriter) -> None:
-    # version 1.0 by hand: np.save would call tofile on real files and bypass the hash
     contiguous = np.ascontiguousarray(array)
-    header = np.lib.format.header_data_from_array_1_0(contiguous)
-    np.lib.format.write_array_header_1_0(stream, header)
+    write_npy_header(stream, contiguous.shape, contiguous.dtype)
     if contiguous.size:
         stream.write(contiguous.data.cast("B"))

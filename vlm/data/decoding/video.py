@@ -165,6 +165,11 @@ class Video:
         if done < len(wanted):
             raise DataError(f"{self._name}: frame {wanted[done]} can no longer be decoded", "truncated")
 
+    def restart_clock(self) -> None:
+        """Allow the decoding that goes on as long again as `DecodeLimits.max_seconds`; between two frames."""
+        self._deadline.restart()
+        self._deadline.pause()
+
     def iter_segments(
         self, segments: Sequence[tuple[float, float]], frames_per_segment: int
     ) -> Iterator[SegmentFrames]:

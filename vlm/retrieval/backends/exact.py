@@ -30,8 +30,14 @@ class VectorSource(Protocol):
     dim: int
     key: str
 
-    def blocks(self, max_rows: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, float16 (at most max_rows, dim)) over all rows in order."""
+    def prefix_key(self, num_rows: int) -> str | None:
+        """Return the key that the first rows alone would have; None where they end within a part."""
+
+    def blocks(self, max_rows: int, first: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, float16 (at most max_rows, dim)) over the rows from `first` on, in order.
+
+        `first` is 0 or one of the numbers of rows that `prefix_key` knows.
+        """
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Return float16 (len(rows), dim)."""

@@ -1,25 +1,22 @@
 """FAISS as a cache over the vector log; the only module that imports it.
 
-FAISS proposes candidates; scores and order are settled by the definition of the exact backend. Its own file
-format has no checksum and its writer can report success on a full disk, so the bytes go through our writer.
+FAISS proposes candidates; scores and order are settled by the definition of the exact backend.
 """
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from pathlib import Path
 
 import faiss
 import numpy as np
 
-from vlm.errors import NoSpaceError
+from vlm.retrieval.backends import cache
 from vlm.retrieval.backends.exact import VectorSource, check_queries, settle, tolerance
-from vlm.retrieval.durability import hash_file, write_bytes_durably
 
 _BLOCK_ROWS = 16384
 _SPARE_CANDIDATES = 16
-_DATA, _LABEL = "flat.faiss", "flat.json"
+# the cache is written again once an eighth of the rows is not in it
+_MAX_GROWTH = 8
 
 
 class FaissBackend:
@@ -27,9 +24,9 @@ class FaissBackend:
 
     name = "faiss"
 
-    def __init__(self, vectors: VectorSource, cache: Path) -> None:
+    def __init__(self, vectors: VectorSource, folder: Path) -> None:
         self._vectors = vectors
-        self._index, self._largest_norm = _load(vectors, cache) or _build(vectors, cache)
+        self._index, self._largest_norm = _complete(vectors, folder, _load(vectors, folder))
 
     def search(
         self, queries: np.ndarray, top_k: int, allowed: np.ndarray | None = None
@@ -59,32 +56,33 @@ class FaissBackend:
         return settle(self._vectors, queries, candidates, top_k)
 
 
-def _load(vectors: VectorSource, cache: Path) -> tuple[faiss.Index, float] | None:
-    """Return the cached index if it is of these vectors and undamaged."""
-    try:
-        label = json.loads((cache / _LABEL).read_bytes())
-        if label["key"] != vectors.key or hash_file(cache / _DATA) != label["sha256"]:
-            return None
-        content = np.fromfile(cache / _DATA, np.uint8)
-        index = faiss.deserialize_index(content)
-        largest_norm = float(label["largest_norm"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+def _load(vectors: VectorSource, folder: Path) -> tuple[faiss.Index, float] | None:
+    """Return the cached index of the first rows if it is of these vectors, and its longest norm."""
+    if (found := cache.load(folder)) is None:
         return None
-    return (index, largest_norm) if index.ntotal == vectors.num_rows and index.d == vectors.dim else None
+    label, content = found
+    if vectors.prefix_key(label.num_rows) != label.key:
+        return None
+    try:
+        index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+    except RuntimeError:  # written by another version
+        return None
+    return (index, label.largest_norm) if (index.ntotal, index.d) == (label.num_rows, vectors.dim) else None
 
 
-def _build(vectors: VectorSource, cache: Path) -> tuple[faiss.Index, float]:
-    """Build the index from the vectors, and keep it if there is a place to."""
-    index, largest_norm = faiss.IndexFlatIP(vectors.dim), 0.0
-    for _, block in vectors.blocks(_BLOCK_ROWS):
+def _complete(
+    vectors: VectorSource, folder: Path, cached: tuple[faiss.Index, float] | None
+) -> tuple[faiss.Index, float]:
+    """Add the rows that the cached index lacks, and keep the whole once they are many."""
+    index, largest_norm = cached or (faiss.IndexFlatIP(vectors.dim), 0.0)
+    first = index.ntotal
+    for _, block in vectors.blocks(_BLOCK_ROWS, first):
         values = np.ascontiguousarray(block, np.float32)
         largest_norm = max(largest_norm, float(np.linalg.norm(values, axis=1).max(initial=0.0)))
         index.add(values)
-    # a reader may have no right or no room to write; it searches all the same
-    with suppress(OSError, NoSpaceError):
-        cache.mkdir(exist_ok=True)
-        (cache / _LABEL).unlink(missing_ok=True)
-        sha256, _ = write_bytes_durably(cache / _DATA, faiss.serialize_index(index).tobytes())
-        label = {"key": vectors.key, "sha256": sha256, "largest_norm": largest_norm}
-        write_bytes_durably(cache / _LABEL, json.dumps(label).encode())
+    num_new = vectors.num_rows - first
+    # a small addition must not cost the writing of all that was there
+    if cached is None or num_new * _MAX_GROWTH > vectors.num_rows:
+        content = faiss.serialize_index(index).tobytes()
+        cache.save(folder, content, key=vectors.key, num_rows=vectors.num_rows, largest_norm=largest_norm)
     return index, largest_norm

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from vlm.data.preprocessing import preprocess
+from vlm.retrieval.segments import Segmentation
 from vlm.types import Preprocessing
 
 _SEGMENTS_AHEAD = 8
@@ -38,6 +39,7 @@ class DecodeSettings:
         preprocessing: The model's.
         segment_s: Length of a segment.
         stride_s: From one segment's start to the next.
+        segmentation: ``shots`` cuts where one shot ends and another begins, and each shot evenly.
         patience_s: Longest time that opening a file, or the next segment, may take.
         num_workers: Processes that decode at the same time.
         only_open: Read the files' facts, but no frames.
@@ -46,6 +48,7 @@ class DecodeSettings:
     preprocessing: Preprocessing
     segment_s: float = 8.0
     stride_s: float = 4.0
+    segmentation: Segmentation = "even"
     patience_s: float = 60.0
     num_workers: int = 1
     only_open: bool = False
@@ -185,6 +188,7 @@ class _Worker:
         self._job = {
             "segment_s": settings.segment_s,
             "stride_s": settings.stride_s,
+            "segmentation": settings.segmentation,
             "patience_s": settings.patience_s,
             "only_open": settings.only_open,
             "num_frames": settings.preprocessing.num_frames,
@@ -211,6 +215,8 @@ class _Worker:
                 elif kind == "opened":
                     reply["segments"] = [(float(start), float(end)) for start, end in reply["segments"]]
                     yield Opened(file=file, **reply)
+                elif kind == "working":
+                    continue
                 elif kind == "done":
                     yield Finished(file=file, **reply)
                     return

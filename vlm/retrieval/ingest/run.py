@@ -18,8 +18,9 @@ from vlm.errors import InvalidInput
 from vlm.progress import progress_bar
 from vlm.retrieval.catalog import Catalog, Changes, Rejection, Span, VideoRow
 from vlm.retrieval.embedding import FeatureLayout, encode_segments
+from vlm.retrieval.ingest.planning import Source
 from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, Finished, Opened, decode_files
-from vlm.retrieval.ingest.scanning import Source, assign_video_id, domain_of
+from vlm.retrieval.ingest.scanning import assign_video_id, domain_of
 from vlm.retrieval.vector_log import TokenBlock, VectorLog
 from vlm.types import VideoTextEncoder
 
@@ -65,7 +66,6 @@ class Ingest:
         batch_size: int,
         allow_narrow_model: bool,
         roots: Sequence[bytes] = (),
-        touched: Sequence[tuple[bytes, int, int, str]] = (),
     ) -> None:
         self._catalog, self._log, self._model, self._layout = catalog, log, model, layout
         self._settings, self._batch_size = settings, batch_size
@@ -74,9 +74,9 @@ class Ingest:
         self._taken = {video.video_id for video in catalog.videos(generation)}
         self._old_rejections = {r.path: r for r in catalog.rejections(generation)}
         self._next_row = catalog.next_video_row()
-        self._next_part = max((file.part for file in catalog.files(generation)), default=0) + 1
+        self._next_part = catalog.next_part()
         new_roots = [root for root in dict.fromkeys(roots) if root not in catalog.roots()]
-        self._changes = Changes(roots=new_roots, seen=list(touched))
+        self._changes = Changes(roots=new_roots)
         self._waiting: list[tuple[_Pending, int, np.ndarray]] = []
         self._rows: list[tuple[_Pending, int]] = []
         self._vectors: list[np.ndarray] = []
@@ -168,7 +168,7 @@ class Ingest:
         rows = [self._rows[i] for i in keep]
         if rows:
             vectors = np.concatenate(self._vectors)[keep]
-            tokens = _join(self._tokens, keep) if self._tokens else None
+            tokens = TokenBlock.join(self._tokens).take(keep) if self._tokens else None
             self._changes.files += self._log.write_part(self._next_part, vectors, tokens)
             _add_spans(rows, self._next_part)
             self._next_part += 1
@@ -248,11 +248,3 @@ def _add_spans(rows: list[tuple[_Pending, int]], part: int) -> None:
         bounds = np.array([item.opened.segments[number] for _, number in rows[first:last]], np.float64)
         item.spans.append(Span(video=item.row, part=part, first_row=first, bounds=bounds.tobytes()))
         first = last
-
-
-def _join(blocks: list[TokenBlock], keep: list[int]) -> TokenBlock:
-    scales = [block.scale for block in blocks if block.scale is not None]
-    return TokenBlock(
-        values=np.concatenate([block.values for block in blocks])[keep],
-        scale=np.concatenate(scales)[keep] if scales else None,
-    )

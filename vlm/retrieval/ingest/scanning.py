@@ -1,4 +1,4 @@
-"""Which files an index run is about: found under the paths asked for, and compared with what is indexed."""
+"""Which files lie under the paths asked for, and how a video is called."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlm.errors import InvalidInput
-from vlm.retrieval.catalog import Catalog, VideoRow
-from vlm.retrieval.durability import hash_file
 
 _VIDEO_SUFFIXES = frozenset(
     f".{name}"
@@ -51,14 +49,6 @@ _VIDEO_SUFFIXES = frozenset(
         *("obu", "ogm", "ogv", "qt", "rm", "rmvb", "ts", "vob", "webm", "webp", "wmv", "wtv", "y4m"),
     )
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """A file that is to be indexed, and the indexed video that it replaces, if any."""
-
-    path: Path
-    replaces: VideoRow | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -113,43 +103,3 @@ def assign_video_id(path: Path, taken: set[str]) -> str:
     """Return a short stable identifier for a path; a longer one if it is taken."""
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()
     return next(digest[:n] for n in range(12, 65) if digest[:n] not in taken)
-
-
-def plan_sources(
-    catalog: Catalog, files: list[Path]
-) -> tuple[list[Source], int, list[tuple[bytes, int, int, str]]]:
-    """Divide files into those to embed and those that are there; also return what only has a new time.
-
-    Files that were rejected before come last, so that trying them again does not change the batches of the
-    others.
-    """
-    generation = catalog.latest().id
-    known = {video.path: video for video in catalog.videos(generation)}
-    rejected = {rejection.path for rejection in catalog.rejections(generation)}
-    seen = catalog.seen()
-    new: list[Source] = []
-    again: list[Source] = []
-    touched, num_unchanged = [], 0
-    for file in files:
-        path = os.fsencode(file)
-        video = known.get(path)
-        if video is None:
-            (again if path in rejected else new).append(Source(path=file))
-            continue
-        state = _state(file)
-        if state == seen.get(path, (None, None, ""))[:2]:
-            num_unchanged += 1
-        elif state is not None and hash_file(file) == video.sha256:
-            num_unchanged += 1
-            touched.append((path, *state, video.sha256))
-        else:
-            new.append(Source(path=file, replaces=video))
-    return new + again, num_unchanged, touched
-
-
-def _state(file: Path) -> tuple[int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns

@@ -13,17 +13,23 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlm.errors import DataError
 from vlm.retrieval.segments import cut_segments
+from vlm.retrieval.shots import cut_shots, find_cuts, sample_times
+
+if TYPE_CHECKING:
+    from vlm.data.decoding import Video
 
 _MEMORY_BYTES = 4 << 30
 _HASH_BYTES = 16 << 20
 _MAX_ASPECT = 50
+_FRAMES_PER_SIGN = 64
 
 
 def main() -> int:
@@ -67,9 +73,14 @@ def _serve(job: dict[str, Any], replies: IO[bytes], patience_s: float) -> dict[s
         if max(info.width, info.height) > _MAX_ASPECT * min(info.width, info.height):
             # keeping such a shape while its short side grows to the model's would take gigabytes
             raise DataError(f"{path}: frames of {info.width}x{info.height} are no picture", "too_large")
-        segments = job["segments"] or cut_segments(
-            max(info.duration_s, 1e-3), job["segment_s"], job["stride_s"]
-        )
+        duration_s = max(info.duration_s, 1e-3)
+        if job["segments"]:
+            segments = job["segments"]
+        elif job["segmentation"] == "shots" and not job["only_open"]:
+            cuts = find_cuts(_watch(video, replies, patience_s))
+            segments = cut_shots(duration_s, cuts, job["segment_s"], job["stride_s"])
+        else:
+            segments = cut_segments(duration_s, job["segment_s"], job["stride_s"])
         opened = {
             "kind": "opened",
             "duration_s": info.duration_s,
@@ -90,6 +101,17 @@ def _serve(job: dict[str, Any], replies: IO[bytes], patience_s: float) -> dict[s
     if _state(path) != before:
         raise DataError(f"{path}: the file changed while it was read", "changed")
     return {"size_bytes": before[0], "mtime_ns": before[1], "sha256": sha256}
+
+
+def _watch(video: Video, replies: IO[bytes], patience_s: float) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield a few frames a second with their times, and tell the parent now and then that all is well."""
+    times_s = video.times_s
+    indices = sample_times(times_s)
+    for number, (index, frame) in enumerate(video.iterate(indices), start=1):
+        yield float(times_s[index]), frame
+        if number % _FRAMES_PER_SIGN == 0:
+            video.restart_clock()
+            _send(replies, {"kind": "working"}, patience_s)
 
 
 def _state(path: str) -> tuple[int, int]:

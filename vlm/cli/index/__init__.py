@@ -12,24 +12,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm.cli.index import upkeep
+from vlm.cli.index.upkeep import add_action, print_rejected
 from vlm.errors import InvalidInput, RejectedItems, UsageError
 
 if TYPE_CHECKING:
-    from vlm.retrieval.index import Report, VideoIndex
+    from vlm.retrieval.index import VideoIndex
+    from vlm.retrieval.reports import Report
     from vlm.types import VideoTextEncoder
 
 EXAMPLE = "vlm index build ~/Videos --out my-index --model videomamba-m-25m"
-_MAX_LINES = 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the actions and their flags."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    build = _action(actions, "build", "index videos; run it again to go on or to add", EXAMPLE)
+    build = add_action(actions, "build", "index videos; run it again to go on or to add", EXAMPLE)
     build.add_argument("paths", nargs="+", metavar="PATH", help="video files and folders")
     build.add_argument("--out", required=True, metavar="INDEX", help="the index folder")
     build.add_argument(
         "--model", required=True, metavar="SOURCE", help="a name of 'vlm models list' or a path"
+    )
+    build.add_argument(
+        "--segments",
+        choices=("even", "shots"),
+        default="even",
+        help="cut by length alone, or first where one shot ends and another begins (even)",
     )
     build.add_argument("--segment-seconds", type=float, default=8.0, help="length of a segment (8)")
     build.add_argument("--stride-seconds", type=float, default=4.0, help="from one start to the next (4)")
@@ -39,27 +47,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="features kept for reranking (pooled if the model can rerank)",
     )
     _add_embedding_flags(build)
-    add = _action(actions, "add", "index more videos", "vlm index add my-index new-clips")
+    add = add_action(actions, "add", "index more videos", "vlm index add my-index new-clips")
     add.add_argument("index", metavar="INDEX")
     add.add_argument("paths", nargs="+", metavar="PATH", help="video files and folders")
-    update = _action(
+    update = add_action(
         actions, "update", "bring in what is new or changed, drop what is gone", "vlm index update I"
     )
     update.add_argument("index", metavar="INDEX")
     for action in (add, update):
         action.add_argument("--model", metavar="SOURCE", help="where the index's model lies now")
         _add_embedding_flags(action)
-    remove = _action(
+    remove = add_action(
         actions, "remove", "take videos out; their files stay", "vlm index remove my-index holiday.mp4"
     )
     remove.add_argument("index", metavar="INDEX")
     remove.add_argument("videos", nargs="+", metavar="VIDEO", help="identifiers or paths")
     remove.add_argument("--json", action="store_true", help="print a JSON object")
-    info = _action(actions, "info", "say what an index holds", "vlm index info my-index --json")
-    verify = _action(actions, "verify", "compare every file with its hash", "vlm index verify my-index")
-    for action in (info, verify):
-        action.add_argument("index", metavar="INDEX")
-        action.add_argument("--json", action="store_true", help="print a JSON object")
+    info = add_action(actions, "info", "say what an index holds", "vlm index info my-index --json")
+    info.add_argument("index", metavar="INDEX")
+    info.add_argument("--json", action="store_true", help="print a JSON object")
+    upkeep.configure(actions)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,15 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         "update": _update,
         "remove": _remove,
         "info": _info,
-        "verify": _verify,
+        **upkeep.ACTIONS,
     }[arguments.action](arguments)
-
-
-def _action(actions: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name, help=summary, description=summary, epilog=f"example: {example}"
-    )
-    return parser
 
 
 def _add_embedding_flags(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +90,9 @@ def _add_embedding_flags(parser: argparse.ArgumentParser) -> None:
         default=60.0,
         metavar="SECONDS",
         help="longest wait for one segment of a file (60)",
+    )
+    parser.add_argument(
+        "--rehash", action="store_true", help="compare contents even where size and time are as they were"
     )
     parser.add_argument(
         "--allow-demo-model",
@@ -114,6 +117,7 @@ def _build(arguments: argparse.Namespace) -> int:
             segment_s=arguments.segment_seconds,
             stride_s=arguments.stride_seconds,
             store_tokens=arguments.store_tokens,
+            segmentation=arguments.segments,
         )
     else:
         index = VideoIndex.open(arguments.out)
@@ -167,29 +171,11 @@ def _info(arguments: argparse.Namespace) -> int:
         return 0
     print(f"{info['num_videos']} videos ({info['duration_s'] / 3600:.2f} h), {info['num_rejected']} rejected")
     print(
-        f"{info['num_segments']} segments of {info['segment_s']:g} s every {info['stride_s']:g} s, "
-        f"{info['size_bytes'] / 2**20:.1f} MiB"
+        f"{info['num_segments']} segments of {info['segment_s']:g} s every {info['stride_s']:g} s "
+        f"({info['segmentation']}), {info['size_bytes'] / 2**20:.1f} MiB"
     )
     print(f"model {info['model_name']} (domain {info['model_domain']}), tokens {info['store_tokens']}")
-    _print_rejected([(entry["path"], entry["reason"], entry["detail"]) for entry in info["rejected"]])
-    return 0
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    from vlm.errors import IntegrityError
-    from vlm.retrieval.index import VideoIndex
-
-    findings = VideoIndex.open(arguments.index).verify()
-    if arguments.json:
-        print(json.dumps({"damaged": [dataclasses.asdict(finding) for finding in findings]}))
-    for finding in findings:
-        print(f"{finding.name}: {finding.problem}", file=sys.stderr)
-    if findings:
-        raise IntegrityError(
-            f"{arguments.index}: {len(findings)} damaged; restore them from a copy or build the index again"
-        )
-    if not arguments.json:
-        print("every file is as it was written")
+    print_rejected([(entry["path"], entry["reason"], entry["detail"]) for entry in info["rejected"]])
     return 0
 
 
@@ -214,6 +200,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         "num_workers": arguments.workers or max(1, min(8, cores - 1)),
         "patience_s": arguments.timeout,
         "allow_narrow_model": arguments.allow_demo_model,
+        "rehash": arguments.rehash,
     }
 
 
@@ -230,6 +217,7 @@ def _need_videos(paths: Sequence[str], index: str) -> None:
 def _check_settings(index: VideoIndex, arguments: argparse.Namespace) -> None:
     manifest = index.manifest
     pairs = [
+        ("--segments", manifest.segmentation, arguments.segments),
         ("--segment-seconds", manifest.segment_s, arguments.segment_seconds),
         ("--stride-seconds", manifest.stride_s, arguments.stride_seconds),
         ("--store-tokens", manifest.features.store_tokens, arguments.store_tokens),
@@ -250,24 +238,16 @@ def _conclude(index: VideoIndex, report: Report, as_json: bool) -> int:
         print(json.dumps({**values, "num_videos": len(index.snapshot.videos)}))
     else:
         print(
-            f"{report.num_added} added, {report.num_updated} updated, {report.num_unchanged} unchanged, "
-            f"{report.num_removed} removed, {len(rejected)} rejected; {report.num_segments} segments in "
-            f"{report.duration_s:.1f} s"
+            f"{report.num_added} added, {report.num_updated} updated, {report.num_renamed} renamed, "
+            f"{report.num_unchanged} unchanged, {report.num_removed} removed, {len(rejected)} rejected; "
+            f"{report.num_segments} segments in {report.duration_s:.1f} s"
         )
-        _print_rejected(rejected)
+        print_rejected(rejected)
     if report.other_files:
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(report.other_files).most_common(5))
         print(f"vlm: not video files, left alone: {kinds}", file=sys.stderr)
     if not rejected:
         return 0
-    if not report.num_added + report.num_updated + report.num_unchanged:
+    if not report.num_added + report.num_updated + report.num_renamed + report.num_unchanged:
         raise InvalidInput(f"none of {len(rejected)} files is a usable video; the first: {rejected[0][2]}")
     return RejectedItems.exit_code
-
-
-def _print_rejected(rejected: Sequence[tuple[str, str, str]]) -> None:
-    for _, reason, detail in rejected[:_MAX_LINES]:
-        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in detail)
-        print(f"  rejected ({reason}): {text}")
-    if len(rejected) > _MAX_LINES:
-        print(f"  and {len(rejected) - _MAX_LINES} more; vlm index info --json lists them")

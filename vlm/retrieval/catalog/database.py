@@ -1,8 +1,8 @@
-"""What an index holds, and since when: one SQLite file whose transactions are the only commit point.
+"""The catalogue's database: generations of rows, added in transactions, read at one generation.
 
 Rows are only ever added, each tagged with the generation that added it, so that a reader which holds
-generation g sees exactly the rows up to g while a writer goes on. Every generation carries a digest of the
-rows it added and of its predecessor's digest; a flipped byte in any of them breaks the chain.
+generation g sees exactly the rows up to g while a writer goes on. Only a base generation, which holds all
+that is alive, takes the older ones away.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from vlm.crashes import crash_point
-from vlm.errors import IntegrityError, InvalidInput, NoSpaceError
+from vlm.errors import BusyError, IntegrityError, InvalidInput, NoSpaceError
+from vlm.retrieval.catalog.chain import CHAINED_TABLES, broken_links, digest_of
+from vlm.retrieval.catalog.rows import Changes, Generation, Rejection, Span, VideoRow
+from vlm.retrieval.catalog.seal import NAME as SEAL_NAME
+from vlm.retrieval.catalog.seal import Seal, read_seal, write_seal
 from vlm.retrieval.vector_log import LogFile
 
 _SCHEMA = """
@@ -35,82 +38,16 @@ CREATE TABLE rejected(id INTEGER PRIMARY KEY, path BLOB NOT NULL, reason TEXT NO
     generation INTEGER NOT NULL);
 CREATE TABLE removals(id INTEGER PRIMARY KEY, kind TEXT NOT NULL, target INTEGER NOT NULL,
     generation INTEGER NOT NULL);
-CREATE TABLE roots(id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, generation INTEGER NOT NULL);
+CREATE TABLE roots(id INTEGER PRIMARY KEY, path BLOB NOT NULL, generation INTEGER NOT NULL);
 CREATE INDEX videos_generation ON videos(generation);
 CREATE INDEX spans_generation ON spans(generation);
 CREATE INDEX rejected_generation ON rejected(generation);
 CREATE INDEX removals_generation ON removals(generation);
+CREATE TABLE manifest(content BLOB NOT NULL);
 CREATE TABLE seen(path BLOB PRIMARY KEY, size_bytes INTEGER, mtime_ns INTEGER, sha256 TEXT) WITHOUT ROWID;
 """
-_CHAINED_TABLES = ("videos", "spans", "rejected", "removals", "roots")
+_ATTEMPTS, _PAUSE_S = 20, 0.05
 _ALIVE = "generation <= :g AND id NOT IN (SELECT target FROM removals WHERE kind = '{}' AND generation <= :g)"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VideoRow:
-    """An indexed video. `row` is its key in this catalogue, `video_id` its name to the world."""
-
-    row: int
-    video_id: str
-    path: bytes
-    size_bytes: int
-    sha256: str
-    duration_s: float
-    width: int
-    height: int
-    codec: str
-    domain: str
-    num_segments: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Span:
-    """Consecutive segments of a video in one part, from `first_row`; `bounds` is float64 (n, 2) seconds."""
-
-    video: int
-    part: int
-    first_row: int
-    bounds: bytes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rejection:
-    """A file that could not be indexed: a short countable reason, and the sentence behind it."""
-
-    path: bytes
-    reason: str
-    detail: str
-    row: int = 0
-
-
-@dataclass(kw_only=True, slots=True)
-class Changes:
-    """What one generation adds; `spans` and `removed_*` refer to `VideoRow.row` and `Rejection.row`."""
-
-    files: list[LogFile] = field(default_factory=list)
-    videos: list[VideoRow] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
-    rejected: list[Rejection] = field(default_factory=list)
-    removed_videos: list[int] = field(default_factory=list)
-    removed_rejections: list[int] = field(default_factory=list)
-    roots: list[bytes] = field(default_factory=list)
-    seen: list[tuple[bytes, int, int, str]] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return any(
-            (self.videos, self.rejected, self.removed_videos, self.removed_rejections, self.roots, self.seen)
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Generation:
-    """One committed state of the index."""
-
-    id: int
-    num_videos: int
-    num_segments: int
-    num_rejected: int
-    digest: str
 
 
 class Catalog:
@@ -121,8 +58,8 @@ class Catalog:
         self._connection = connection
 
     @classmethod
-    def create(cls, path: Path, manifest_sha256: str) -> None:
-        """Make an empty catalogue whose generation 0 vouches for the manifest."""
+    def create(cls, path: Path, manifest: bytes) -> None:
+        """Make an empty, sealed catalogue whose generation 0 vouches for the manifest, and keeps a copy."""
         with _translated(path):
             connection = sqlite3.connect(path, isolation_level=None)
             try:
@@ -130,9 +67,12 @@ class Catalog:
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
                 connection.execute(
-                    "INSERT INTO generations VALUES (0, ?, '[]', 0, 0, 0, ?)", (_now(), manifest_sha256)
+                    "INSERT INTO generations VALUES (0, ?, '[]', 0, 0, 0, ?)",
+                    (_now(), hashlib.sha256(manifest).hexdigest()),
                 )
+                connection.execute("INSERT INTO manifest VALUES (?)", (manifest,))
                 connection.execute("COMMIT")
+                cls(path, connection).seal()
             finally:
                 connection.close()
 
@@ -147,12 +87,9 @@ class Catalog:
             raise InvalidInput(f"{path.parent}: no index there (it has no {path.name}); run vlm index build")
         quoted = path.resolve().as_uri()
         with _translated(path):
-            mode = "rw" if write else "ro"
-            connection = sqlite3.connect(f"{quoted}?mode={mode}", uri=True, isolation_level=None, timeout=30)
             try:
-                connection.execute("SELECT max(id) FROM generations").fetchone()
+                connection = _connect(f"{quoted}?mode={'rw' if write else 'ro'}")
             except sqlite3.OperationalError:
-                connection.close()
                 log = path.with_name(f"{path.name}-wal")
                 if write or (log.exists() and log.stat().st_size):
                     raise
@@ -177,6 +114,27 @@ class Catalog:
         """Run a read-only statement with bound values."""
         with _translated(self.path):
             return self._connection.execute(sql, values).fetchall()
+
+    def manifest_sha256(self) -> str:
+        """Return the hash of the manifest that this catalogue was made for."""
+        rows = self.query("SELECT digest FROM generations WHERE id = 0")
+        if not rows:
+            raise IntegrityError(f"{self.path}: generation 0 is missing; run vlm index verify")
+        return str(rows[0][0])
+
+    def hold(self, generation: Generation) -> None:
+        """See from now on one state of the file, in which a generation is still there.
+
+        Raises:
+            BusyError: It was compacted away.
+        """
+        self.query("BEGIN")
+        found = self.query("SELECT digest FROM generations WHERE id = ?", (generation.id,))
+        if found != [(generation.digest,)]:
+            raise BusyError(
+                f"{self.path.parent}: was compacted since it was opened; generation {generation.id} is gone, "
+                "open it again (VideoIndex.refresh, Searcher.refresh)"
+            )
 
     def latest(self) -> Generation:
         """Return the newest committed generation."""
@@ -205,7 +163,7 @@ class Catalog:
         return [VideoRow(**dict(zip(VideoRow.__slots__, row, strict=True))) for row in rows]
 
     def spans(self, generation: int) -> list[Span]:
-        """Return where the segments of all videos lie, removed ones included, by part and row."""
+        """Return where the segments of the videos lie, those of removed ones included, by part and row."""
         rows = self.query(
             "SELECT video, part, first_row, bounds FROM spans WHERE generation <= ? ORDER BY part, first_row",
             (generation,),
@@ -228,9 +186,11 @@ class Catalog:
         except (ValueError, TypeError) as error:
             raise IntegrityError(f"{self.path}: the list of parts is damaged ({error})") from error
 
-    def roots(self) -> list[bytes]:
-        """Return the files and folders that were asked for."""
-        return [bytes(path) for (path,) in self.query("SELECT path FROM roots ORDER BY id")]
+    def roots(self) -> dict[bytes, int]:
+        """Return the files and folders that were asked for, with their keys."""
+        alive: dict[str, object] = {"g": self.latest().id}
+        rows = self.query(f"SELECT path, id FROM roots WHERE {_ALIVE.format('root')} ORDER BY id", alive)
+        return {bytes(path): row for path, row in rows}
 
     def seen(self) -> dict[bytes, tuple[int, int, str]]:
         """Return size, modification time (ns) and hash of each file when it was last looked at."""
@@ -241,21 +201,37 @@ class Catalog:
         """Return the key that the next video will get; keys are never used twice."""
         return _integer(self.query("SELECT coalesce(max(id), 0) + 1 FROM videos")[0][0])
 
-    def commit(self, changes: Changes) -> Generation:
+    def next_part(self) -> int:
+        """Return the number that the next part will get; numbers are never used twice, not even of lost ones.
+
+        A reader of an older generation opens its parts by number.
+        """
+        return _integer(self.query("PRAGMA user_version")[0][0]) + 1
+
+    def commit(self, changes: Changes, is_base: bool = False) -> Generation:
         """Add one generation in one transaction; on return it is on the disk.
+
+        Args:
+            changes: What it adds.
+            is_base: `changes` are all that the index holds, and take the place of everything before.
 
         Raises:
             NoSpaceError: The disk is full; the previous generation stands.
         """
         latest = self.latest()
-        number = latest.id + 1
+        number, previous = latest.id + 1, latest.digest
         with _translated(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
+                if is_base:
+                    previous = self.manifest_sha256()
+                    for table in (*CHAINED_TABLES, "seen"):
+                        self._connection.execute(f"DELETE FROM {table}")
+                    self._connection.execute("DELETE FROM generations WHERE id > 0")
                 self._insert(changes, number)
                 parts = json.dumps([_plain(file) for file in changes.files])
                 counts = self._counts(number)
-                digest = self._digest(number, latest.digest, parts, counts)
+                digest = digest_of(self._connection, number, previous, parts, counts)
                 crash_point("before-commit")
                 self._connection.execute(
                     "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -269,28 +245,53 @@ class Catalog:
             crash_point("after-commit")
         return self.latest()
 
-    def damaged(self, manifest_sha256: str) -> Iterator[str]:
-        """Yield what is wrong with the catalogue: its pages, the manifest's hash, the chain of digests."""
-        for (problem,) in self.query("PRAGMA integrity_check"):
-            if problem != "ok":
-                yield str(problem)
+    def shrink(self) -> None:
+        """Give the space of deleted rows back, and leave no byte of them in the file."""
+        with _translated(self.path):
+            self._connection.execute("VACUUM")
+        crash_point("after-vacuum")
+
+    def seal(self) -> None:
+        """Vouch for every byte of the file, unless it is sealed as it is."""
+        latest = self.latest()
+        with suppress(IntegrityError):
+            known = read_seal(self.path.parent)
+            if (known.generation, known.digest) == (latest.id, latest.digest):
                 return
-        rows = self.query(
-            "SELECT id, parts, num_videos, num_segments, num_rejected, digest FROM generations ORDER BY id"
+        with _translated(self.path):
+            # nothing may wait in SQLite's log, where a damaged byte looks like a write that never ended; a
+            # reader in the middle of a query is waited for, a stopped one at most as long as the timeout
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        seal = Seal(
+            generation=latest.id,
+            digest=latest.digest,
+            sha256=hashlib.sha256(self.image()).hexdigest(),
+            manifest_sha256=self.manifest_sha256(),
         )
-        previous = manifest_sha256
-        for expected, (number, parts, videos, segments, rejected, digest) in enumerate(rows):
-            if number != expected:
-                yield f"generation {expected} is missing"
-                return
-            counts = (_integer(videos), _integer(segments), _integer(rejected))
-            if number and self._digest(expected, previous, str(parts), counts) != digest:
-                yield f"the rows of generation {number} are not the ones that were committed"
-                return
-            if not number and digest != manifest_sha256:
-                yield "generation 0 was made for another manifest.json"
-                return
-            previous = str(digest)
+        write_seal(self.path.parent, seal)
+
+    def image(self) -> bytes:
+        """Return every byte of the catalogue, those that are still in the log of writes included.
+
+        Through SQLite, never by opening the file: closing it would drop the locks this process has on it.
+        """
+        with _translated(self.path):
+            return self._connection.serialize()
+
+    def restore(self, copy: sqlite3.Connection) -> None:
+        """Put a rebuilt copy of this catalogue in its place, in one transaction; it is then to be sealed."""
+        (self.path.parent / SEAL_NAME).unlink(missing_ok=True)
+        with _translated(self.path):
+            copy.backup(self._connection)
+        crash_point("after-restore")
+
+    def damaged(self, manifest_sha256: str) -> list[str]:
+        """Return what is wrong with the catalogue's pages, its vouching for the manifest, or its chain."""
+        try:
+            with _translated(self.path):
+                return list(broken_links(self._connection, manifest_sha256))
+        except (TypeError, ValueError) as error:
+            return [f"holds what was never written ({error})"]
 
     def _insert(self, changes: Changes, number: int) -> None:
         execute = self._connection.executemany
@@ -308,12 +309,16 @@ class Catalog:
         )
         removals = [("video", row, number) for row in changes.removed_videos]
         removals += [("rejected", row, number) for row in changes.removed_rejections]
+        removals += [("root", row, number) for row in changes.removed_roots]
         execute("INSERT INTO removals(kind, target, generation) VALUES (?, ?, ?)", removals)
         execute(
-            "INSERT OR IGNORE INTO roots(path, generation) VALUES (?, ?)",
+            "INSERT INTO roots(path, generation) VALUES (?, ?)",
             [(r, number) for r in changes.roots],
         )
         execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)", changes.seen)
+        if changes.files:
+            last = max(self.next_part() - 1, *(file.part for file in changes.files))
+            self._connection.execute(f"PRAGMA user_version = {last}")
 
     def _counts(self, number: int) -> tuple[int, int, int]:
         alive = {"g": number}
@@ -326,12 +331,23 @@ class Catalog:
         ).fetchone()
         return videos, segments, rejected
 
-    def _digest(self, number: int, previous: str, parts: str, counts: tuple[int, int, int]) -> str:
-        digest = hashlib.sha256(f"{previous}\n{number}\n{parts}\n{counts}\n".encode())
-        for table in _CHAINED_TABLES:
-            for row in self.query(f"SELECT * FROM {table} WHERE generation = ? ORDER BY id", (number,)):
-                digest.update(repr(row).encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
+
+def _connect(uri: str) -> sqlite3.Connection:
+    """Open a database that is there, trying for a second.
+
+    Whoever closes it last removes what its readers share, and one that opens it just then may miss it.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+        try:
+            connection.execute("SELECT max(id) FROM generations").fetchone()
+            break
+        except BaseException as error:
+            connection.close()
+            if not isinstance(error, sqlite3.OperationalError) or attempt == _ATTEMPTS:
+                raise
+            time.sleep(_PAUSE_S)
+    return connection
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Keeping an index: verified, repaired, compacted, merged with others, exported."""
