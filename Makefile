@@ -1,7 +1,8 @@
 # make demo     see the whole thing work on this machine       make install   everything that tests need
 # make check    format, lint, types, import order              make test      everything that must be true
 # make format   mend what can be mended by machine             make clean     remove what the others made
-# make gates    compile every CUDA kernel with both families of NVRTC, 146 MB more, and hold it to its limits
+# make gates    compile every CUDA kernel with both families of NVRTC, 146 MB more, and hold it to its limits, for the
+#               GPU generations GATES (all that are known; 3 CPU-minutes each)
 #
 # PIP_ARGS is passed to pip, PYTEST_ARGS to pytest, DEMO_ARGS to the demonstration.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -44,7 +45,8 @@ test: install
 
 gates: install
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e ".[kernels-ci]"
-	VLM_ALL_NVRTC=1 $(BIN)/python -m pytest tests/kernels/test_nvrtc_gates.py tests/ops/cuda/test_nvrtc.py
+	VLM_ALL_NVRTC=1 VLM_GATES="$(GATES)" $(BIN)/python -m pytest -n 2 --dist load tests/kernels/test_nvrtc_gates.py \
+	    tests/ops/cuda/test_nvrtc.py
 
 clean:
 	rm -rf $(VENV) dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,7 +15,7 @@ from vlm.ops.cuda import library as cuda_library
 from vlm.ops.cuda import nvrtc
 from vlm.ops.cuda.registry import INSTANTIATIONS, TF32_INSTANTIATIONS
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+ARCHITECTURES = tuple(os.environ.get("VLM_GATES", "").split()) or ("sm_80", "sm_90", "sm_100")
 HELP = (
     "pip install 'videomamba-vlm[kernels-ci]' (146 MB; no GPU needed), or set VLM_NVRTC to its library file"
 )
