@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
             allow_missing=arguments.allow_missing,
             autocast=arguments.bf16,
         ),
+        overlap=arguments.overlap,
     )
     if arguments.out:
         write_card(card, arguments.out)
@@ -71,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="KEY=VALUE",
         help="change the protocol (the card says so), as in --set clips=1")  # fmt: skip
     add("--allow-missing", action="store_true", help="leave unreadable videos out and list them in the card")
+    add("--overlap", type=Path, metavar="FILE.json",
+        help="what `vlm data overlap TRAIN TEST --out FILE.json` found of these videos in the model's "
+        "training set; without it the card says: leakage unchecked")  # fmt: skip
     add("--out", type=Path, metavar="CARD.json", help="where to write the card")
     add("--json", action="store_true", help="print the card instead of a table")
     return parser

@@ -10,7 +10,10 @@ import pytest
 from vlm.cli import main
 from vlm.evaluation import load_protocol, protocol_files
 from vlm.evaluation.benchmarks.description import Counts, share_interval
-from vlm.evaluation.classification.protocol import classification_protocol_files
+from vlm.evaluation.classification.protocol import (
+    classification_protocol_files,
+    load_classification_protocol,
+)
 
 ONLY_THREE = ("--set", "expected.videos=3", "--set", "expected.queries=3")
 
@@ -59,6 +62,47 @@ def test_check_names_every_difference(didemo, tmp_path, capsys):
     (tmp_path / names[2]).touch()
     assert main(asked) == 0
     assert "nothing differs" in capsys.readouterr().out
+
+
+def test_check_of_labels(tmp_path, capsys):
+    """Counts, hashes and missing videos of a classification benchmark, before hours are spent."""
+    labels = tmp_path / "test.csv"
+    labels.write_text("class_id class_name youtube_id imdb_id\n0 friend 0IWdfqsImMU tt1\n1 wife -x tt2\n")
+    (tmp_path / "-x.mp4").write_bytes(b"no video")
+    asked = ["eval", "check", "lvu", "--annotations", str(labels)]
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    assert "not one of the files that the counts were confirmed on" in out and "2 videos of 2 classes" in out
+    assert main([*asked, "--videos", str(tmp_path)]) == 3
+    out, err = capsys.readouterr()
+    assert "missing: 0IWdfqsImMU (missing)" in out and "1 of 2 videos of lvu cannot be used" in err
+    assert main([*asked, "--videos", str(tmp_path), "--decode", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["undecodable"][0][0] == "-x"
+    assert main([*asked, "--set", "expected.videos=42"]) == 4
+    assert "videos: expected 42, found 2" in capsys.readouterr().err
+    lines = tmp_path / "list.txt"
+    lines.write_text("P47/cam01/P47_cereals.avi\n")
+    assert main(["eval", "check", "breakfast", "--annotations", str(lines)]) == 4
+    assert "videos: expected 355, found 1; classes: expected 10, found 1" in capsys.readouterr().err
+    assert main(["eval", "check", "lvu", "--videos", str(tmp_path)]) == 2
+    assert main(["eval", "check", "world-action", "--annotations", str(labels)]) == 4
+    assert main(["eval", "prepare", "lvu", "--annotations", str(labels), "--out", "x.json"]) == 4
+    assert "need no preparing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted({*protocol_files(), *classification_protocol_files()}))
+def test_every_public_protocol_says_how_it_is_measured(name):
+    """Split, counts, frames, resolution and its kernel, length of texts: what two numbers must share."""
+    if name.startswith("world") or name == "own":
+        return
+    if name in classification_protocol_files():
+        labels = load_classification_protocol(name)
+        assert labels.split and labels.input is not None and labels.clips * labels.crops > 1
+        assert labels.expected is not None or labels.known  # LVU's tasks are of different sizes
+        return
+    protocol = load_protocol(name)
+    assert protocol.split and protocol.expected is not None and protocol.expected.named()
+    assert protocol.frames and protocol.input is not None and protocol.text_tokens and protocol.positives
 
 
 def test_check_of_what_is_not_there(tmp_path, didemo, capsys):

@@ -140,7 +140,7 @@ def evaluate_model(
         "controls": _test_time_controls(run, protocol),
         "invariance": _invariance(run),
         "data": sections.data_section(len(data.paths), run.data, model, run.texts.num_truncated),
-        "leakage": leakage_section(overlap, run.data),
+        "leakage": leakage_section(overlap, run.data.paths, run.data.queries),
         "deviations": _deviations(model, protocol),
         "published": [describe_published(entry, protocol.num_trials) for entry in protocol.published],
         "environment": sections.environment(str(model.device), torch.get_num_threads()),
