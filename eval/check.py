@@ -45,8 +45,8 @@ def main(argv: list[str]) -> int:
     else:
         protocol = load_protocol(arguments.protocol, changes)
     if arguments.annotations is None and arguments.videos is None:
-        described = describe_protocol if isinstance(protocol, Protocol) else describe_classes
-        print("\n".join(described(protocol)))
+        lines = describe_protocol(protocol) if isinstance(protocol, Protocol) else describe_classes(protocol)
+        print("\n".join(lines))
         return 0
     if protocol.layout == "world":
         raise InvalidInput(

@@ -44,8 +44,7 @@ def main(argv: list[str]) -> int:
             f"{protocol.name} is made on this machine, there is nothing to prepare: vlm data world"
         )
     prepare_benchmark(protocol, arguments.annotations, arguments.out)
-    command = measuring_command(protocol, arguments.out, arguments.videos)
-    print(command or f"{arguments.out} is written; {protocol.task} has no program yet")
+    print(measuring_command(protocol, arguments.out, arguments.videos))
     for entry in protocol.published:
         print(f"# {describe_published(entry, protocol.num_trials)}")
     return 0

@@ -122,6 +122,48 @@ def test_program(world_folder, model_folder, tmp_path, capsys):
     assert "20 of 20 clips cannot be read" in capsys.readouterr().err
 
 
+def test_clips_that_are_missing_and_known_from_training(world_folder, model_folder, tmp_path, capsys):
+    """Missing clips stop before anything is measured, unless so many are allowed; overlap is said."""
+    import shutil
+
+    folder = tmp_path / "clips"
+    shutil.copytree(world_folder, folder)
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    asked = [line for line in lines if line["questions"]]
+    for line in asked[:2]:
+        (folder / line["file"]).unlink()
+    named = [
+        "--protocol",
+        "world",
+        "--annotations",
+        str(folder / "manifest.jsonl"),
+        "--model",
+        str(model_folder),
+    ]
+    command = ["eval", "qa", *named, "--videos", str(folder), "--allow-missing"]
+    assert main([*command, "1"]) == 4
+    assert "2 of 20 clips cannot be read: they are missing" in capsys.readouterr().err
+    known = asked[2]
+    report = {
+        "format": "vlm-overlap/1",
+        "first_sha256": "a" * 64,
+        "num_first": 9,
+        "by": {"id": 1},
+        "captions": None,
+        "unreadable": {"first": {}, "second": {}},
+        "matches": [{"by": "id", "first": "x.mp4", "second": known["file"], "value": 1.0}],
+        "second_videos": [line["file"] for line in lines],
+    }
+    (tmp_path / "overlap.json").write_text(json.dumps(report))
+    out = tmp_path / "card.json"
+    quick = ("--set", "bootstrap.resamples=100", "--overlap", str(tmp_path / "overlap.json"))
+    assert main([*command, "2", *quick, "--out", str(out)]) == 0
+    card = read_card(out)
+    assert len(card["data"]["missing"]) == 2
+    assert (card["leakage"]["status"], card["leakage"]["videos_shared"]) == ("checked", 1)
+    assert card["leakage"]["videos"] == len(asked) - 2
+
+
 def test_the_protocol_can_be_changed_and_the_card_says_so(world_folder, model_folder, tmp_path, capsys):
     files = ("--annotations", str(world_folder / "manifest.jsonl"), "--videos", str(world_folder))
     asked = ["eval", "qa", "--protocol", "world", *files, "--model", str(model_folder)]
@@ -160,9 +202,14 @@ def test_answers_from_a_file(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--annotations", "a"], "missing --protocol, --videos, --model (or --predictions)"),
-        (["--annotations", "a", "--predictions", "p", "--model", "m"], "not with --model"),
+        (["--annotations", "a", "--predictions", "p", "--model", "m"], "stands for a model"),
+        (["--annotations", "a", "--predictions", "p", "--overlap", "o"], "nor with --overlap"),
+        (
+            ["--annotations", "a", "--predictions", "p", "--protocol", "msrvtt-qa", "--answers", "x"],
+            "leave it",
+        ),
         (["--annotations", "a", "--answer-list", "l", "--model", "m"], "go with --predictions"),
-        (["--annotations", "a", "--predictions", "p", "--set", "frames=4"], "or --set"),
+        (["--annotations", "a", "--predictions", "p", "--set", "frames=4"], "name one: --protocol"),
         ([], "--annotations"),
     ],
 )

@@ -144,11 +144,18 @@ def _cut(
     """Return texts as tokens where the model has a tokenizer, and how many of them were cut."""
     if not isinstance(model, VideoTextModel):
         return texts, None
-    limit = min(max_tokens or model.config.text.max_positions, model.config.text.max_positions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # counted instead, and in the card
-        lengths = model.tokenizer(texts, max_tokens=_ENDLESS).attention_mask.sum(dim=1)
-        return model.tokenize(texts, limit), int((lengths > limit).sum())
+        return model.tokenize(texts, max_tokens), count_cut(model, texts, max_tokens)
+
+
+def count_cut(model: VideoTextEncoder, texts: Sequence[str], max_tokens: int | None = None) -> int | None:
+    """Return how many texts are longer than the model reads; None where it does not say how it cuts."""
+    if not isinstance(model, VideoTextModel):
+        return None
+    limit = min(max_tokens or model.config.text.max_positions, model.config.text.max_positions)
+    lengths = model.tokenizer(list(texts), max_tokens=_ENDLESS).attention_mask.sum(dim=1)
+    return int((lengths > limit).sum())
 
 
 def similarity(texts: Floats, videos: Floats) -> Floats:

@@ -19,7 +19,7 @@ from vlm.evaluation.classification.protocol import ClassificationProtocol
 from vlm.evaluation.protocol import Protocol
 from vlm.retrieval.durability import write_bytes_durably
 
-_PROGRAMS = {"retrieval": "retrieval", "multiple-choice": "qa", "moments": "moments"}
+_PROGRAMS = {"retrieval": "retrieval", "multiple-choice": "qa", "open-ended": "qa", "moments": "moments"}
 
 
 def prepare_benchmark(protocol: Protocol, annotations: Path, out: Path) -> None:
@@ -43,22 +43,14 @@ def prepare_benchmark(protocol: Protocol, annotations: Path, out: Path) -> None:
 def measuring_command(
     protocol: Protocol, annotations: Path, videos: str = "DIR", model: str = "SOURCE"
 ) -> str:
-    """Return the command that measures a model with prepared annotations; empty if no program does yet."""
-    program = _PROGRAMS.get(protocol.task)
-    if program is None:
-        return ""
-    words = (
-        "vlm",
-        "eval",
-        program,
-        "--protocol",
-        protocol.name,
-        "--annotations",
-        str(annotations),
-        "--videos",
-        videos,
-    )
-    return shlex.join((*words, "--model", model, "--out", f"{protocol.name}.json"))
+    """Return the command that measures a model, or free answers in a file, with prepared annotations."""
+    words = ["vlm", "eval", _PROGRAMS[protocol.task], "--protocol", protocol.name]
+    words += ["--annotations", str(annotations)]
+    if protocol.task == "open-ended":
+        words += ["--predictions", "ANSWERS.jsonl"]
+    else:
+        words += ["--videos", videos, "--model", model]
+    return shlex.join((*words, "--out", f"{protocol.name}.json"))
 
 
 def describe_classes(protocol: ClassificationProtocol) -> list[str]:

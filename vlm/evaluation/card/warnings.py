@@ -53,6 +53,8 @@ def _inputs(card: Card) -> Iterator[str]:
         yield f"input unlike that of the published numbers: {'; '.join(card['deviations'])}"
     if data.get("queries_truncated"):
         yield f"{data['queries_truncated']} queries are longer than the model reads, and were cut"
+    if data.get("statements_truncated"):
+        yield f"{data['statements_truncated']} candidates are longer than the model reads, and were cut"
     if data.get("queries_with_unknown_words"):
         yield f"{data['queries_with_unknown_words']} queries have words that the model does not know"
 

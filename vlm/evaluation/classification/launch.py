@@ -69,12 +69,11 @@ def classify_source(
     for folder in (videos, *([train.videos] if train else [])):
         if not folder.is_dir():
             raise InvalidInput(f"{folder}: no such folder of videos")
-    looked = read_overlap(overlap) if overlap else None
 
     def tested(names: tuple[str, ...] | None) -> VideoClasses:
         found = read_test_set(protocol, annotations, videos, names)
         require_class_counts(protocol, found.data, annotations)
-        return replace(found, overlap=looked)
+        return replace(found, overlap=read_overlap(overlap) if overlap else None)
 
     model = load_model(source, device=device)
     named = None if classes is None else read_classes(classes)
@@ -85,8 +84,7 @@ def classify_source(
         test = tested(seen.data.classes)
         return evaluate_linear_probe(model, seen, test, protocol, load_views, source=source, options=options)
     if method == "zero-shot":
-        test = tested(named)
-        return evaluate_zero_shot(model, test, protocol, load_views, source=source, options=options)
+        return evaluate_zero_shot(model, tested(named), protocol, load_views, source=source, options=options)
     model.require("classify")
     assert isinstance(model, Classifier), "no other kind can classify"
     names = model.config.class_names if named is None else named
