@@ -138,7 +138,7 @@ def test_coverage_of_the_answers_of_train(files):
 
 
 def test_test_sets_of_other_papers_are_not_taken_for_the_protocols(files):
-    """Known mistakes: all captions for 1k-A (R@1 3.1), MSVD as paragraphs (72.2 for 49.0), val_2 for val_1."""
+    """Known: all captions for 1k-A (R@1 3.1), MSVD as paragraphs (72.2 for 49.0), val_2 for val_1."""
     every = read_records(load_protocol("msrvtt-1ka"), files / "msrvtt/mdmmt_msrvtt_mdata_test.json")
     assert every.differences == [
         "videos: expected 1000, found 2990",
