@@ -8,14 +8,17 @@ import json
 import sys
 from pathlib import Path
 
-from vlm.errors import InvalidInput, RejectedItems
+from vlm.errors import InvalidInput, RejectedItems, UsageError
 from vlm.evaluation import load_protocol
 from vlm.evaluation.benchmarks.checking import CheckReport, check_benchmark
 from vlm.evaluation.benchmarks.preparing import describe_classes, describe_protocol
+from vlm.evaluation.classification.checking import check_classes
 from vlm.evaluation.classification.protocol import (
+    ClassificationProtocol,
     classification_protocol_files,
     load_classification_protocol,
 )
+from vlm.evaluation.protocol import Protocol
 
 _EXAMPLE = "vlm eval check msrvtt-1ka --annotations MSRVTT_JSFUSION_test.csv --videos MSRVTT/videos"
 _SHOWN = 10
@@ -34,20 +37,27 @@ def main(argv: list[str]) -> int:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the protocol")
     add("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args(argv)
+    changes = tuple(arguments.set)
     if arguments.protocol in classification_protocol_files():
-        if arguments.annotations is not None or arguments.videos is not None:
-            raise InvalidInput("labels and videos of a classifier are checked by: vlm eval classification")
-        print("\n".join(describe_classes(load_classification_protocol(arguments.protocol))))
-        return 0
-    protocol = load_protocol(arguments.protocol, tuple(arguments.set))
+        protocol: Protocol | ClassificationProtocol = load_classification_protocol(
+            arguments.protocol, changes
+        )
+    else:
+        protocol = load_protocol(arguments.protocol, changes)
     if arguments.annotations is None and arguments.videos is None:
-        print("\n".join(describe_protocol(protocol)))
+        lines = describe_protocol(protocol) if isinstance(protocol, Protocol) else describe_classes(protocol)
+        print("\n".join(lines))
         return 0
-    if protocol.layout != "benchmark":
+    if protocol.layout == "world":
         raise InvalidInput(
             f"{protocol.name} is made on this machine, there is nothing to check: vlm data world"
         )
-    report = check_benchmark(protocol, arguments.annotations, arguments.videos, decode=arguments.decode)
+    if isinstance(protocol, Protocol):
+        report = check_benchmark(protocol, arguments.annotations, arguments.videos, decode=arguments.decode)
+    elif arguments.annotations is None:
+        raise UsageError("--videos of a classification protocol are named by its --annotations")
+    else:
+        report = check_classes(protocol, arguments.annotations, arguments.videos, decode=arguments.decode)
     print(json.dumps(dataclasses.asdict(report), indent=1) if arguments.json else "\n".join(_lines(report)))
     if report.problems:
         raise InvalidInput(f"not {protocol.name} ({protocol.split}): {'; '.join(report.problems)}")

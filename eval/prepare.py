@@ -10,6 +10,7 @@ from vlm.errors import InvalidInput
 from vlm.evaluation import load_protocol
 from vlm.evaluation.benchmarks.description import describe_published
 from vlm.evaluation.benchmarks.preparing import measuring_command, prepare_benchmark
+from vlm.evaluation.classification.protocol import classification_protocol_files
 
 _EXAMPLE = "vlm eval prepare didemo --annotations LocalizingMoments/data --out didemo.json"
 
@@ -32,14 +33,18 @@ def main(argv: list[str]) -> int:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the protocol")
     add("--out", required=True, type=Path, metavar="FILE.json", help="where to write")
     arguments = parser.parse_args(argv)
+    if arguments.protocol in classification_protocol_files():
+        raise InvalidInput(
+            f"labels of {arguments.protocol} need no preparing: vlm eval classification reads them as they "
+            f"are published, and vlm eval check {arguments.protocol} compares them"
+        )
     protocol = load_protocol(arguments.protocol, tuple(arguments.set))
     if protocol.layout != "benchmark":
         raise InvalidInput(
             f"{protocol.name} is made on this machine, there is nothing to prepare: vlm data world"
         )
     prepare_benchmark(protocol, arguments.annotations, arguments.out)
-    command = measuring_command(protocol, arguments.out, arguments.videos)
-    print(command or f"{arguments.out} is written; {protocol.task} has no program yet")
+    print(measuring_command(protocol, arguments.out, arguments.videos))
     for entry in protocol.published:
         print(f"# {describe_published(entry, protocol.num_trials)}")
     return 0

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 from vlm.errors import UsageError
-from vlm.evaluation import Card, evaluate_answers, render_card, write_card
+from vlm.evaluation import Card, evaluate_answers, load_protocol, render_card, write_card
+from vlm.evaluation.card import write_whole
+from vlm.evaluation.page import page_path, render_page
+from vlm.evaluation.protocol import require_task
 
 _EXAMPLE = (
     "vlm eval qa --protocol world --annotations DIR/manifest.jsonl --videos DIR --model demo --out card.json"
@@ -18,9 +21,11 @@ _EXAMPLE = (
 def main(argv: list[str]) -> int:
     """Ask every question or read the answers, print accuracy by kind, write the card."""
     arguments = _parser().parse_args(argv)
+    page = page_path(arguments.out) if arguments.out else None
     card = _from_predictions(arguments) if arguments.predictions else _from_model(arguments)
-    if arguments.out:
+    if page is not None:
         write_card(card, arguments.out)
+        write_whole(render_page(card), page)
     print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
     return 0
 
@@ -33,7 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--videos", type=Path, metavar="DIR", help="folder of the clips")
     add("--model", metavar="SOURCE", help="a model folder, file or name; it chooses among candidates")
     add("--predictions", type=Path, metavar="FILE.json",
-        help="instead of a model: a list or lines of question_id, answer, perhaps confidence")  # fmt: skip
+        help="instead of a model: a list or lines of question_id, answer, perhaps confidence; with "
+        "--protocol of an open-ended benchmark its counts are compared")  # fmt: skip
     add("--answers", type=Path, metavar="FILE.json",
         help="the right answers, where --annotations hold questions only; joined by question_id")  # fmt: skip
     add("--answer-list", type=Path, metavar="FILE.json",
@@ -41,19 +47,31 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
     add("--set", action="append", default=[], metavar="KEY=VALUE",
         help="change the protocol (the card says so), as in --set frames=4")  # fmt: skip
-    add("--allow-missing", action="store_true", help="leave unreadable clips out and list them in the card")
-    add("--out", type=Path, metavar="CARD.json", help="where to write the card")
+    add("--allow-missing", nargs="?", type=int, const=True, default=False, metavar="N",
+        help="leave unreadable clips out and list them in the card; with N: at most so many")  # fmt: skip
+    add("--overlap", type=Path, metavar="FILE.json",
+        help="what `vlm data overlap TRAIN TEST --out FILE.json` found of these clips in the model's "
+        "training set; without it the card says: leakage unchecked")  # fmt: skip
+    add("--out", type=Path, metavar="CARD.json",
+        help="where to write the card, and beside it CARD.html, the same for people")  # fmt: skip
     add("--json", action="store_true", help="print the card instead of a table")
     return parser
 
 
 def _from_predictions(arguments: argparse.Namespace) -> Card:
-    if arguments.model or arguments.protocol or arguments.videos or arguments.set:
+    if arguments.model or arguments.videos or arguments.overlap or arguments.allow_missing:
         raise UsageError(
-            "--predictions goes with --annotations, not with --model, --protocol, --videos or --set"
+            "--predictions stands for a model and videos; it goes with neither, nor with --overlap"
         )
+    if arguments.set and not arguments.protocol:
+        raise UsageError("--set changes a protocol; name one: --protocol NAME")
+    if arguments.answers and arguments.protocol:
+        raise UsageError("--answers: a protocol finds its answers beside the questions; leave it out")
+    protocol = load_protocol(arguments.protocol, tuple(arguments.set)) if arguments.protocol else None
+    if protocol is not None:
+        require_task(protocol, "open-ended")
     files = arguments.predictions, arguments.annotations, arguments.answer_list
-    return evaluate_answers(*files, answers=arguments.answers)
+    return evaluate_answers(*files, answers=arguments.answers, protocol=protocol)
 
 
 def _from_model(arguments: argparse.Namespace) -> Card:
@@ -72,6 +90,7 @@ def _from_model(arguments: argparse.Namespace) -> Card:
         overrides=tuple(arguments.set),
         device=arguments.device,
         allow_missing=arguments.allow_missing,
+        overlap=arguments.overlap,
     )
 
 

@@ -67,6 +67,16 @@ def test_a_table_and_kinetics(write, tmp_path):
     assert read_labelled(kinetics, tmp_path, part="val").names == ("-7kbO0v4hag_000107_000117",)
 
 
+def test_a_task_of_lvu(write, tmp_path):
+    """The class is the number: the unknown writer is called \\N, and names sort otherwise than numbers do."""
+    text = "class_id class_name youtube_id imdb_id\n1 Aa -2KGPYEFnsU tt1\n0 \\N 0QNpXi4k5eU tt2\n"
+    data = read_labelled(write("test.csv", text), tmp_path)
+    assert (data.names, data.labels) == (("-2KGPYEFnsU", "0QNpXi4k5eU"), (1, 0))
+    assert data.classes == ("0", "1")
+    with pytest.raises(DataError, match=r"expected columns class_id.*\['2', 'Bb'\]"):
+        read_labelled(write("torn.csv", text + "2 Bb\n"), tmp_path)
+
+
 def test_something_something(write, tmp_path):
     rows = [
         {"id": "78687", "label": "holding a potato", "template": "Holding [one] next to [another]"},

@@ -39,7 +39,7 @@ def scenes(folder):
     return {line["id"]: Scene.from_json(json.dumps(line["scene"])) for line in lines}
 
 
-def test_clips_of_the_world_get_a_card(world_folder, classifier_folder, tmp_path, capsys):
+def test_clips_of_the_world_get_a_card(world_folder, classifier_folder, tmp_path, capsys, on_the_page):
     out = tmp_path / "card.json"
     assert main(arguments(world_folder, classifier_folder, "--out", str(out))) == 0
     assert "guessing" in capsys.readouterr().out
@@ -49,6 +49,11 @@ def test_clips_of_the_world_get_a_card(world_folder, classifier_folder, tmp_path
     assert 0 < len(expected) < 20 and card["protocol"]["num_items"] == len(expected)
     counts = {name: expected.count(name) for name in set(expected)}
     assert {name: entry["num_videos"] for name, entry in card["classes"].items()} == counts
+    page = on_the_page(out, "results", "chance")
+    assert all(f"{name} ({count})" in page for name, count in counts.items())
+    (tmp_path / "notes.html").write_text("mine")
+    assert main(arguments(world_folder, classifier_folder, "--out", str(tmp_path / "notes.json"))) == 2
+    assert "would replace this file" in capsys.readouterr().err
     groups = card["per_query"]["video_to_class"]["mean softmax"]["groups"]
     assert len(set(groups)) < len(groups)  # a clip and its twin are one group
     assert main(arguments(world_folder, classifier_folder, "--json")) == 0
@@ -61,10 +66,18 @@ def test_files_with_labels_and_several_views(world_folder, classifier_folder, tm
     labels = tmp_path / "val.csv"
     labels.write_text("".join(f"{name}.mp4 {number}\n" for number, name in enumerate(names)))
     command = arguments(world_folder, classifier_folder, "--json", protocol="k400", labels=labels)
+    assert main(command) == 4
+    assert "not k400 (validation): classes: expected 400, found 4" in capsys.readouterr().err
+    command += ["--set", "expected=null"]
     assert main(command) == 0
     card = json.loads(capsys.readouterr().out)
     assert card["protocol"]["views"] == 12 and card["protocol"]["num_items"] == 4
     assert set(card["classes"]) == set(ACTIONS["action"][:4])
+    assert card["leakage"] == {"status": "unchecked"}
+    assert "image_size: 64 instead of 224" in card["deviations"]
+    assert any(
+        "VideoMamba-M (top-1, 8 frames, fine-tuned): accuracy 80.6" in row for row in card["published"]
+    )
     assert main([*command, "--set", "clips=1", "--set", "crops=1"]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert alone["protocol"]["views"] == 1 and alone["protocol"] != card["protocol"]
@@ -81,7 +94,8 @@ def test_refusals_have_their_exit_codes(world_folder, classifier_folder, model_f
     assert main(arguments(tmp_path / "absent", classifier_folder)) == 4
     labels = tmp_path / "val.csv"
     labels.write_text("gone.mp4 0\n")
-    wrong = arguments(world_folder, classifier_folder, protocol="k400", labels=labels)
+    anything = ("--set", "expected=null")
+    wrong = arguments(world_folder, classifier_folder, *anything, protocol="k400", labels=labels)
     assert main(wrong) == 4
     assert "1 of 1 videos cannot be read (gone.mp4: missing" in capsys.readouterr().err
     assert main([*wrong, "--allow-missing"]) == 4
@@ -97,6 +111,31 @@ def test_a_world_without_single_events_is_refused(classifier_folder, tmp_path, c
     (tmp_path / "manifest.jsonl").write_text(json.dumps(describe(scene)) + "\n")
     assert main(arguments(tmp_path, classifier_folder)) == 4
     assert "in no clip a single thing happens" in capsys.readouterr().err
+
+
+def test_an_overlap_reaches_the_card(world_folder, classifier_folder, tmp_path, capsys):
+    """That the training set holds tested videos is said; that nobody looked is said too."""
+    labels, found = tmp_path / "val.csv", tmp_path / "overlap.json"
+    names = list(scenes(world_folder))[:4]
+    labels.write_text("".join(f"{name}.mp4 {number}\n" for number, name in enumerate(names)))
+    report = {
+        "format": "vlm-overlap/1",
+        "first_sha256": "a" * 64,
+        "num_first": 9,
+        "by": {"id": 1},
+        "captions": {"shared": []},
+        "unreadable": {"first": {}, "second": {}},
+        "matches": [{"by": "id", "first": "x.mp4", "second": f"{names[1]}.mp4", "value": 1.0}],
+        "second_videos": [f"{name}.mp4" for name in names],
+    }
+    found.write_text(json.dumps(report))
+    quick = ("--set", "expected=null", "--set", "clips=1", "--set", "crops=1", "--overlap", str(found))
+    out = tmp_path / "card.json"
+    command = arguments(world_folder, classifier_folder, *quick, protocol="k400", labels=labels)
+    assert main([*command, "--out", str(out)]) == 0
+    assert "leakage: checked: 1 of 4 videos are in the training set" in capsys.readouterr().out
+    section = read_card(out)["leakage"]
+    assert (section["status"], section["videos_shared"]) == ("checked", 1) and "captions" not in section
 
 
 def test_the_list_names_both_kinds_of_protocols(capsys):

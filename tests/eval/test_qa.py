@@ -109,17 +109,65 @@ def test_what_cannot_be_measured_is_refused(ask, data, monkeypatch):
         ask(lambda *_: 0.0)
 
 
-def test_program(world_folder, model_folder, tmp_path, capsys):
+def test_program(world_folder, model_folder, tmp_path, capsys, on_the_page):
     out = tmp_path / "card.json"
     manifest = world_folder / "manifest.jsonl"
     named = ["--protocol", "world", "--annotations", str(manifest), "--model", str(model_folder)]
     assert main(["eval", "qa", *named, "--videos", str(world_folder), "--out", str(out)]) == 0
     block = read_card(out)["results"]["multiple_choice"]["all"]
     assert block["accuracy"]["low"] <= block["chance"]["value"] <= block["accuracy"]["high"]
+    page = on_the_page(out, "results")
+    card = read_card(out)
+    for section, x, y in (("calibration", "confidence", "accuracy"), ("abstention", "coverage", "risk")):
+        for row in card[section]["bins" if section == "calibration" else "curve"]:
+            assert f'data-x="{row[x]!r}" data-y="{row[y]!r}"' in page
+    assert "leakage: unchecked" in page
     text = capsys.readouterr().out
     assert "guessing" in text and "all, contrastive alone" in text and "calibration error" in text
     assert main(["eval", "qa", *named, "--videos", str(tmp_path)]) == 4
     assert "20 of 20 clips cannot be read" in capsys.readouterr().err
+
+
+def test_clips_that_are_missing_and_known_from_training(world_folder, model_folder, tmp_path, capsys):
+    """Missing clips stop before anything is measured, unless so many are allowed; overlap is said."""
+    import shutil
+
+    folder = tmp_path / "clips"
+    shutil.copytree(world_folder, folder)
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    asked = [line for line in lines if line["questions"]]
+    for line in asked[:2]:
+        (folder / line["file"]).unlink()
+    named = [
+        "--protocol",
+        "world",
+        "--annotations",
+        str(folder / "manifest.jsonl"),
+        "--model",
+        str(model_folder),
+    ]
+    command = ["eval", "qa", *named, "--videos", str(folder), "--allow-missing"]
+    assert main([*command, "1"]) == 4
+    assert "2 of 20 clips cannot be read: they are missing" in capsys.readouterr().err
+    known = asked[2]
+    report = {
+        "format": "vlm-overlap/1",
+        "first_sha256": "a" * 64,
+        "num_first": 9,
+        "by": {"id": 1},
+        "captions": None,
+        "unreadable": {"first": {}, "second": {}},
+        "matches": [{"by": "id", "first": "x.mp4", "second": known["file"], "value": 1.0}],
+        "second_videos": [line["file"] for line in lines],
+    }
+    (tmp_path / "overlap.json").write_text(json.dumps(report))
+    out = tmp_path / "card.json"
+    quick = ("--set", "bootstrap.resamples=100", "--overlap", str(tmp_path / "overlap.json"))
+    assert main([*command, "2", *quick, "--out", str(out)]) == 0
+    card = read_card(out)
+    assert len(card["data"]["missing"]) == 2
+    assert (card["leakage"]["status"], card["leakage"]["videos_shared"]) == ("checked", 1)
+    assert card["leakage"]["videos"] == len(asked) - 2
 
 
 def test_the_protocol_can_be_changed_and_the_card_says_so(world_folder, model_folder, tmp_path, capsys):
@@ -139,7 +187,7 @@ def test_the_protocol_can_be_changed_and_the_card_says_so(world_folder, model_fo
     assert "did you mean 'frames'" in capsys.readouterr().err
 
 
-def test_answers_from_a_file(tmp_path, capsys):
+def test_answers_from_a_file(tmp_path, capsys, on_the_page):
     questions = [{"question": "what?", "answer": "dog"}, {"question": "how many?", "answer": "two"}]
     (tmp_path / "q.json").write_text(json.dumps(questions))
     (tmp_path / "p.json").write_text(json.dumps([{"answer": "The dog"}, {"answer": "3"}]))
@@ -150,6 +198,7 @@ def test_answers_from_a_file(tmp_path, capsys):
     assert main(["eval", "qa", *files, "--out", str(out), "--json"]) == 0
     card = read_card(out)
     assert json.loads(capsys.readouterr().out) == card
+    assert "exact match" in on_the_page(out, "results")
     assert card["results"]["answers"]["all"]["accuracy"]["value"] == 0.5
     assert card["results"]["answers"]["all"]["answer_coverage"]["value"] == 0.5
     (tmp_path / "p.json").write_text("[]")
@@ -160,9 +209,14 @@ def test_answers_from_a_file(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--annotations", "a"], "missing --protocol, --videos, --model (or --predictions)"),
-        (["--annotations", "a", "--predictions", "p", "--model", "m"], "not with --model"),
+        (["--annotations", "a", "--predictions", "p", "--model", "m"], "stands for a model"),
+        (["--annotations", "a", "--predictions", "p", "--overlap", "o"], "nor with --overlap"),
+        (
+            ["--annotations", "a", "--predictions", "p", "--protocol", "msrvtt-qa", "--answers", "x"],
+            "leave it",
+        ),
         (["--annotations", "a", "--answer-list", "l", "--model", "m"], "go with --predictions"),
-        (["--annotations", "a", "--predictions", "p", "--set", "frames=4"], "or --set"),
+        (["--annotations", "a", "--predictions", "p", "--set", "frames=4"], "name one: --protocol"),
         ([], "--annotations"),
     ],
 )

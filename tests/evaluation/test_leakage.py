@@ -57,7 +57,7 @@ def overlap(named, tmp_path):
 
 
 def test_only_videos_of_the_gallery_count(named, overlap):
-    section = leakage_section(overlap(), named)
+    section = leakage_section(overlap(), named.paths, named.queries)
     assert section["status"] == "checked"
     assert section["by"] == {"id": 1, "sha256": 0, "picture": 3}
     assert (section["videos_shared"], section["videos_checked"], section["videos"]) == (3, 20, 20)
@@ -71,11 +71,11 @@ def test_videos_that_nobody_looked_at(named, overlap):
     found = overlap(
         second_videos=listed, unreadable={"first": {}, "second": {"00.mp4": "empty"}}, captions=None
     )
-    section = leakage_section(found, named)
+    section = leakage_section(found, named.paths, named.queries)
     assert (section["status"], section["videos_checked"]) == ("partly checked", 14)
     assert "captions_shared" not in section
     with pytest.raises(InvalidInput, match="none of the gallery's videos"):
-        leakage_section(overlap(second_videos=["other.mp4"]), named)
+        leakage_section(overlap(second_videos=["other.mp4"]), named.paths)
 
 
 def test_in_the_card_and_in_words(toy, named, data, protocol, load, overlap):

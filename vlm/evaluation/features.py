@@ -143,12 +143,21 @@ def _cut(
 ) -> tuple[list[str] | TokenBatch, int | None]:
     """Return texts as tokens where the model has a tokenizer, and how many of them were cut."""
     if not isinstance(model, VideoTextModel):
-        return texts, None
-    limit = min(max_tokens or model.config.text.max_positions, model.config.text.max_positions)
+        return texts, count_cut(model, texts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # counted instead, and in the card
-        lengths = model.tokenizer(texts, max_tokens=_ENDLESS).attention_mask.sum(dim=1)
-        return model.tokenize(texts, limit), int((lengths > limit).sum())
+        return model.tokenize(texts, max_tokens), count_cut(model, texts, max_tokens)
+
+
+def count_cut(model: VideoTextEncoder, texts: Sequence[str], max_tokens: int | None = None) -> int | None:
+    """Return how many texts are longer than the model reads; None where it does not say how it cuts."""
+    if not isinstance(model, VideoTextModel):
+        say = getattr(model, "count_cut", None)
+        counted: int | None = say(texts) if callable(say) else None
+        return counted
+    limit = min(max_tokens or model.config.text.max_positions, model.config.text.max_positions)
+    lengths = model.tokenizer(list(texts), max_tokens=_ENDLESS).attention_mask.sum(dim=1)
+    return int((lengths > limit).sum())
 
 
 def similarity(texts: Floats, videos: Floats) -> Floats:
@@ -309,6 +318,6 @@ def _array(tensor: Tensor, what: str = "", numbers: Sequence[int] = ()) -> Float
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
         raise InvalidInput(
             f"the model's embedding of {what} {numbers[row]} is not finite; "
-            "check its weights and try --dtype float32"
+            "check its weights, and whether it runs in half precision"
         )
     return np.asarray(array)

@@ -20,7 +20,7 @@ from vlm.evaluation.dataset import EvaluationSet
 from vlm.evaluation.encoders.shards import ShardTask, run_in_processes
 from vlm.evaluation.encoders.sources import is_features, open_encoder
 from vlm.evaluation.protocol import Protocol, load_protocol, require_task
-from vlm.evaluation.questions import evaluate_choices
+from vlm.evaluation.questions import QuestionSet, evaluate_choices
 from vlm.evaluation.runner import RunOptions, evaluate_model, is_allowed
 from vlm.evaluation.scores.corrections import Corrections
 from vlm.evaluation.world_manifest import read_world, read_world_questions
@@ -101,7 +101,8 @@ def ask_source(
     *,
     overrides: tuple[str, ...] = (),
     device: str = "auto",
-    allow_missing: bool = False,
+    allow_missing: bool | int = False,
+    overlap: Path | None = None,
 ) -> Card:
     """Ask a model that is named rather than given every multiple-choice question; as ``evaluate_source``.
 
@@ -117,9 +118,13 @@ def ask_source(
         data = read_world_questions(annotations, videos)
     else:
         data = read_choice_set(protocol, annotations, videos)
+    _check_present(data, allow_missing)
     model = open_encoder(source, protocol.frames, device)
     load = partial(load_clip, trim_s=protocol.trim_s)
-    return evaluate_choices(model, data, protocol, load, source=source, allow_missing=allow_missing)
+    found = read_overlap(overlap) if overlap else None
+    return evaluate_choices(
+        model, data, protocol, load, source=source, allow_missing=allow_missing, overlap=found
+    )
 
 
 def read_annotations(protocol: Protocol, annotations: Path, videos: Path | None) -> EvaluationSet:
@@ -177,7 +182,7 @@ def _shard_task(
     )
 
 
-def _check_present(data: EvaluationSet, allow_missing: bool | int) -> None:
+def _check_present(data: EvaluationSet | QuestionSet, allow_missing: bool | int) -> None:
     """Raise before hours are spent on the others if more videos are missing than are allowed.
 
     Raises:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +16,17 @@ from torch import Tensor
 
 from vlm.errors import CapabilityError, DataError, InvalidInput
 from vlm.evaluation.answers.confidence import abstention_section, calibration_section
+from vlm.evaluation.benchmarks.description import describe_published
 from vlm.evaluation.card import FORMAT, Card, as_json, sections
-from vlm.evaluation.features import Loader
+from vlm.evaluation.card.leakage import Overlap, leakage_section
+from vlm.evaluation.features import Loader, count_cut
 from vlm.evaluation.protocol import Protocol as EvaluationProtocol
+from vlm.evaluation.runner import is_allowed
 from vlm.metrics import choice_accuracy, choice_chance
 from vlm.metrics.matrices import Floats, Ints
-from vlm.models.video_text_model import EMBEDDING_SHARE, MATCHING_SHARE
+from vlm.models.video_text_model import EMBEDDING_SHARE, MATCHING_SHARE, VideoTextModel
 from vlm.progress import progress_bar
+from vlm.text import TruncationWarning, join_statement
 from vlm.types import VideoTextEncoder
 
 
@@ -87,7 +93,8 @@ def evaluate_choices(
     load: Loader,
     *,
     source: str = "",
-    allow_missing: bool = False,
+    allow_missing: bool | int = False,
+    overlap: Overlap | None = None,
 ) -> Card:
     """Ask a model every question and make its card, with accuracy by kind beside guessing.
 
@@ -97,11 +104,13 @@ def evaluate_choices(
         protocol: How frames are sampled and intervals drawn.
         load: File and preprocessing → (t, 3, s, s) float32.
         source: How the model was named by the caller, for the card.
-        allow_missing: Leave unreadable clips out (and list them) instead of failing.
+        allow_missing: Leave unreadable clips out (and list them) instead of failing; a number allows so many.
+        overlap: What was found of the clips in the model's training set; without it the card says
+            ``unchecked``.
 
     Raises:
         CapabilityError: The model cannot choose among candidates.
-        InvalidInput: A clip cannot be read, or a score is not finite.
+        InvalidInput: A clip cannot be read, a score is not finite, or the overlap is that of other videos.
     """
     if "choose" not in model.capabilities:
         raise CapabilityError(
@@ -109,9 +118,9 @@ def evaluate_choices(
             f"it can: {', '.join(sorted(model.capabilities)) or 'nothing'}"
         )
     began = time.perf_counter()
-    replies = _ask_all(model, data, load)
+    replies = _ask_all(model, data, load, protocol.text_tokens)
     asked, rejected = replies.asked, replies.rejected
-    if rejected and not allow_missing:
+    if not is_allowed(len(rejected), allow_missing):
         shown = "; ".join(f"{data.paths[clip]}: {reason}" for clip, reason in rejected[:3])
         raise InvalidInput(
             f"{len(rejected)} of {len(data.paths)} clips cannot be read ({shown}); nothing was measured; "
@@ -119,11 +128,26 @@ def evaluate_choices(
         )
     if not asked:
         raise InvalidInput("no question can be asked: the annotations hold none, or no clip can be read")
+    card = _card(model, data, protocol, replies, overlap)
     seconds = time.perf_counter() - began
+    card["model"] = sections.model_section(model, source)
+    card["cost"] = {"total_s": round(seconds, 4), "ms_per_question": round(1000 * seconds / len(asked), 4)}
+    return card
+
+
+def _card(
+    model: VideoTextEncoder,
+    data: QuestionSet,
+    protocol: EvaluationProtocol,
+    replies: _Replies,
+    overlap: Overlap | None,
+) -> Card:
+    asked, rejected = replies.asked, replies.rejected
+    clips = sorted({question.clip for question in asked})
     return {
         "format": FORMAT,
         "protocol": _protocol_section(protocol, data, asked, model),
-        "model": sections.model_section(model, source),
+        "model": {},
         "results": {
             "multiple_choice": _accuracies(asked, replies.scores, data, protocol),
             "multiple_choice_parts": {
@@ -136,13 +160,24 @@ def evaluate_choices(
             "videos_expected": len(data.paths),
             "videos_decoded": len(data.paths) - len(rejected),
             "missing": [{"clip": data.clip_ids[clip], "reason": reason} for clip, reason in rejected],
+            "statements_truncated": count_cut(model, _statements(asked), protocol.text_tokens),
         },
+        "leakage": leakage_section(
+            overlap,
+            [data.paths[clip] for clip in clips],
+            [question.candidates[question.answer] for question in asked],
+        ),
+        "deviations": protocol.deviations(model.preprocessing),
+        "published": [describe_published(entry, protocol.num_trials) for entry in protocol.published],
         "environment": sections.environment(str(model.device), torch.get_num_threads()),
-        "cost": {"total_s": round(seconds, 4), "ms_per_question": round(1000 * seconds / len(asked), 4)},
     }
 
 
-def _ask_all(model: VideoTextEncoder, data: QuestionSet, load: Loader) -> _Replies:
+def _statements(asked: list[ChoiceQuestion]) -> list[str]:
+    return [join_statement(question.text, text) for question in asked for text in question.candidates]
+
+
+def _ask_all(model: VideoTextEncoder, data: QuestionSet, load: Loader, max_tokens: int | None) -> _Replies:
     by_clip: dict[int, list[ChoiceQuestion]] = {}
     for question in data.questions:
         by_clip.setdefault(question.clip, []).append(question)
@@ -161,7 +196,7 @@ def _ask_all(model: VideoTextEncoder, data: QuestionSet, load: Loader) -> _Repli
             )
             replies.asked += questions
             if isinstance(model, PartsChooser):
-                pairs = model.candidate_parts(*arguments)
+                pairs = _parts(model, arguments, max_tokens)
                 for name, part in zip(("matching", "contrastive"), zip(*pairs, strict=True), strict=True):
                     replies.parts.setdefault(name, []).extend(_arrays(part))
                 rows = [MATCHING_SHARE * matching + EMBEDDING_SHARE * shares for matching, shares in pairs]
@@ -170,6 +205,16 @@ def _ask_all(model: VideoTextEncoder, data: QuestionSet, load: Loader) -> _Repli
             replies.scores += _arrays(rows)
             bar.update(len(questions))
     return replies
+
+
+def _parts(
+    model: PartsChooser, arguments: tuple[Tensor, list[str], list[tuple[str, ...]]], max_tokens: int | None
+) -> list[tuple[Tensor, Tensor]]:
+    if not isinstance(model, VideoTextModel):  # only models with BERT's tokenizer are told where to cut
+        return model.candidate_parts(*arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # counted instead, and in the card
+        return model.candidate_parts(*arguments, max_tokens=max_tokens)
 
 
 def _arrays(rows: Iterable[Tensor]) -> list[Floats]:
@@ -227,15 +272,20 @@ def _most_frequent_place(asked: list[ChoiceQuestion], inside: Any) -> float:
 def _protocol_section(
     protocol: EvaluationProtocol, data: QuestionSet, asked: list[ChoiceQuestion], model: VideoTextEncoder
 ) -> dict[str, Any]:
+    clips = {data.clip_ids[question.clip] for question in asked}
     return {
         "name": protocol.name,
         "version": protocol.version,
         "task": "multiple-choice",
+        "layout": protocol.layout,
+        **({"split": protocol.split} if protocol.split else {}),
+        **({} if protocol.text_tokens is None else {"text_tokens": protocol.text_tokens}),
         "sampling": protocol.sampling,
         "frames": model.preprocessing.num_frames,
         **({} if protocol.trim_s is None else {"trim_s": protocol.trim_s}),
         "bootstrap": {"resamples": protocol.bootstrap.resamples, "seed": protocol.bootstrap.seed},
         "annotations_sha256": data.annotations_sha256,
+        "gallery_sha256": hashlib.sha256("\n".join(sorted(clips)).encode()).hexdigest(),
         "num_questions": len(asked),
-        "num_items": len({question.clip for question in asked}),
+        "num_items": len(clips),
     }

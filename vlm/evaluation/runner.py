@@ -140,7 +140,7 @@ def evaluate_model(
         "controls": _test_time_controls(run, protocol),
         "invariance": _invariance(run),
         "data": sections.data_section(len(data.paths), run.data, model, run.texts.num_truncated),
-        "leakage": leakage_section(overlap, run.data),
+        "leakage": leakage_section(overlap, run.data.paths, run.data.queries),
         "deviations": _deviations(model, protocol),
         "published": [describe_published(entry, protocol.num_trials) for entry in protocol.published],
         "environment": sections.environment(str(model.device), torch.get_num_threads()),
@@ -250,9 +250,9 @@ def _minimal_pairs(
 
 
 def _deviations(model: VideoTextEncoder, protocol: Protocol) -> list[str]:
-    if protocol.input is None or isinstance(model, StoredFeatures):
-        return []
-    return protocol.input.deviations(model.preprocessing)
+    if isinstance(model, StoredFeatures):  # of which only the number of frames is known
+        return protocol.frame_deviations(model.preprocessing.num_frames)
+    return protocol.deviations(model.preprocessing)
 
 
 def _test_time_controls(run: _Run, protocol: Protocol) -> dict[str, Any]:

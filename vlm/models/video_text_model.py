@@ -199,7 +199,9 @@ class VideoTextModel(VideoModel):
             ValueError: The numbers of videos and texts differ.
         """
         self.require("rerank")
-        return self.matching_logits(video_tokens, text_tokens, mask)
+        # features that were kept between runs are fp32, whatever the model runs in
+        dtype = self.itm_head.weight.dtype
+        return self.matching_logits(video_tokens.to(dtype), text_tokens.to(dtype), mask)
 
     def matching_logits(self, video_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
         """Do what ``match`` does for any model, trained to match or still to be trained."""
@@ -284,9 +286,20 @@ class VideoTextModel(VideoModel):
 
     @torch.no_grad()
     def candidate_parts(
-        self, video: Tensor, questions: Sequence[str], candidates: Sequence[Sequence[str]]
+        self,
+        video: Tensor,
+        questions: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        *,
+        max_tokens: int | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
         """Return what ``score_candidates`` mixes, with the same arguments and errors.
+
+        Args:
+            video: As there.
+            questions: As there.
+            candidates: As there.
+            max_tokens: Where a question with its candidate is cut; the model's own limit by default.
 
         Returns:
             For each question the probability that each candidate matches, and the candidates' softmax of
@@ -300,7 +313,8 @@ class VideoTextModel(VideoModel):
         parts = []
         for index, (question, options) in enumerate(zip(questions, choices, strict=True)):
             row = index if len(video) > 1 else 0
-            texts = self.encode_text([join_statement(question, option) for option in options])
+            statements = [join_statement(question, option) for option in options]
+            texts = self.encode_text(self.tokenize(statements, max_tokens))
             tokens = repeat(features.tokens[row], "n d -> c n d", c=len(options))
             matching = self.matching_logits(tokens, texts.tokens, texts.mask).softmax(dim=-1)[:, 1]
             cosines = texts.embedding @ features.embedding[row]

@@ -188,9 +188,11 @@ def test_shipped_protocols(name):
 
 
 def test_the_published_numbers_of_views():
-    views = {name: load_classification_protocol(name) for name in ("k400", "ssv2", "breakfast", "coin")}
+    views = {
+        name: load_classification_protocol(name) for name in ("k400", "ssv2", "breakfast", "coin", "lvu")
+    }
     assert {name: (p.clips, p.crops) for name, p in views.items()} == {
-        "k400": (4, 3), "ssv2": (2, 3), "breakfast": (4, 3), "coin": (10, 3),
+        "k400": (4, 3), "ssv2": (2, 3), "breakfast": (4, 3), "coin": (10, 3), "lvu": (4, 3),
     }  # fmt: skip
     with pytest.raises(InvalidInput, match="no protocol 'k900' for classification"):
         load_classification_protocol("k900")
@@ -208,6 +210,17 @@ def test_frames_of_each_sampling(sampling, expected):
     # 21 frames, two of each of four clips; a span is 10 frames (10.5 for shifted)
     protocol = ClassificationProtocol(name="t", version=1, summary="", clips=4, sampling=sampling)
     assert [chosen.tolist() for chosen in choose_frames(21, 2, protocol)] == expected
+
+
+@pytest.mark.parametrize("num_frames", [1, 7, 16, 33, 100, 1201])
+def test_frames_of_the_released_test_on_something_something(num_frames):
+    """Its program lists the frames of all views, sorts them, and gives each view every second one."""
+    for taken, views in ((8, 2), (16, 2), (16, 3)):
+        tick = num_frames / float(taken)
+        every = [int(v * tick / views + tick * x) for v in range(views) for x in range(taken)]
+        released = [sorted(every)[view::views] for view in range(views)]
+        protocol = ClassificationProtocol(name="t", version=1, summary="", clips=views, sampling="shifted")
+        assert [chosen.tolist() for chosen in choose_frames(num_frames, taken, protocol)] == released
 
 
 def test_impossible_protocols():

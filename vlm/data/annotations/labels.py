@@ -15,8 +15,11 @@ from vlm.data.annotations.table import VIDEO_COLUMNS
 from vlm.data.annotations.videos import locate_videos
 from vlm.errors import DataError
 
-LabelLayout: TypeAlias = Literal["auto", "lines", "table", "kinetics", "ssv2", "coin", "breakfast", "folder"]
+LabelLayout: TypeAlias = Literal[
+    "auto", "lines", "table", "kinetics", "ssv2", "coin", "breakfast", "lvu", "folder"
+]
 _LABEL_COLUMNS = ("label", "class", "class_name", "label_id", "class_id")
+_LVU = ("class_id", "class_name", "youtube_id")
 _KINETICS = ("label", "youtube_id", "time_start", "time_end")
 
 
@@ -74,6 +77,8 @@ def read_labelled(
             ``ssv2``: Something-Something V2's JSON; the class is the template without brackets.
             ``coin``: COIN.json; ``part`` is ``training`` or ``testing``.
             ``breakfast``: One path a line; the class is the last part of its name, ``…_cereals.avi``.
+            ``lvu``: One of LVU's tasks, columns parted by spaces; the class is its number, as two may share
+            a name.
             ``folder``: see ``path``.
             ``auto``: goes by the content.
         part: Of several in one file; None takes all.
@@ -163,6 +168,8 @@ def _guess(path: Path) -> LabelLayout:
     header = [cell.strip() for cell in next(csv.reader([first]), [])]
     if set(_KINETICS) <= set(header):
         return "kinetics"
+    if set(_LVU) <= set(first.split()):
+        return "lvu"
     if set(header) & set(_LABEL_COLUMNS) and set(header) & set(VIDEO_COLUMNS):
         return "table"
     return "lines" if len(_cells(first)) > 1 else "breakfast"
@@ -249,6 +256,17 @@ def _breakfast(path: Path, _part: str | None) -> list[Labelled]:
     return [Labelled(name, PurePosixPath(name).stem.rpartition("_")[2]) for name in names]
 
 
+def _lvu(path: Path, _part: str | None) -> list[Labelled]:
+    header, *rows = [line.split() for line in read_text(path).splitlines() if line.strip()] or [[]]
+    wrong = next((row for row in rows if len(row) != len(header)), None)
+    if not set(_LVU) <= set(header) or wrong:
+        raise DataError(
+            f"{path}: expected columns {', '.join(_LVU)}, got {wrong or header}", "bad_annotations"
+        )
+    number, video = header.index("class_id"), header.index("youtube_id")
+    return [Labelled(row[video], _label(row[number])) for row in rows]
+
+
 def _folder(path: Path, _part: str | None) -> list[Labelled]:
     names = [PurePosixPath(entry.video) for entry in read_folder(path)]
     return [Labelled(str(name), name.parts[0]) for name in names if len(name.parts) > 1]
@@ -261,6 +279,7 @@ READERS: dict[str, Callable[[Path, str | None], list[Labelled]]] = {
     "ssv2": _ssv2,
     "coin": _coin,
     "breakfast": _breakfast,
+    "lvu": _lvu,
     "folder": _folder,
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlm.errors import InvalidInput
+from vlm.evaluation.protocol import Protocol
 from vlm.evaluation.scores.files import parse_json, read_text
 from vlm.metrics.matrices import Floats, Ints
 
@@ -73,8 +74,38 @@ def read_questions(path: Path, answers_path: Path | None = None) -> OpenQuestion
         kinds.append(_kind(row, question))
         clips.append(str(next((row[field] for field in _CLIP_FIELDS if field in row), f"question {number}")))
     _check_unique(path, ids)
-    groups = np.unique(np.asarray(clips), return_inverse=True)[1].astype(np.int64)
-    return OpenQuestions(ids=tuple(ids), answers=tuple(answers), kinds=tuple(kinds), groups=groups)
+    return OpenQuestions(ids=tuple(ids), answers=tuple(answers), kinds=tuple(kinds), groups=_numbered(clips))
+
+
+def read_benchmark_questions(protocol: Protocol, annotations: Path) -> tuple[OpenQuestions, str]:
+    """Read the open questions of a benchmark in any layout they circulate in, and a hash of what they say.
+
+    Args:
+        protocol: Of the task ``open-ended``.
+        annotations: The questions, companions lying beside them, or the folder of all.
+
+    Raises:
+        InvalidInput: They cannot be used, or are not those that the protocol expects.
+    """
+    from vlm.data.annotations.benchmarks import Question, content_hash, video_key
+    from vlm.evaluation.benchmarks.reading import (  # brings torch, which files of our own do not need
+        read_records,
+        require_counts,
+    )
+
+    found = read_records(protocol, annotations)
+    require_counts(protocol, found)
+    asked = [record for record in found.records if isinstance(record, Question)]
+    chosen = next((question.question_id for question in asked if question.candidates), None)
+    if chosen is not None:
+        raise InvalidInput(f"{annotations}: question {chosen} has candidates; open answers have none")
+    questions = OpenQuestions(
+        ids=tuple(question.question_id for question in asked),
+        answers=tuple(question.answers for question in asked),
+        kinds=tuple(question.kind or _first_word(question.text) for question in asked),
+        groups=_numbered([video_key(question.video) for question in asked]),
+    )
+    return questions, content_hash(asked)
 
 
 def read_predictions(path: Path, ids: Sequence[str]) -> Predictions:
@@ -146,7 +177,15 @@ def _confidences(path: Path, rows: list[dict[str, Any]]) -> Floats | None:
 
 def _kind(row: dict[str, Any], question: str) -> str:
     named = next((str(row[field]) for field in _KIND_FIELDS if row.get(field) not in (None, "")), "")
-    return named or (question.lower().split() or ["(empty)"])[0].strip("\"'?,.")
+    return named or _first_word(question)
+
+
+def _first_word(question: str) -> str:
+    return (question.lower().split() or ["(empty)"])[0].strip("\"'?,.")
+
+
+def _numbered(clips: Sequence[str]) -> Ints:
+    return np.unique(np.asarray(clips), return_inverse=True)[1].astype(np.int64)
 
 
 def _is_texts(value: Any) -> bool:

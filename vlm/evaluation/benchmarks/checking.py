@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vlm.data.annotations.benchmarks import (
 )
 from vlm.data.decoding import open_video
 from vlm.errors import DataError, InvalidInput
+from vlm.evaluation.benchmarks.description import KnownFile
 from vlm.evaluation.benchmarks.reading import BenchmarkRecords, read_records
 from vlm.evaluation.protocol import Protocol
 from vlm.progress import progress_bar
@@ -70,10 +72,8 @@ def check_benchmark(
     except DataError as error:
         report.problems.append(str(error))
         return report
-    known = {entry.sha256 for entry in protocol.known}
     for name, digest in found.files.items():
-        state = "known" if digest in known else "not one of the files that the counts were confirmed on"
-        report.files.append({"name": name, "sha256": digest, "state": state})
+        report.files.append({"name": name, "sha256": digest, "state": known_state(protocol.known, digest)})
     report.problems += found.differences
     report.facts += _facts(protocol, found, annotations)
     report.num_videos = len(found.videos)
@@ -82,18 +82,30 @@ def check_benchmark(
     return report
 
 
+def known_state(known: Sequence[KnownFile], digest: str) -> str:
+    """Return whether a protocol knows a file, by its hash, in words."""
+    if digest in {entry.sha256 for entry in known}:
+        return "known"
+    return "not one of the files that the counts were confirmed on"
+
+
+def undecodable(path: Path) -> str:
+    """Return why a video cannot be decoded, as far as its first frame says; empty if it can."""
+    try:
+        with open_video(path):
+            return ""
+    except DataError as error:
+        return error.reason
+
+
 def _look_for_videos(report: CheckReport, names: list[str], folder: VideoFolder, decode: bool) -> None:
     with progress_bar(len(names), "videos", "video") as bar:
         for name in names:
             path, reason = folder.find(name)
             if path is None:
                 report.missing.append((name, reason))
-            elif decode:
-                try:
-                    with open_video(path):
-                        pass
-                except DataError as error:
-                    report.undecodable.append((name, error.reason))
+            elif decode and (reason := undecodable(path)):
+                report.undecodable.append((name, reason))
             bar.update()
 
 

@@ -21,6 +21,7 @@ class Counts:
         queries: Queries after the caption rule.
         questions: Questions.
         moments: Queries with windows.
+        classes: Different classes that occur.
     """
 
     videos: int | None = None
@@ -28,13 +29,20 @@ class Counts:
     queries: int | None = None
     questions: int | None = None
     moments: int | None = None
+    classes: int | None = None
+
+    def named(self) -> dict[str, int]:
+        """Return name → count of those that are not None."""
+        return {
+            field.name: count for field in fields(self) if (count := getattr(self, field.name)) is not None
+        }
 
     def differences(self, found: Counts) -> list[str]:
         """Return ``videos: expected 1000, found 999`` for each count that is expected and differs."""
         return [
-            f"{field.name}: expected {wanted}, found {getattr(found, field.name)}"
-            for field in fields(self)
-            if (wanted := getattr(self, field.name)) is not None and wanted != getattr(found, field.name)
+            f"{name}: expected {wanted}, found {getattr(found, name)}"
+            for name, wanted in self.named().items()
+            if wanted != getattr(found, name)
         ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from vlm.data.curation.overlap import FORMAT, video_stem
 from vlm.errors import InvalidInput
 from vlm.evaluation.card import file_sha256
-from vlm.evaluation.dataset import EvaluationSet
 from vlm.text import clean
 
 
@@ -41,12 +40,19 @@ def read_overlap(path: Path) -> Overlap:
     return Overlap(report, file_sha256(path))
 
 
-def leakage_section(overlap: Overlap | None, data: EvaluationSet) -> dict[str, Any]:
+def leakage_section(
+    overlap: Overlap | None, paths: Sequence[Path], texts: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return what is known of the gallery's videos and captions in the training set.
 
     ``status`` is ``unchecked`` without an overlap check, ``partly checked`` if it did not look at (or could
     not read) every video of the gallery, else ``checked``. Of videos that are known to be shared, and of
     captions, only those of the gallery count.
+
+    Args:
+        overlap: What `vlm data overlap` found; None if nobody looked.
+        paths: The files of the gallery's videos.
+        texts: Its captions, where it has any.
 
     Raises:
         InvalidInput: The check looked at no video of the gallery.
@@ -54,7 +60,7 @@ def leakage_section(overlap: Overlap | None, data: EvaluationSet) -> dict[str, A
     if overlap is None:
         return {"status": "unchecked"}
     report = overlap.report
-    names = [video_stem(path.name) for path in data.paths]
+    names = [video_stem(path.name) for path in paths]
     unreadable = {video_stem(name) for name in report["unreadable"]["second"]}
     seen = {video_stem(name) for name in report["second_videos"]} - unreadable
     num_checked = sum(name in seen for name in names)
@@ -75,8 +81,8 @@ def leakage_section(overlap: Overlap | None, data: EvaluationSet) -> dict[str, A
         "videos_shared": sum(any(name in found for found in shared.values()) for name in names),
         "by": {way: sum(name in found for name in names) for way, found in shared.items()},
     }
-    if report["captions"] is not None:
+    if texts and report["captions"] is not None:
         known = set(report["captions"]["shared"])
-        section["captions"] = len(data.queries)
-        section["captions_shared"] = sum(clean(query) in known for query in data.queries)
+        section["captions"] = len(texts)
+        section["captions_shared"] = sum(clean(text) in known for text in texts)
     return section

@@ -114,7 +114,7 @@ def _render_answers(card: Card) -> str:
         f"questions, {protocol['num_items']} clips; model {card['model']['name']}"
     )
     titles = [column.replace("_", " ").removeprefix("num ") for column in columns]
-    return "\n".join([head, "", *_aligned([["", *titles], *rows]), *_confidence_lines(card)])
+    return "\n".join([head, "", *_aligned([["", *titles], *rows]), *_confidence_lines(card), *_notes(card)])
 
 
 def _confidence_lines(card: Card) -> list[str]:

@@ -49,10 +49,20 @@ def _inputs(card: Card) -> Iterator[str]:
             f"{len(data['missing'])} clips missing or unreadable, left out; they are listed in the card, and "
             "a smaller gallery gives higher scores"
         )
+    weights = card["model"].get("weights", {})
+    if "status" in weights:
+        yield f"official weights: {weights['status']}"
+    if weights.get("missing") or weights.get("resized"):
+        changed = ", ".join((*weights["missing"], *weights["resized"])[:3])
+        yield f"weights were changed to fit: {changed}"
     if card.get("deviations"):
         yield f"input unlike that of the published numbers: {'; '.join(card['deviations'])}"
     if data.get("queries_truncated"):
         yield f"{data['queries_truncated']} queries are longer than the model reads, and were cut"
+    if "queries_truncated" in data and data["queries_truncated"] is None:
+        yield "whether queries were cut is not known: the model does not say how much of a text it reads"
+    if data.get("statements_truncated"):
+        yield f"{data['statements_truncated']} candidates are longer than the model reads, and were cut"
     if data.get("queries_with_unknown_words"):
         yield f"{data['queries_with_unknown_words']} queries have words that the model does not know"
 

@@ -9,6 +9,8 @@ from typing import Literal, TypeAlias
 from vlm.data.annotations.labels import read_classes, read_labelled
 from vlm.errors import InvalidInput
 from vlm.evaluation.card import Card, file_sha256
+from vlm.evaluation.card.leakage import read_overlap
+from vlm.evaluation.classification.checking import require_class_counts
 from vlm.evaluation.classification.frozen import evaluate_linear_probe, evaluate_zero_shot
 from vlm.evaluation.classification.protocol import ClassificationProtocol, load_classification_protocol
 from vlm.evaluation.classification.runner import ScoringOptions, VideoClasses, evaluate_classifier
@@ -40,6 +42,7 @@ def classify_source(
     overrides: tuple[str, ...] = (),
     device: str = "auto",
     options: ScoringOptions | None = None,
+    overlap: Path | None = None,
 ) -> Card:
     """Test a model that is named rather than given.
 
@@ -55,6 +58,7 @@ def classify_source(
         overrides: ``key=value`` changes to the protocol; the card says what was measured.
         device: Where the model runs.
         options: How to run.
+        overlap: What `vlm data overlap` found of the tested videos in the model's training set.
 
     Raises:
         CapabilityError: The model is no classifier, or, for prompts, has no text side.
@@ -65,21 +69,26 @@ def classify_source(
     for folder in (videos, *([train.videos] if train else [])):
         if not folder.is_dir():
             raise InvalidInput(f"{folder}: no such folder of videos")
+
+    def tested(names: tuple[str, ...] | None) -> VideoClasses:
+        found = read_test_set(protocol, annotations, videos, names)
+        require_class_counts(protocol, found.data, annotations)
+        return replace(found, overlap=read_overlap(overlap) if overlap else None)
+
     model = load_model(source, device=device)
     named = None if classes is None else read_classes(classes)
     if method == "linear-probe":
         assert train is not None, "a probe is trained on something"
         learnt = replace(protocol, part=protocol.probe.part)
         seen = read_test_set(learnt, train.annotations, train.videos, named)
-        test = read_test_set(protocol, annotations, videos, seen.data.classes)
+        test = tested(seen.data.classes)
         return evaluate_linear_probe(model, seen, test, protocol, load_views, source=source, options=options)
     if method == "zero-shot":
-        test = read_test_set(protocol, annotations, videos, named)
-        return evaluate_zero_shot(model, test, protocol, load_views, source=source, options=options)
+        return evaluate_zero_shot(model, tested(named), protocol, load_views, source=source, options=options)
     model.require("classify")
     assert isinstance(model, Classifier), "no other kind can classify"
     names = model.config.class_names if named is None else named
-    test = read_test_set(protocol, annotations, videos, names or None)
+    test = tested(names or None)
     return evaluate_classifier(model, test, protocol, load_views, source=source, options=options)
 
 

@@ -10,7 +10,13 @@ from vlm.assets import asset
 from vlm.config import load_config
 from vlm.data.annotations.labels import LabelLayout
 from vlm.errors import InvalidInput
-from vlm.evaluation.benchmarks.description import Origin, Published
+from vlm.evaluation.benchmarks.description import (
+    Counts,
+    KnownFile,
+    Origin,
+    Published,
+    ReferenceInput,
+)
 from vlm.evaluation.protocol import BootstrapSettings
 
 _FOLDER = "eval/protocols/classification"
@@ -48,6 +54,7 @@ class ClassificationProtocol:
         name: What ``--protocol`` says; equals the file's name.
         version: Raised with every change of meaning.
         summary: One line for ``vlm eval list``.
+        split: Which part of the data set, in words.
         layout: How the labels are written, see ``vlm.data.annotations.labels``; ``world`` is the manifest of
             ``vlm data world``.
         part: Part of the labels that is meant, where a file holds several.
@@ -63,7 +70,10 @@ class ClassificationProtocol:
         prompts: Texts with ``{}`` for the name of a class, by which a model with a text side tells classes
             apart without training.
         probe: How a linear classifier on frozen features is trained.
+        input: How the models of the published numbers saw a frame; the number of frames is each model's own.
         bootstrap: How intervals are drawn.
+        expected: What the labels must hold.
+        known: Files in circulation whose content was read.
         origin: Where labels and videos come from.
         published: What others reached.
     """
@@ -71,6 +81,7 @@ class ClassificationProtocol:
     name: str
     version: int
     summary: str
+    split: str = ""
     layout: LabelLayout | Literal["world"] = "auto"
     part: str | None = None
     label: Literal["direction", "action"] = "direction"
@@ -81,7 +92,10 @@ class ClassificationProtocol:
     top: tuple[int, ...] = (1, 5)
     prompts: tuple[str, ...] = ()
     probe: ProbeSettings = field(default_factory=ProbeSettings)
+    input: ReferenceInput | None = None
     bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
+    expected: Counts | None = None
+    known: tuple[KnownFile, ...] = ()
     origin: Origin | None = None
     published: tuple[Published, ...] = ()
 
@@ -92,6 +106,11 @@ class ClassificationProtocol:
             raise ValueError(f"a prompt holds {{}} once, for the name of the class, got {wrong[0]!r}")
         if self.sampling == "middle" and self.clips > 1:
             raise ValueError(f"sampling 'middle' gives one clip, got clips {self.clips}; use 'segments'")
+
+    @property
+    def num_trials(self) -> int | None:
+        """How many videos a published share is of; None if the protocol does not say."""
+        return None if self.expected is None else self.expected.videos
 
 
 def load_classification_protocol(name: str, overrides: tuple[str, ...] = ()) -> ClassificationProtocol:

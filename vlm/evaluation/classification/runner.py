@@ -20,7 +20,9 @@ from vlm.config import to_dict
 from vlm.data.annotations.labels import LabelledSet
 from vlm.data.preprocessing import normalise
 from vlm.errors import DataError, InvalidInput
+from vlm.evaluation.benchmarks.description import describe_published
 from vlm.evaluation.card import FORMAT, Card, as_json, counts_as_json, sections
+from vlm.evaluation.card.leakage import Overlap, leakage_section
 from vlm.evaluation.classification.protocol import ClassificationProtocol
 from vlm.metrics import RankCounts
 from vlm.metrics.classification import average_views, class_accuracy, confusion, top_hits
@@ -36,11 +38,19 @@ _MOST_CONFUSIONS = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoClasses:
-    """Labelled videos to test with; ``groups`` joins those resampled together, a clip and its twin."""
+    """Labelled videos to test with.
+
+    Attributes:
+        data: The videos and their classes.
+        groups: Joins those that are resampled together, a clip and its twin.
+        annotations_sha256: Of the file of labels.
+        overlap: What was found of them in the model's training set; None if nobody looked.
+    """
 
     data: LabelledSet
     groups: tuple[int, ...]
     annotations_sha256: str
+    overlap: Overlap | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +72,17 @@ class ScoringOptions:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores (videos, classes) over all views and of the middle one, whose they are, and what is missing."""
+    """Scores (videos, classes) over all views and of the middle one, whose they are, and what is missing.
+
+    ``precision`` is what they were computed in, empty where the weights say it.
+    """
 
     scores: Floats
     middle: Floats
     kept: list[int]
     missing: list[tuple[str, str]]
     seconds: float
+    precision: str = ""
 
 
 def evaluate_classifier(
@@ -129,11 +143,12 @@ def make_card(
         pinned: What two cards must share beyond the protocol, such as how classes were told apart.
     """
     kept, missing, seconds = scored.kept, scored.missing, scored.seconds
+    paths = (test.data.paths[number] for number in kept)
     outcome = _Outcome(scored.scores, labels[kept], np.asarray(test.groups, np.int64)[kept], names, protocol)
     return {
         "format": FORMAT,
         "protocol": _protocol_section(protocol, test, kept, model, len(names)) | dict(pinned or {}),
-        "model": sections.model_section(model, source),
+        "model": sections.model_section(model, source, scored.precision),
         "results": {
             "classification": outcome.measures(),
             "single_view": replace(outcome, scores=scored.middle).measures(),
@@ -146,6 +161,9 @@ def make_card(
             "videos_decoded": len(kept),
             "missing": [{"clip": name, "reason": reason} for name, reason in missing],
         },
+        "leakage": leakage_section(test.overlap, [path for path in paths if path is not None]),
+        "deviations": [] if protocol.input is None else protocol.input.deviations(model.preprocessing),
+        "published": [describe_published(entry, protocol.num_trials) for entry in protocol.published],
         "environment": sections.environment(str(model.device), torch.get_num_threads()),
         "cost": {"total_s": round(seconds, 4), "ms_per_video": round(1000 * seconds / len(kept), 4)},
         "per_query": {"video_to_class": {kind: outcome.per_video()}},
@@ -247,7 +265,8 @@ def score_videos(
     if not kept:
         raise InvalidInput("no video can be read, so there is nothing to measure")
     seconds = time.perf_counter() - began
-    return Scored(np.asarray(scores), np.asarray(singles), kept, missing, seconds)
+    precision = "bfloat16, by autocast" if options.autocast else ""
+    return Scored(np.asarray(scores), np.asarray(singles), kept, missing, seconds, precision)
 
 
 def mean_softmax(logits: Floats) -> Floats:
@@ -345,7 +364,7 @@ def _protocol_section(
     num_classes: int,
 ) -> dict[str, Any]:
     pinned = to_dict(protocol)
-    for name in ("summary", "origin", "published", "prompts", "probe"):
+    for name in ("summary", "origin", "published", "prompts", "probe", "expected", "known", "input"):
         del pinned[name]
     names = "\n".join(sorted(test.data.names[number] for number in kept)).encode()
     return {
