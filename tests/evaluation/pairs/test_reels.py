@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from vlm.__main__ import main
 from vlm.errors import CapabilityError
 from vlm.evaluation import compare, read_card, write_card
 from vlm.evaluation.pairs.reels import judge, measure_reels, table
+from vlm.models import VideoTextModel, load_model
 from vlm.types import Preprocessing, TextFeatures, VideoFeatures
 from vlm.world.chapters.claims import asked_groups
 from vlm.world.scene import COLOURS
@@ -84,7 +86,6 @@ def test_what_each_reader_reaches() -> None:
             "order": 128,
         }
         assert card["reels"]["order"]["ceiling"]["value"] == 1
-        assert card["reels"]["order"]["ceiling_of_a_bag"]["value"] == 0.5
     assert figures["nothing"] == {"presence": 0.5, "order": 0.5}
     assert figures["colours"]["order"] == 0.5 and figures["colours"]["presence"] > 0.85
     assert figures["all"]["order"] > 0.85 and figures["all"]["presence"] == figures["colours"]["presence"]
@@ -120,6 +121,20 @@ def test_a_model_without_a_matching_head_is_judged_by_its_embeddings() -> None:
     assert card["reels"]["presence"]["accuracy"]["value"] > 0.5
     with pytest.raises(CapabilityError, match="neither match nor search"):
         measure_reels(Reader(32, (), knows="all"), "val", 0, 2)  # type: ignore[arg-type]
+
+
+def test_a_bag_of_frames_has_a_ceiling_of_its_own() -> None:
+    model = load_model("demo", device="cpu", num_frames=32, image_size=32)
+    assert isinstance(model, VideoTextModel)
+    best = []
+    for bag in (False, True):
+        changed = replace(model.config.vision, independent_frames=bag)
+        model.config = replace(model.config, vision=changed)
+        model.vision_encoder.config = changed
+        card = measure_reels(model, "val", 0, 1)
+        assert card["is_bag_of_frames"] == bag
+        best.append([row["ceiling"]["value"] for row in card["reels"].values()])
+    assert best == [[1, 1], [1, 0.5]]
 
 
 def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ def test_both_losses_learn_a_batch_by_heart(small, tmp_path) -> None:
     values = [state.update([batch], step, 0) for step in range(40)]
     for name in ("contrastive", "matching"):
         first, last = values[0][name], values[-1][name]
-        assert last < 0.75 * first, (name, first, last)
+        assert last < first - 0.1, (name, first, last)
 
 
 def test_a_bag_of_frames_ends_in_a_model_that_is_blind_to_order(small, tmp_path) -> None:

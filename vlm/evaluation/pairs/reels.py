@@ -17,6 +17,7 @@ from vlm.data.preprocessing import preprocess
 from vlm.errors import CapabilityError
 from vlm.evaluation.card import FORMAT, Card, as_json, sections
 from vlm.evaluation.protocol import BootstrapSettings
+from vlm.models import VideoTextModel
 from vlm.progress import progress_bar
 from vlm.types import Preprocessing, VideoTextEncoder
 from vlm.world.chapters.claims import KINDS, AskedReel, asked_groups, ceiling
@@ -24,6 +25,7 @@ from vlm.world.chapters.reels import render_reel
 
 _AT_ONCE = 16
 
+_PROTOCOL = {"name": "reels", "version": 1, "task": "claims", "sampling": "middle"}
 _PAIRS = 8  # of each kind about each reel
 
 
@@ -88,7 +90,7 @@ def measure_reels(model: VideoTextEncoder, split: str, seed: int, count: int, *,
 
     Returns:
         With ``reels``: kind of claim → accuracy, chance and what an oracle would reach that sees the same
-        frames, in order or as a bag; and the outcome of each pair.
+        frames, without their order if the model encodes each by itself; and the outcome of each pair.
 
     Raises:
         CapabilityError: The model can neither match nor search.
@@ -101,40 +103,33 @@ def measure_reels(model: VideoTextEncoder, split: str, seed: int, count: int, *,
     frames = model.preprocessing.num_frames
     kinds = np.array([[pair.kind for pair in item.pairs] for item in asked])
     groups = np.broadcast_to(np.repeat(np.arange(count), len(grouped[0]))[:, None], hits.shape)
-    oracles = {
-        name: np.stack([ceiling(item, frames, ordered=ordered) for item in asked])
-        for name, ordered in (("ceiling", True), ("ceiling_of_a_bag", False))
-    }
+    is_bag = isinstance(model, VideoTextModel) and model.config.vision.independent_frames
+    best = np.stack([ceiling(item, frames, ordered=not is_bag) for item in asked])
     table, outcomes = {}, {}
     for kind in KINDS:
         inside = kinds == kind
         table[kind] = {
             "accuracy": as_json(bootstrap.mean(hits[inside], groups[inside])),
             "chance": {"value": 0.5},
-            **{name: {"value": float(values[inside].mean())} for name, values in oracles.items()},
+            "ceiling": {"value": float(best[inside].mean())},
             "num_pairs": int(inside.sum()),
         }
         outcomes[kind] = {score: {"right": hits[inside].tolist(), "groups": groups[inside].tolist()}}
-    claims = "\n".join(
-        f"{item.reel.reel_id} {text}" for item in asked for pair in item.pairs for text in pair.texts
-    )
     return {
         "format": FORMAT,
         "protocol": {
-            "name": "reels",
-            "version": 1,
-            "task": "claims",
-            "sampling": "middle",
+            **_PROTOCOL,
             "split": split,
             "seed": seed,
             "num_groups": count,
             "num_reels": len(asked),
             "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed},
-            "claims_sha256": hashlib.sha256(claims.encode()).hexdigest(),
+            "claims_sha256": _hash_of(asked),
         },
         "model": sections.model_section(model, source),
         "results": {kind: {score: {"accuracy": row["accuracy"]}} for kind, row in table.items()},
         "score": score,
+        "is_bag_of_frames": is_bag,
         "reels": table,
         "environment": sections.environment(str(model.device), torch.get_num_threads()),
         "per_query": outcomes,
@@ -142,19 +137,23 @@ def measure_reels(model: VideoTextEncoder, split: str, seed: int, count: int, *,
     }
 
 
+def _hash_of(asked: Sequence[AskedReel]) -> str:
+    lines = [f"{item.reel.reel_id} {text}" for item in asked for pair in item.pairs for text in pair.texts]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def table(card: Mapping[str, Any]) -> str:
     """Return a card of reels as a Markdown table, percent."""
     lines = [
-        "| claims | accuracy | 95 % interval | chance | best of these frames | as a bag | pairs |",
-        "| --- " * 7 + "|",
+        "| claims | accuracy | 95 % interval | chance | best of these frames | pairs |",
+        "| --- " * 6 + "|",
     ]
     for kind, row in card["reels"].items():
         accuracy = row["accuracy"]
         shown = (accuracy["value"], accuracy["low"], accuracy["high"], row["chance"]["value"])
         value, low, high, chance = (100 * number for number in shown)
-        best, bag = (100 * row[name]["value"] for name in ("ceiling", "ceiling_of_a_bag"))
+        best, pairs = 100 * row["ceiling"]["value"], row["num_pairs"]
         lines.append(
-            f"| {kind} | {value:.1f} | [{low:.1f}, {high:.1f}] | {chance:.1f} | {best:.1f} | {bag:.1f} "
-            f"| {row['num_pairs']} |"
+            f"| {kind} | {value:.1f} | [{low:.1f}, {high:.1f}] | {chance:.1f} | {best:.1f} | {pairs} |"
         )
     return "\n".join(lines)
