@@ -33,19 +33,19 @@ def main(argv: list[str]) -> int:
     from vlm.training.studies.runner import jobs, run_jobs
 
     study = load_config(StudyConfig, arguments.study, arguments.set)
-    if arguments.plan:
-        from vlm.training.studies.flops import flops_of
+    from vlm.training.studies.flops import operations
 
+    if arguments.plan:
         for job in jobs(study, arguments.out):
             print("done   " if job.is_done else "missing", job.title)
-        for arm in study.arms:
-            print(f"{arm}: {flops_of(study.training(arm, study.seeds[0], arguments.out)):.3g} operations")
+        for arm, number in operations(study, arguments.out).items():
+            print(f"{arm}: {number:.3g} operations")
         return 0
     if not arguments.report:
         run_jobs(study, arguments.out, lambda line: print(line, file=sys.stderr, flush=True))
     from vlm.training.studies.summary import draw_study, summarise, table
 
-    result = summarise(study, arguments.out)
+    result = {**summarise(study, arguments.out), "operations": operations(study, arguments.out)}
     (arguments.out / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw_study(result, arguments.out / "study.png")
     print(table(result))

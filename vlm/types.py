@@ -73,6 +73,8 @@ class Batch:
         siblings: (B, B) bool, pairs whose clips differ in one thing only (minimal pairs, reversed twins);
             None where the source knows of none.
         corpus: Name of the corpus that the batch is of; empty where there is one only.
+        claims: How many claims about each video ``text`` holds, those of one video side by side, a true and a
+            false one in turn; ``positives`` is (B, B claims) then. 0 where each text is a caption.
     """
 
     video: Tensor
@@ -82,6 +84,7 @@ class Batch:
     keys: tuple[str, ...] = ()
     siblings: Tensor | None = None
     corpus: str = ""
+    claims: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -307,6 +307,15 @@ def test_configurations_that_do_not_fit_are_refused():
 
 
 def test_unequal_numbers_of_videos_and_texts_are_refused(free_model):
-    features = free_model.encode_text(["a red three", "blue"])
-    with pytest.raises(ValueError, match="got 1 and 2"):
-        free_model.match(torch.zeros(1, 4, 32), features.tokens, features.mask)
+    features = free_model.encode_text(["a red three", "blue", "a cat"])
+    with pytest.raises(ValueError, match="got 2 and 3"):
+        free_model.match(torch.zeros(2, 4, 32), features.tokens, features.mask)
+
+
+def test_texts_side_by_side_may_share_a_video(free_model):
+    torch.manual_seed(0)
+    features = free_model.encode_text(["a red three", "blue", "a cat", "a red cat", "three", "a"])
+    videos = torch.randn(2, 4, 32)
+    shared = free_model.match(videos, features.tokens, features.mask)
+    each = free_model.match(videos[[0, 0, 0, 1, 1, 1]], features.tokens, features.mask)
+    torch.testing.assert_close(shared, each)

@@ -19,6 +19,7 @@ def threads():
 GATHER = """
 import torch
 from vlm import distributed
+from vlm.losses.claims import finding_loss
 from vlm.losses.contrastive import contrastive_loss
 from vlm.models.patch_embedding import SharedBatchNorm
 
@@ -59,6 +60,22 @@ for mine, full in zip(grads[:2], expected[:2]):
 # without a gather each process knows its own block of the truth
 loss, _ = gradients("none", video[own], text[own])
 assert torch.isfinite(loss)
+# claims find the videos of all processes; only some are true of any, more of them here than there
+claims = torch.randn(12, 8)
+truth = torch.rand(6, 12) < 0.2
+truth[:, :3], truth[:, 6] = False, True
+leaves = [tensor.clone().requires_grad_() for tensor in (video[:, 0], claims)]
+mine = slice(6 * rank, 6 * rank + 6)
+loss = finding_loss(leaves[0][own], leaves[1][mine], 0.5, truth)
+loss.backward()
+full = [tensor.clone().requires_grad_() for tensor in (video[:, 0], claims)]
+known = truth.any(0)
+targets = truth.T[known] / truth.T[known].sum(1, keepdim=True)
+whole = -(((full[1] @ full[0].T / 0.5)[known]).log_softmax(1) * targets).sum(1).mean()
+whole.backward()
+assert torch.allclose(distributed.all_sum(loss.detach()) / size, whole.detach(), rtol=1e-6)
+assert torch.allclose(leaves[0].grad[own] / size, full[0].grad[own], rtol=1e-4, atol=1e-7)
+assert torch.allclose(leaves[1].grad[mine] / size, full[1].grad[mine], rtol=1e-4, atol=1e-7)
 # normalising over the global batch: output, statistics and gradients of one process that holds everything
 maps, weight = torch.randn(6, 4, 5, 5) + 1, torch.randn(6, 4, 5, 5)
 def normalised(layer, maps, weight):

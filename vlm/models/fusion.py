@@ -14,17 +14,18 @@ def fuse(encoder: TextEncoder, text_tokens: Tensor, mask: Tensor, video_tokens: 
         encoder: Where the fusion layers live.
         text_tokens: (pairs, l, text width) from the text layers.
         mask: (pairs, l), 1 = real token.
-        video_tokens: (pairs, n, video width), without the class token; all are attended to.
+        video_tokens: (pairs, n, video width), without the class token; all are attended to. Or of fewer
+            videos, each of as many texts side by side.
 
     Returns:
         (pairs, l, text width).
 
     Raises:
-        ValueError: The numbers of texts and videos differ.
+        ValueError: The number of texts is no multiple of that of videos.
     """
-    if len(text_tokens) != len(video_tokens):
+    if len(text_tokens) % len(video_tokens):
         raise ValueError(
-            f"expected as many videos as texts, got {len(video_tokens)} and "
+            f"expected as many videos as texts, or a part of it, got {len(video_tokens)} and "
             f"{len(text_tokens)}; repeat one of them"
         )
     bias = padding_bias(mask)

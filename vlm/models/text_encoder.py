@@ -103,9 +103,12 @@ class Projections(nn.Module):
         self.value = nn.Linear(context_width, config.width)
 
     def forward(self, tokens: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
-        """Attend from (b, l, width) to (b, n, context width); ``bias`` (b, 1, 1, n) is added to scores."""
-        heads = "b n (h d) -> b h n d"
-        query = rearrange(self.query(tokens), heads, h=self.num_heads)
+        """Attend from (b k, l, width) to (b, n, context width); ``bias`` (b, 1, 1, n) is added to scores.
+
+        k texts side by side look at one context, whose keys and values are made once.
+        """
+        heads, count = "b n (h d) -> b h n d", len(tokens) // len(context)
+        query = rearrange(self.query(tokens), "(b k) l (h d) -> b h (k l) d", h=self.num_heads, k=count)
         key = rearrange(self.key(context), heads, h=self.num_heads)
         value = rearrange(self.value(context), heads, h=self.num_heads)
         rate = self.dropout if self.training else 0.0
@@ -116,7 +119,7 @@ class Projections(nn.Module):
                 query, key, value = query.float(), key.float(), value.float()
             bias = None if bias is None else bias.to(query.dtype)
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=rate)
-        joined: Tensor = rearrange(attended.to(dtype), "b h n d -> b n (h d)")
+        joined: Tensor = rearrange(attended.to(dtype), "b h (k l) d -> (b k) l (h d)", k=count)
         return joined
 
 

@@ -187,7 +187,8 @@ class VideoTextModel(VideoModel):
         """Score pairs with the matching head.
 
         Args:
-            video_tokens: (pairs, n, d) of ``encode_video``.
+            video_tokens: (pairs, n, d) of ``encode_video``; or of fewer videos, each of as many texts side by
+                side.
             text_tokens: (pairs, l, width) of ``encode_text``.
             mask: (pairs, l), 1 = real token.
 
@@ -196,7 +197,7 @@ class VideoTextModel(VideoModel):
 
         Raises:
             CapabilityError: The model was not trained to match.
-            ValueError: The numbers of videos and texts differ.
+            ValueError: The number of texts is no multiple of that of videos.
         """
         self.require("rerank")
         # features that were kept between runs are fp32, whatever the model runs in

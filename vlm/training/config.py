@@ -12,6 +12,7 @@ from vlm.data.shards.layout import Media
 from vlm.models.video_text_model import VideoTextConfig
 from vlm.training.classification.config import ClassificationConfig
 from vlm.training.objective import LossesConfig
+from vlm.training.reels.config import ReelsConfig, check_reels
 from vlm.training.reports.boards import BoardName
 from vlm.training.schedule import Curve, OptimizerConfig, check_curve
 from vlm.world import sample_frames
@@ -110,16 +111,19 @@ class DataConfig:
     """Where clips and captions come from.
 
     Attributes:
-        source: ``world`` renders clips in memory; ``shards`` reads packed videos.
+        source: ``world`` renders clips in memory; ``reels`` renders many short scenes in a row, with claims
+            about them for the contrastive and the matching loss; ``shards`` reads packed videos.
         world: Settings of the world source.
+        reels: Settings of the reels source.
         shards: Settings of the shards source.
         workers: Processes (world) or threads (shards) that prepare batches; 0 = the training process does.
         prefetch: Batches that are kept ready, for each worker of the world source.
         max_words: Longest caption in tokens; longer ones are cut.
     """
 
-    source: Literal["world", "shards"] = "world"
+    source: Literal["world", "reels", "shards"] = "world"
     world: WorldConfig = field(default_factory=WorldConfig)
+    reels: ReelsConfig = field(default_factory=ReelsConfig)
     shards: ShardsConfig = field(default_factory=ShardsConfig)
     workers: int = 1
     prefetch: int = 4
@@ -214,11 +218,13 @@ class RunConfig:
 class ValidationConfig:
     """Evaluation in the course of training, on held-out clips of the world and their reversed twins.
 
-    A classifier is evaluated on labelled clips of the world, or on all of ``classification.files.val``.
+    A classifier is evaluated on labelled clips of the world, or on all of ``classification.files.val``; a
+    model that learns from reels, by claims about held-out ones.
 
     Attributes:
         every: Updates between two evaluations; 0 = never.
-        clips: Scenes; each comes with its reversed twin, unless it has a label.
+        clips: Scenes; each comes with its reversed twin, unless it has a label. Pairs of reels; each comes
+            with its mirror.
         seed: Which scenes; the same in every run that is to be compared.
         best: The metric whose best evaluation is kept as ``RUN/best``; the last model is ``RUN/model``.
     """
@@ -226,7 +232,9 @@ class ValidationConfig:
     every: int = 250
     clips: int = 64
     seed: int = 0
-    best: Literal["r1", "r5", "pair_r1", "direction", "top1", "top5", "mean_class"] = "r1"
+    best: Literal["r1", "r5", "pair_r1", "direction", "top1", "top5", "mean_class", "presence", "order"] = (
+        "r1"
+    )
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.clips < 2:
@@ -277,6 +285,13 @@ class EngineConfig:
             raise ValueError(f"engine.zero_stage must be 0, 1 or 2, got {self.zero_stage}")
 
 
+_METRICS = {
+    "clips": ("r1", "r5", "pair_r1", "direction"),
+    "classes": ("top1", "top5", "mean_class"),
+    "reels": ("presence", "order"),
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
     """A training run.
@@ -313,14 +328,19 @@ class TrainingConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        is_metric = self.evaluation.best in ("top1", "top5", "mean_class")
-        if self.evaluation.every and is_metric != (self.classification is not None):
+        reels = self.classification is None and self.data.source == "reels"
+        named = _METRICS["classes" if self.classification is not None else "reels" if reels else "clips"]
+        if self.evaluation.every and self.evaluation.best not in named:
             raise ValueError(
-                "evaluation.best must be top1, top5 or mean_class for a classifier, and r1, r5, pair_r1 or "
-                f"direction for other models, got {self.evaluation.best}"
+                "evaluation.best must be top1, top5 or mean_class for a classifier, presence or order where "
+                "data.source is 'reels', and r1, r5, pair_r1 or direction for other models, got "
+                f"{self.evaluation.best}"
             )
         if self.classification is not None:
             self._check_classification(self.classification)
+            return
+        if reels:
+            check_reels(self.losses, self.train.batch_size, self.train.accumulate)
             return
         if not (self.losses.use_text or self.losses.use_video):
             raise ValueError("losses: at least one weight must be above 0")

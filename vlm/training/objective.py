@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm import distributed
+from vlm.losses.claims import finding_loss, telling_loss
 from vlm.losses.contrastive import GatherMode, embedding_contrastive_loss
 from vlm.losses.masked_language import (
     IGNORED,
@@ -235,6 +236,9 @@ class Objective(nn.Module):
         weight = self._weight(self.config.contrastive.weight, number)
         if weight <= 0:
             return weight, None
+        if batch.claims:
+            embeddings = videos.embedding.float(), texts.embedding.float()
+            return weight, finding_loss(*embeddings, self.model.temp, batch.positives)
         loss = embedding_contrastive_loss(
             videos.embedding.float(),
             texts.embedding.float(),
@@ -251,6 +255,9 @@ class Objective(nn.Module):
         weight = self._weight(config.weight, number)
         if weight <= 0:
             return weight, None
+        if batch.claims:
+            tokens = videos.tokens.detach() if config.detach_video else videos.tokens
+            return weight, telling_loss(self.model.match(tokens, texts.tokens, texts.mask))
         everywhere = config.candidates == "global"
         share = distributed.gather if everywhere else _keep
         window = slice(None) if everywhere else slice(batch.offset, batch.offset + len(batch.video))

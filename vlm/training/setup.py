@@ -12,6 +12,7 @@ from vlm import distributed
 from vlm.errors import ConfigError
 from vlm.losses.masked_language import MaskingRule
 from vlm.models.classifier import Classifier, EncoderConfig, EncoderModel
+from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.models.weights import load_model
 from vlm.models.weights.bert import load_bert
@@ -83,7 +84,7 @@ def make_model(
     """
     if config.classification is not None:
         return _make_classifier(config, config.classification).to(device).train()
-    start = None if config.train.init_from is None else load_model(config.train.init_from, device="cpu")
+    start = None if config.train.init_from is None else _starting_model(config, config.train.init_from)
     wanted = VideoTextModel if config.losses.use_text else EncoderModel
     if type(start) is wanted:
         model: VideoTextModel | EncoderModel = start
@@ -107,6 +108,22 @@ def make_model(
         load_bert(model.text_encoder, config.train.text_from)
     _prepare(model, config)
     return model.to(device).train()
+
+
+def _starting_model(config: TrainingConfig, source: str) -> VideoModel:
+    """Return the model to start from, which for reels takes ``model.vision``'s number of frames and size.
+
+    There a model of short clips learns to see long ones, or as many frames each by itself.
+    """
+    if config.data.source != "reels":
+        return load_model(source, device="cpu")
+    vision = config.model.vision
+    model = load_model(source, device="cpu", num_frames=vision.num_frames, image_size=vision.image_size)
+    if isinstance(model, VideoTextModel):
+        changed = dataclasses.replace(model.config.vision, independent_frames=vision.independent_frames)
+        model.config = dataclasses.replace(model.config, vision=changed)
+        model.vision_encoder.config = changed
+    return model
 
 
 def _make_classifier(config: TrainingConfig, settings: ClassificationConfig) -> Classifier:

@@ -16,6 +16,7 @@ from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.training.classification.validation import ClassificationValidation
 from vlm.training.config import TrainingConfig
+from vlm.training.reels.validation import ReelValidation
 from vlm.training.sources.world import render_clip, to_input
 from vlm.world import caption, gallery, truth_matrix
 
@@ -34,6 +35,8 @@ def make_validation(config: TrainingConfig, model: VideoModel) -> Evaluates:
     if isinstance(model, Classifier):
         return ClassificationValidation(config, model)
     assert isinstance(model, VideoTextModel), "a config without text has no evaluation"
+    if config.data.source == "reels":
+        return ReelValidation(config, model)
     return Validation(config, model)
 
 

@@ -257,7 +257,7 @@ def _placed(rng: np.random.Generator, scene: Scene) -> Scene | None:
         )
         tried = _with_swap(replace(scene, things=things))
         if tried is not None and has_room(tried, together):
-            return replace(tried, **_looks(rng, scene.split))
+            return replace(tried, **draw_looks(rng, scene.split))
     return None
 
 
@@ -324,8 +324,11 @@ def has_room(scene: Scene, together: npt.NDArray[np.bool_]) -> bool:
     return True
 
 
-def _looks(rng: np.random.Generator, split: str) -> dict[str, Any]:
-    """Draw background, distractors, brightness and noise; none of them knows what happens."""
+def draw_looks(rng: np.random.Generator, split: str) -> dict[str, Any]:
+    """Draw the looks of a scene of a split, by the names of its fields; none of them knows what happens.
+
+    Background, distractors, brightness and noise.
+    """
     background = Background(
         texture=NUM_TEXTURES + int(rng.integers(NUM_OOD_TEXTURES))
         if split == "ood"

@@ -128,7 +128,7 @@ def test_the_figures_of_a_summary(study: StudyConfig, tmp_path: Path) -> None:
     # by hand: the first clip's queries gain 0.5 and 1.0, the second's 0.5 and -0.5, so samples lie between
     assert (difference["low"], difference["high"]) == (0.0, 0.75)
     assert result["curves"]["two"]["5"] == [(8, 0.25), (16, 0.5), (56, 0.25), (64, 0.5)]
-    assert "| two less one | test | itc | +37.5 | [+0.0, +75.0] | +50.0, +25.0 |" in table(result)
+    assert "| two less one | test | itc | recall@1 | +37.5 | [+0.0, +75.0] | +50.0, +25.0 |" in table(result)
     assert "| one | test | itc | 37.5 ± 17.7 |" in table(result)
     draw_study(result, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 5000
@@ -157,6 +157,55 @@ def test_the_program(study: StudyConfig, tmp_path: Path, capsys: pytest.CaptureF
     assert "missing" not in plan and "done    two, seed 3, stage 2" in plan and "one: " in plan
     assert json.loads((tmp_path / "o" / "study.json").read_text())["study"]["name"] == "small"
     assert (tmp_path / "o" / "study.png").exists()
+
+
+def test_a_study_of_reels(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Frames as arms: everything is done by the program itself, and the table has both kinds of claim."""
+    settings = yaml.safe_load(tiny.path.read_text())
+    settings["model"]["vision"] |= {"image_size": 32, "patch_size": 16}
+    settings |= {"data": {"source": "reels", "workers": 0}, "losses": {}}
+    settings["train"] |= {"max_steps": 2, "batch_size": 2}
+    settings["evaluation"] = {"every": 2, "clips": 2, "best": "order"}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    plan = {
+        "name": "frames",
+        "question": "do they pay",
+        "seeds": [0],
+        "arms": {
+            "few": [{"config": str(recipe)}],
+            "bag": [{"config": str(recipe), "set": ["model.vision.num_frames=32",
+                                                    "model.vision.independent_frames=true"]}],
+        },
+        "tests": {"test": {"measure": "reels", "count": 2}},
+        "differences": [["few", "bag"]],
+    }  # fmt: skip
+    path, out = tmp_path / "study.yaml", tmp_path / "o"
+    path.write_text(yaml.safe_dump(plan), encoding="utf-8")
+    study = load_config(StudyConfig, path)
+    titles = [job.title for job in jobs(study, out)]
+    assert titles == [
+        f"{arm}, seed 0, {what}" for arm in study.arms for what in ("stage 1", "measured on test")
+    ]
+    assert main(["eval", "study", str(path), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "| | clips | score | presence, of the best | order, of the best |" in shown
+    assert (
+        "| bag less few | test | itm | presence |" in shown
+        and "| bag less few | test | itm | order |" in shown
+    )
+    result = json.loads((out / "study.json").read_text())
+    few, bag = (result["arms"][arm]["test"]["itm"] for arm in ("few", "bag"))
+    assert (
+        bag["presence"]["ceiling"] == 1 and bag["order"]["ceiling"] == 0.5 and few["order"]["ceiling"] < 0.9
+    )
+    for row in (*few.values(), *bag.values()):
+        assert row["low"] <= row["mean"] <= row["high"] and row["spread"] == 0
+    assert 1.5 < result["operations"]["bag"] / result["operations"]["few"] < 4  # texts cost the same
+    assert result["curves"]["few"]["0"][0][0] == 4 and result["curve_of"] == "order"
+    assert (out / "study.png").stat().st_size > 5000 and not (out / "clips").exists()
+    with pytest.raises(UsageError, match="not of combo"):
+        load_config(StudyConfig, path, ["tests={test: {measure: reels, split: combo}}"])
 
 
 def test_operations_are_counted(tiny) -> None:
@@ -196,7 +245,9 @@ def test_shipped_studies_are_whole(path: Path, tmp_path: Path) -> None:
     study = load_config(StudyConfig, path)
     for arm in study.arms:
         stages = study.training(arm, study.seeds[0], tmp_path)
-        assert all(isinstance(stage, TrainingConfig) and stage.evaluation.best == "r1" for stage in stages)
+        best = {"retrieval": "r1", "reels": "order"}
+        assert {best[test.measure] for test in study.tests.values()} == {stages[-1].evaluation.best}
+        assert all(isinstance(stage, TrainingConfig) for stage in stages)
     assert path.read_text().startswith(f"# vlm eval study configs/studies/{path.name} ")
 
 

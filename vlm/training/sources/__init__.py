@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vlm.models.video_model import VideoModel
+from vlm.models.video_text_model import VideoTextModel
 from vlm.training.classification.objective import LabelledBatch
 from vlm.training.config import TrainingConfig
 from vlm.training.sources.parts import in_parts
@@ -41,6 +42,11 @@ def open_source(
         from vlm.training.sources.world import open_world
 
         return open_world(in_parts(config), model, done * config.train.accumulate)
+    if config.data.source == "reels":
+        from vlm.training.reels.source import open_reels
+
+        assert isinstance(model, VideoTextModel), "the config sees to it that claims are read"
+        return open_reels(in_parts(config), model, done * config.train.accumulate)
     from vlm.training.sources.shards import open_shards
 
     return open_shards(config, model, done, run)

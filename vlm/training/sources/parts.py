@@ -7,6 +7,7 @@ from dataclasses import replace
 from vlm import distributed
 from vlm.errors import ConfigError
 from vlm.training.config import TrainingConfig
+from vlm.training.schedule import Curve
 
 
 def in_parts(config: TrainingConfig) -> TrainingConfig:
@@ -18,17 +19,19 @@ def in_parts(config: TrainingConfig) -> TrainingConfig:
     parts = config.train.accumulate
     if parts == 1:
         return config
-    grouped = config.data.world.grouped
-    if not isinstance(grouped, float):
-        grouped = tuple((step * parts, value) for step, value in grouped)
-    world = replace(config.data.world, grouped=grouped)
+    world = replace(config.data.world, grouped=_stretched(config.data.world.grouped, parts))
+    reels = replace(config.data.reels, num_scenes=_stretched(config.data.reels.num_scenes, parts))
     run = replace(
         config.train,
         batch_size=config.train.batch_size // parts,
         max_steps=config.train.max_steps * parts,
         accumulate=1,
     )
-    return replace(config, data=replace(config.data, world=world), train=run)
+    return replace(config, data=replace(config.data, world=world, reels=reels), train=run)
+
+
+def _stretched(curve: Curve, parts: int) -> Curve:
+    return curve if isinstance(curve, float) else tuple((step * parts, value) for step, value in curve)
 
 
 def check_shares(key: str, batch_size: int, parts: int) -> None:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,13 @@ def open_world(config: TrainingConfig, model: VideoModel, done: int) -> Iterator
         tokenizer=model.tokenizer.to_json() if isinstance(model, VideoTextModel) else None,
         max_words=config.data.max_words,
     )
+    with open_rendered(dataset, config, done) as raws:
+        yield (to_batch(raw, model, distributed.rank()) for raw in raws)
+
+
+@contextmanager
+def open_rendered(dataset: Dataset[Any], config: TrainingConfig, done: int) -> Iterator[Iterator[Any]]:
+    """Yield an iterator over a dataset's items from ``done`` on, made by the workers that a config wants."""
     workers = config.data.workers
     loader = DataLoader(
         dataset,
@@ -78,7 +85,7 @@ def open_world(config: TrainingConfig, model: VideoModel, done: int) -> Iterator
     )
     iterator = iter(loader)
     try:
-        yield (to_batch(raw, model, distributed.rank()) for raw in iterator)
+        yield iterator
     finally:
         shut_down = getattr(iterator, "_shutdown_workers", None)
         if shut_down is not None:
@@ -144,7 +151,7 @@ class WorldBatches(Dataset[RawBatch]):
     def _tokens(self, texts: list[str]) -> TokenBatch:
         if self._tokenizer is None:
             return TokenBatch(*torch.zeros(2, len(texts), 0, dtype=torch.int64))
-        return _tokenizer(self._tokenizer)(texts, max_tokens=self._max_words)
+        return tokenizer_of(self._tokenizer)(texts, max_tokens=self._max_words)
 
 
 def compose(
@@ -225,7 +232,8 @@ def _stream(*counters: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(text: str) -> Tokenizer:
+def tokenizer_of(text: str) -> Tokenizer:
+    """Return the tokenizer of a ``tokenizer.json``'s content; the last ones are kept."""
     return Tokenizer.from_json(text)
 
 

@@ -27,19 +27,26 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TestConfig:
-    """Clips of the digit world on which every model is measured, twins included.
+    """Clips of the digit world on which every model is measured.
 
     Attributes:
+        measure: ``retrieval`` of single clips, twins included; or ``reels``: claims about many short scenes
+            in a row, who was there and who came first.
         split: Of the world; never the one that is trained on.
         seed: Which scenes.
-        count: Scenes; each with its reversed twin.
+        count: Scenes, each with its reversed twin; or groups of four reels.
     """
 
+    measure: Literal["retrieval", "reels"] = "retrieval"
     split: Literal["val", "test", "combo"] = "test"
     seed: int = 1
     count: int = 500
 
     __test__ = False  # not a test class, whatever its name
+
+    def __post_init__(self) -> None:
+        if self.measure == "reels" and self.split == "combo":
+            raise ValueError("tests: reels are of the splits val and test, not of combo")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

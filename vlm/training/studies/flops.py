@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,15 +12,28 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlm.training.checkpoint import replace_durably
 from vlm.training.config import TrainingConfig
 from vlm.training.loop import build
 from vlm.training.setup import prepare_process
 from vlm.training.sources import open_source
+from vlm.training.studies.config import StudyConfig
 
 # per state and step: delta * A, its exponential, times h, delta * u * B in and C out (two each); the
 # backward pass computes the states again and twice as much again
 _SCAN, _SCAN_BACKWARD = 7, 21
 _COUNTED = 4
+
+
+def operations(study: StudyConfig, folder: Path) -> dict[str, float]:
+    """Return the operations of a training of each arm; counted once and kept in the study's folder."""
+    file = folder / "operations.json"
+    known: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if set(known) != set(study.arms):
+        known = {arm: flops_of(study.training(arm, study.seeds[0], folder)) for arm in study.arms}
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_durably(file, json.dumps(known, indent=1).encode())
+    return known
 
 
 def flops_of(stages: Sequence[TrainingConfig]) -> float:

@@ -31,6 +31,8 @@ class Job:
 def jobs(study: StudyConfig, folder: Path) -> Iterator[Job]:
     """Yield every job, so that all arms of the first seed are complete before the second begins."""
     for name, clips in study.tests.items():
+        if clips.measure == "reels":  # which are drawn where they are looked at
+            continue
         place = folder / "clips" / name
         arguments = ["data", "world", "--split", clips.split, "--seed", str(clips.seed), "--twins"]
         arguments += ["--count", str(clips.count), "--out", str(place)]
@@ -74,10 +76,14 @@ def _train_and_measure(study: StudyConfig, arm: str, seed: int, folder: Path) ->
         arguments += ["--resume" if (run / "config.yaml").exists() else "--out", str(run)]
         # the curves are drawn after the last update, and the model is written after them
         yield Job(f"{arm}, seed {seed}, stage {number}", arguments, run / "model" / "card.json")
-    for test in study.tests:
+    for test, chosen in study.tests.items():
         clips, card = folder / "clips" / test, card_of(folder, arm, seed, test)
-        arguments = ["eval", "retrieval", "--protocol", "world", "--no-test-time-controls"]
-        arguments += ["--annotations", str(clips / "manifest.jsonl"), "--videos", str(clips)]
+        if chosen.measure == "reels":
+            arguments = ["eval", "reels", "--split", chosen.split]
+            arguments += ["--seed", str(chosen.seed), "--count", str(chosen.count)]
+        else:
+            arguments = ["eval", "retrieval", "--protocol", "world", "--no-test-time-controls"]
+            arguments += ["--annotations", str(clips / "manifest.jsonl"), "--videos", str(clips)]
         arguments += ["--model", str(run / "model"), "--out", str(card)]
         yield Job(f"{arm}, seed {seed}, measured on {test}", arguments, card)
 

@@ -13,14 +13,16 @@ import numpy as np
 from vlm.config import to_dict
 from vlm.errors import InvalidInput, MissingExtra
 from vlm.evaluation import Card, read_card
-from vlm.evaluation.card import as_json, counts_from_json
+from vlm.evaluation.card import as_json
 from vlm.evaluation.compare import differing_fields
+from vlm.evaluation.protocol import BootstrapSettings
 from vlm.metrics import paired_difference
 from vlm.training.studies.config import StudyConfig
+from vlm.training.studies.measures import MEASURES, outcomes_of, values_of
 from vlm.training.studies.runner import card_of
 
 FORMAT = "vlm-study/1"
-MEASURES = ("recall@1", "pair_recall@1", "direction")
+_CURVES = {"r1": "R@1 of validation clips, %", "order": "order in validation reels, %"}
 
 
 def summarise(study: StudyConfig, folder: Path) -> dict[str, Any]:
@@ -28,9 +30,11 @@ def summarise(study: StudyConfig, folder: Path) -> dict[str, Any]:
 
     Returns:
         ``{"format", "study", "seeds", "arms": {arm: {test: {kind: {measure: {"values", "mean", "spread"}}}}},
-        "differences": [{"from", "to", "test", "kind", "values", "mean", "low", "high"}]}``. ``spread`` is the
-        standard deviation over seeds; a difference is one of R@1, its interval resamples clips (each with
-        its twin), with the mean over seeds of each query's outcome.
+        "differences": [{"from", "to", "test", "kind", "measure", "values", "mean", "low", "high"}]}``.
+        ``spread`` is the standard deviation over seeds; a difference is one of R@1, or of each kind of claim;
+        intervals resample clips (each with its twin) or groups of reels, with the mean over seeds of each
+        outcome. Measures of reels have such an interval too, and ``ceiling``, the best that the sampled
+        frames allow.
 
     Raises:
         InvalidInput: No seed is complete, or the cards were made on different clips.
@@ -51,48 +55,65 @@ def summarise(study: StudyConfig, folder: Path) -> dict[str, Any]:
         "seeds": seeds,
         "arms": {arm: {test: _over_seeds(cards[arm, test]) for test in study.tests} for arm in study.arms},
         "differences": [
-            {"from": first, "to": second, "test": test, "kind": kind, **found}
+            {"from": first, "to": second, "test": test, **found}
             for first, second in study.differences
             for test in study.tests
-            for kind, found in _differences(cards[first, test], cards[second, test])
+            for found in _differences(cards[first, test], cards[second, test])
         ],
         "curves": {
             arm: {str(seed): _curve(study, arm, seed, folder) for seed in seeds} for arm in study.arms
         },
+        "curve_of": _curve_of(study, folder),
         "environment": next(iter(cards.values()))[0]["environment"],
     }
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Return the result as a Markdown table, percent, mean and standard deviation over seeds."""
-    lines = [f"seeds {', '.join(map(str, result['seeds']))}", ""]
-    lines += ["| | clips | score | R@1 | R@1 of the pair | direction |", "| --- " * 6 + "|"]
-    for arm, tests in result["arms"].items():
-        for test, kinds in tests.items():
-            for kind, measures in kinds.items():
-                cells = [
-                    f"{100 * measures[name]['mean']:.1f} ± {100 * measures[name]['spread']:.1f}"
-                    for name in MEASURES
-                ]
-                lines.append(f"| {arm} | {test} | {kind} | {' | '.join(cells)} |")
+    """Return the result as Markdown tables, percent, mean and standard deviation over seeds."""
+    lines = [f"seeds {', '.join(map(str, result['seeds']))}"]
+    for measures in MEASURES:
+        rows = list(_rows(result["arms"], measures))
+        if rows:
+            names = " | ".join(MEASURES[measures])
+            lines += ["", f"| | clips | score | {names} |", "| --- " * (3 + len(measures)) + "|", *rows]
+    if "operations" in result:
+        lines += ["", "| | operations of a training |", "| --- | --- |"]
+        lines += [f"| {arm} | {number:.3g} |" for arm, number in result["operations"].items()]
     if result["differences"]:
         lines += [
             "",
-            "| R@1, points | clips | score | mean | 95 % interval | each seed |",
-            "| --- " * 6 + "|",
+            "| points | clips | score | of | mean | 95 % interval | each seed |",
+            "| --- " * 7 + "|",
         ]
     for row in result["differences"]:
         interval = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
         each = ", ".join(f"{100 * value:+.1f}" for value in row["values"])
         lines.append(
-            f"| {row['to']} less {row['from']} | {row['test']} | {row['kind']} "
+            f"| {row['to']} less {row['from']} | {row['test']} | {row['kind']} | {row['measure']} "
             f"| {100 * row['mean']:+.1f} | {interval} | {each} |"
         )
     return "\n".join(lines)
 
 
+def _rows(arms: Mapping[str, Any], measures: tuple[str, ...]) -> Iterator[str]:
+    """Yield a line for each arm, test and kind of score that has just these measures."""
+    for arm, tests in arms.items():
+        for test, kinds in tests.items():
+            for kind, found in kinds.items():
+                if tuple(found) == measures:
+                    cells = " | ".join(_cell(found[name]) for name in measures)
+                    yield f"| {arm} | {test} | {kind} | {cells} |"
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    text = f"{100 * row['mean']:.1f} ± {100 * row['spread']:.1f}"
+    if "ceiling" not in row:
+        return text
+    return f"{text} [{100 * row['low']:.1f}, {100 * row['high']:.1f}] of {100 * row['ceiling']:.1f}"
+
+
 def draw_study(result: Mapping[str, Any], file: Path) -> None:
-    """Draw R@1 of the validation clips over clips seen, a line a seed, a colour an arm.
+    """Draw what validation measured over clips seen, a line a seed, a colour an arm.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -110,7 +131,7 @@ def draw_study(result: Mapping[str, Any], file: Path) -> None:
             clips, values = [point[0] / 1000 for point in points], [100 * point[1] for point in points]
             axes.plot(clips, values, color=f"C{number}", linewidth=1.2, label=arm if place == 0 else None)
     axes.set_xlabel("thousand clips of training, all stages")
-    axes.set_ylabel("R@1 of validation clips, %")
+    axes.set_ylabel(_CURVES.get(result["curve_of"], f"{result['curve_of']} of validation clips, %"))
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -136,43 +157,61 @@ def _check_equal_clips(cards: list[Card]) -> None:
 
 def _over_seeds(cards: list[Card]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for kind in cards[0]["twins"]:
-        for measure in MEASURES:
-            values = [float(card["twins"][kind][measure]["value"]) for card in cards]
+    each = [values_of(card) for card in cards]
+    for kind, measures in each[0].items():
+        for measure, facts in measures.items():
+            values = [card[kind][measure]["value"] for card in each]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             row = {"values": values, "mean": statistics.fmean(values), "spread": spread}
+            if "ceiling" in facts:
+                right, groups = _outcomes(cards, kind, measure)
+                block = as_json(
+                    BootstrapSettings(**cards[0]["protocol"]["bootstrap"]).mean(right.mean(0), groups)
+                )
+                row |= {
+                    "low": (block or {})["low"],
+                    "high": (block or {})["high"],
+                    "ceiling": facts["ceiling"],
+                }
             found.setdefault(kind, {})[measure] = row
     return found
 
 
-def _differences(first: list[Card], second: list[Card]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for kind in first[0]["per_query"]["query_to_item"]:
-        if kind not in second[0]["per_query"]["query_to_item"]:
+def _differences(first: list[Card], second: list[Card]) -> Iterator[dict[str, Any]]:
+    for kind, measure in outcomes_of(first[0]):
+        if (kind, measure) not in outcomes_of(second[0]):
             continue
-        before, groups = _hits(first, kind)
-        after, _ = _hits(second, kind)
+        before, groups = _outcomes(first, kind, measure)
+        after, _ = _outcomes(second, kind, measure)
         settings = first[0]["protocol"]["bootstrap"]
         interval = paired_difference(
             before.mean(0), after.mean(0), groups, resamples=settings["resamples"], seed=settings["seed"]
         )
         block = as_json(interval) or {}
-        yield kind, {"values": (after - before).mean(1).tolist(), "mean": block.pop("value"), **block}
+        facts = {"kind": kind, "measure": measure, "values": (after - before).mean(1).tolist()}
+        yield {**facts, "mean": block.pop("value"), **block}
 
 
-def _hits(cards: list[Card], kind: str) -> tuple[Any, Any]:
-    """Return each query's expected hit at 1, (seeds, queries), and the queries' groups."""
-    blocks = [card["per_query"]["query_to_item"][kind] for card in cards]
-    return np.stack([counts_from_json(block).recall(1) for block in blocks]), blocks[0]["groups"]
+def _outcomes(cards: list[Card], kind: str, measure: str) -> tuple[Any, Any]:
+    """Return each outcome, (seeds, queries), and their groups."""
+    found = [outcomes_of(card)[kind, measure] for card in cards]
+    return np.stack([right for right, _ in found]), found[0][1]
 
 
 def _curve(study: StudyConfig, arm: str, seed: int, folder: Path) -> list[tuple[int, float]]:
-    """Return (clips seen, validation R@1) of all stages of an arm that were evaluated."""
-    points, before = [], 0
+    """Return (clips seen, what validation measured) of all stages of an arm that were evaluated."""
+    points, before, name = [], 0, _curve_of(study, folder)
     stages = zip(study.stages(arm, seed, folder), study.training(arm, seed, folder), strict=True)
     for (_, _, run), config in stages:
         for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            if "val/r1" in row:
-                points.append((before + row["step"] * config.train.batch_size, float(row["val/r1"])))
+            if f"val/{name}" in row:
+                points.append((before + row["step"] * config.train.batch_size, float(row[f"val/{name}"])))
         before += config.train.max_steps * config.train.batch_size
     return points
+
+
+def _curve_of(study: StudyConfig, folder: Path) -> str:
+    """Return what validation looks for in the last stage of the first arm."""
+    arm = next(iter(study.arms))
+    return study.training(arm, study.seeds[0], folder)[-1].evaluation.best

@@ -1,4 +1,4 @@
-"""Long videos of the digit world: scenes one after another, and the stretch of each in seconds."""
+"""Long videos of the digit world: scenes one after another; the stretch of each, or which came first."""
 
 from vlm.world.chapters.videos import LongVideo, sample_long, write_long
 
