@@ -48,15 +48,19 @@ def _parser() -> argparse.ArgumentParser:
         help="change the protocol (the card says so), as in --set moments.proposals.stride=0.5")  # fmt: skip
     add("--allow-missing", nargs="?", type=int, const=True, default=False, metavar="N",
         help="leave unreadable videos out and list them in the card; with N: at most so many")  # fmt: skip
+    add("--overlap", type=Path, metavar="FILE.json",
+        help="what `vlm data overlap TRAIN TEST --out FILE.json` found of these videos in the model's "
+        "training set; without it the card says: leakage unchecked")  # fmt: skip
     add("--out", type=Path, metavar="CARD.json", help="where to write the card")
     add("--json", action="store_true", help="print the card instead of a table")
     return parser
 
 
 def _from_predictions(arguments: argparse.Namespace) -> Card:
-    if arguments.model or arguments.save_predictions or arguments.allow_missing:
+    if arguments.model or arguments.save_predictions or arguments.allow_missing or arguments.overlap:
         raise UsageError(
-            "--predictions stands for a model; it goes without --model, --save-predictions, --allow-missing"
+            "--predictions stands for a model; it goes without --model, --save-predictions, --allow-missing "
+            "and --overlap"
         )
     from vlm.evaluation.moments.launch import measure_predictions
 
@@ -87,6 +91,7 @@ def _from_model(arguments: argparse.Namespace) -> Card:
         batch_size=arguments.batch_size,
         allow_missing=arguments.allow_missing,
         save=arguments.save_predictions,
+        overlap=arguments.overlap,
     )
 
 

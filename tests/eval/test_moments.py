@@ -36,6 +36,8 @@ def test_a_model_finds_moments_and_its_file_says_the_same(long_folder, model_fol
     shown = capsys.readouterr().out
     assert "moments: 8 queries, 2 videos; model tiny" in shown and "random window" in shown
     card = read_card(out)
+    assert card["leakage"] == {"status": "unchecked"} and "leakage: unchecked" in shown
+    assert card["data"]["queries_truncated"] == 0
     assert card["cost"]["stretches_encoded"] == 2 * 17  # (24 - 5) / 1.25, and one more at the end
     assert card["protocol"]["proposals"] == {"segment_s": [5.0], "stride": 0.25, "suppress_iou": 0.2}
     assert main(command(long_folder, "--predictions", str(saved), "--json")) == 0
@@ -71,6 +73,7 @@ def test_refusals_have_their_exit_codes(long_folder, model_folder, tmp_path, cap
     assert main(command(long_folder, *model)) == 2
     assert "missing --videos (or --predictions)" in capsys.readouterr().err
     assert main(command(long_folder, *model, "--predictions", "p")) == 2
+    assert main(command(long_folder, "--overlap", "o", "--predictions", "p")) == 2
     assert main(command(long_folder, *model, "--videos", str(tmp_path), "--batch-size", "0")) == 2
     assert main(command(long_folder, *model, "--videos", str(tmp_path / "none"))) == 4
     assert "no such folder of videos" in capsys.readouterr().err

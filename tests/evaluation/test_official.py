@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from vlm.errors import CheckpointError
+from vlm.evaluation import render_card
 from vlm.evaluation.dataset import EvaluationSet
 from vlm.evaluation.features import encode_texts, encode_videos, similarity
+from vlm.evaluation.page import render_page
 from vlm.evaluation.protocol import BootstrapSettings, Protocol
 from vlm.evaluation.rerank import score_pairs
 from vlm.evaluation.runner import RunOptions, evaluate_model
 from vlm.metrics import Positives
-from vlm.models import TokenBatch, from_official
+from vlm.models import TokenBatch, from_official, load_model
 
 
 class Numbered:
@@ -115,3 +119,38 @@ def test_recalls(official, data, load, k, row):
                 assert round(100 * value, 2) == metrics[name][f"{side}_r{depth}"]
     if k == 3:  # the official recall at five after scoring three counts its fill values; ours does not exist
         assert "recall@5" not in card["results"]["query_to_item"]["itm@3"]
+
+
+def test_the_card_says_what_is_known_of_official_weights(official, data, load, tmp_path):
+    """Its file, how its names matched, its precision, and that nobody here ran the released files."""
+    _, tensors, _ = official
+    state = load_file(Path(__file__).parents[1] / "fixtures" / "umt_videomamba_tiny.safetensors")
+    prefix = "state_dict/"
+    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    torch.save({"model": weights}, tmp_path / "released.pth")
+    heads = {"num_attention_heads": 4}
+    protocol = Protocol(name="official", version=1, summary="six clips", layout="world", rerank_k=6)
+    quick = RunOptions(test_time_controls=False)
+
+    def card_of(**settings):
+        model = load_model(tmp_path / "released.pth", device="cpu", overrides=heads, **settings)
+        numbered = Numbered(model, tensors["input/input_ids"], tensors["input/attention_mask"])
+        return evaluate_model(numbered, data, protocol, load, options=quick)
+
+    card = card_of()
+    found = card["model"]["weights"]
+    assert found["sha256"] == hashlib.sha256((tmp_path / "released.pth").read_bytes()).hexdigest()
+    assert (found["file"], found["form"]) == ("released.pth", "official retrieval")
+    assert found["num_matched"] + found["num_ignored"] == len(weights)
+    assert (found["missing"], found["unexpected"], found["resized"]) == ([], [], [])
+    assert card["model"]["precision"] == "float32"
+    text = render_card(card)
+    assert "equals the official code on random tiny models" in text
+    assert "released files themselves were not run by this project" in text
+    assert "released files themselves were not run" in render_page(card)
+    assert card_of(dtype="float64")["model"]["precision"] == "float64"
+    weights["vision_encoder.norm.weights"] = weights.pop("vision_encoder.norm.weight")
+    torch.save({"model": weights}, tmp_path / "released.pth")
+    with pytest.raises(CheckpointError, match=r"vision_encoder\.norm\.weight") as raised:
+        card_of()
+    assert raised.value.missing and raised.value.unexpected

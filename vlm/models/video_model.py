@@ -28,6 +28,9 @@ class VideoModel(nn.Module):
         capabilities: A subset of ``ABILITIES``.
         preprocessing: How its input is made.
         config: The dataclass that it was built from.
+        loaded: What reading its weights did, JSON values: the file's name, ``sha256`` and ``form``, how many
+            names matched, and which were missing, unexpected, resized or ignored; empty for a model that was
+            built in memory.
     """
 
     kind: ClassVar[str] = "abstract"
@@ -52,6 +55,7 @@ class VideoModel(nn.Module):
         self.domain = domain
         self.capabilities = abilities
         self.preprocessing = preprocessing
+        self.loaded: dict[str, Any] = {}
         self._fingerprint: tuple[object, str] | None = None
 
     @property
@@ -63,6 +67,15 @@ class VideoModel(nn.Module):
     def num_parameters(self) -> int:
         """Number of weights, shared ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def precision(self) -> str:
+        """The type that most weights have and compute in, such as ``float32``."""
+        counts: dict[str, int] = {}
+        for parameter in self.parameters():
+            name = str(parameter.dtype).removeprefix("torch.")
+            counts[name] = counts.get(name, 0) + parameter.numel()
+        return max(counts, key=counts.__getitem__)
 
     @property
     def fingerprint(self) -> str:

@@ -55,8 +55,16 @@ def protocol_section(protocol: Protocol, data: EvaluationSet, model: VideoTextEn
     }
 
 
-def model_section(model: VideoTextEncoder, source: str) -> dict[str, Any]:
-    """Return what identifies the model."""
+def model_section(model: VideoTextEncoder, source: str, precision: str = "") -> dict[str, Any]:
+    """Return what identifies the model, how its weights were loaded, and in what precision it ran.
+
+    Args:
+        model: The model.
+        source: How the caller named it.
+        precision: What it ran in, where that is not what its weights say.
+    """
+    own = getattr(model, "precision", "unknown")  # models of load_model say both, other objects may not
+    loaded = dict(getattr(model, "loaded", {}))
     return {
         "name": model.name,
         "source": source,
@@ -64,6 +72,8 @@ def model_section(model: VideoTextEncoder, source: str) -> dict[str, Any]:
         "domain": model.domain,
         "capabilities": sorted(model.capabilities),
         "fingerprint": model.fingerprint,
+        "precision": precision or own,
+        **({"weights": loaded} if loaded else {}),
         # of stored features only the number of frames is known
         "preprocessing": {"num_frames": model.preprocessing.num_frames}
         if model.kind == "features"

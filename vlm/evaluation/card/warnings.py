@@ -49,6 +49,12 @@ def _inputs(card: Card) -> Iterator[str]:
             f"{len(data['missing'])} clips missing or unreadable, left out; they are listed in the card, and "
             "a smaller gallery gives higher scores"
         )
+    weights = card["model"].get("weights", {})
+    if "status" in weights:
+        yield f"official weights: {weights['status']}"
+    if weights.get("missing") or weights.get("resized"):
+        changed = ", ".join((*weights["missing"], *weights["resized"])[:3])
+        yield f"weights were changed to fit: {changed}"
     if card.get("deviations"):
         yield f"input unlike that of the published numbers: {'; '.join(card['deviations'])}"
     if data.get("queries_truncated"):

@@ -72,13 +72,17 @@ class ScoringOptions:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores (videos, classes) over all views and of the middle one, whose they are, and what is missing."""
+    """Scores (videos, classes) over all views and of the middle one, whose they are, and what is missing.
+
+    ``precision`` is what they were computed in, empty where the weights say it.
+    """
 
     scores: Floats
     middle: Floats
     kept: list[int]
     missing: list[tuple[str, str]]
     seconds: float
+    precision: str = ""
 
 
 def evaluate_classifier(
@@ -144,7 +148,7 @@ def make_card(
     return {
         "format": FORMAT,
         "protocol": _protocol_section(protocol, test, kept, model, len(names)) | dict(pinned or {}),
-        "model": sections.model_section(model, source),
+        "model": sections.model_section(model, source, scored.precision),
         "results": {
             "classification": outcome.measures(),
             "single_view": replace(outcome, scores=scored.middle).measures(),
@@ -261,7 +265,8 @@ def score_videos(
     if not kept:
         raise InvalidInput("no video can be read, so there is nothing to measure")
     seconds = time.perf_counter() - began
-    return Scored(np.asarray(scores), np.asarray(singles), kept, missing, seconds)
+    precision = "bfloat16, by autocast" if options.autocast else ""
+    return Scored(np.asarray(scores), np.asarray(singles), kept, missing, seconds, precision)
 
 
 def mean_softmax(logits: Floats) -> Floats:

@@ -12,6 +12,7 @@ from vlm.data.decoding import open_video, probe
 from vlm.data.preprocessing import preprocess
 from vlm.errors import DataError, InvalidInput
 from vlm.evaluation.card import Card, file_sha256
+from vlm.evaluation.card.leakage import read_overlap
 from vlm.evaluation.encoders.sources import is_features, open_encoder
 from vlm.evaluation.moments.data import MomentSet, read_moment_set
 from vlm.evaluation.moments.predictions import read_predictions, write_predictions
@@ -33,6 +34,7 @@ def search_moments(
     batch_size: int = 16,
     allow_missing: bool | int = False,
     save: Path | None = None,
+    overlap: Path | None = None,
 ) -> Card:
     """Let a model, by its name or given, find the moments of a protocol, and measure them.
 
@@ -46,6 +48,7 @@ def search_moments(
         batch_size: Stretches encoded at once.
         allow_missing: Leave unreadable videos out, and list them; a number allows so many.
         save: Where to write what was found, in the form that ``measure_predictions`` takes.
+        overlap: What `vlm data overlap` found of the videos in the model's training set.
 
     Raises:
         InvalidInput: Protocol, annotations, videos or model cannot be used.
@@ -70,7 +73,8 @@ def search_moments(
     )
     if save is not None:
         write_predictions(search.found, search.data, save)
-    return evaluate_search(search, model, protocol, source if isinstance(source, str) else "")
+    looked = read_overlap(overlap) if overlap else None
+    return evaluate_search(search, model, protocol, source if isinstance(source, str) else "", looked)
 
 
 def measure_predictions(

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from vlm.config import to_dict
 from vlm.errors import CapabilityError, DataError, InvalidInput
+from vlm.evaluation.benchmarks.description import describe_published
 from vlm.evaluation.card import FORMAT, Card, sections
-from vlm.evaluation.features import encode_texts, similarity
+from vlm.evaluation.card.leakage import Overlap, leakage_section
+from vlm.evaluation.features import count_cut, encode_texts, similarity
 from vlm.evaluation.moments.baselines import blind_highlights, blind_moments
 from vlm.evaluation.moments.data import MomentSet
 from vlm.evaluation.moments.measures import (
@@ -111,7 +113,13 @@ def find_moments(
     )
 
 
-def evaluate_search(search: Search, model: VideoTextEncoder, protocol: Protocol, source: str = "") -> Card:
+def evaluate_search(
+    search: Search,
+    model: VideoTextEncoder,
+    protocol: Protocol,
+    source: str = "",
+    overlap: Overlap | None = None,
+) -> Card:
     """Return the card of what a model found; the score that orders its moments is ``itc``.
 
     Args:
@@ -119,6 +127,10 @@ def evaluate_search(search: Search, model: VideoTextEncoder, protocol: Protocol,
         model: The model that found it.
         protocol: Which measures.
         source: How the model was named by the caller.
+        overlap: What was found of the videos in the model's training set.
+
+    Raises:
+        InvalidInput: The overlap is that of other videos.
     """
     assert protocol.moments is not None
     seen = {
@@ -133,7 +145,10 @@ def evaluate_search(search: Search, model: VideoTextEncoder, protocol: Protocol,
         "videos_expected": len(search.data.video_ids) + len(search.missing),
         "videos_decoded": len(search.data.video_ids),
         "missing": [{"clip": name, "reason": reason} for name, reason in search.missing],
+        "queries_truncated": count_cut(model, search.data.queries, protocol.text_tokens),
     }
+    card["leakage"] = leakage_section(overlap, search.data.paths, search.data.queries)
+    card["deviations"] = [] if protocol.input is None else protocol.input.deviations(model.preprocessing)
     card["environment"] = sections.environment(str(model.device), torch.get_num_threads())
     card["cost"] = {
         "total_s": round(search.seconds, 4),
@@ -179,6 +194,8 @@ def _card(kind: str, found: FoundMoments, data: MomentSet, protocol: Protocol, s
             "queries_nothing_was_found_for": sum(not len(rows) for rows in found.windows),
             "queries_with_empty_windows_only": data.num_unreachable,
         },
+        "leakage": leakage_section(None, ()),
+        "published": [describe_published(entry, protocol.num_trials) for entry in protocol.published],
         "per_query": {"moments": {kind: _outcomes(values, groups.tolist())}},
     }
     rated = rated_queries(data)

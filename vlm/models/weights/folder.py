@@ -152,13 +152,23 @@ def load_folder(
     settings, config = read_settings(folder)
     card = read_card(folder)
     weights = folder / "model.safetensors"
-    expected = card.get("weights_sha256")
-    if expected is not None and _sha256(weights) != expected:
+    expected, found = card.get("weights_sha256"), file_sha256(weights)
+    if expected not in (None, found):
         raise IntegrityError(f"{weights}: the checksum differs from card.json; fetch it again")
     config = apply_overrides(config, num_frames, image_size, overrides)
     model = build_empty(settings, config, card, folder.name)
-    state, _, _ = fit_tables(read_state_dict(weights), config.vision, "vision_encoder.")
+    state, resized, ignored = fit_tables(read_state_dict(weights), config.vision, "vision_encoder.")
     fill(model, state, str(weights))
+    model.loaded = {
+        "file": weights.name,
+        "sha256": found,
+        "form": "model folder",
+        "num_matched": len(state),
+        "missing": [],
+        "unexpected": [],
+        "resized": list(resized),
+        "num_ignored": len(ignored),
+    }
     if isinstance(model, VideoTextModel) and (folder / "tokenizer.json").is_file():
         model.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     return model.eval()
@@ -224,10 +234,11 @@ def _write_weights(model: VideoModel, path: Path, dtype: torch.dtype | None) -> 
         tensors[name] = tensor.detach().cpu().to(tensor.dtype if kept else dtype).contiguous().clone()
     save_file(tensors, path, metadata={"format": "pt"})
     stored = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
-    return {"weights_dtype": "+".join(stored), "weights_sha256": _sha256(path)}
+    return {"weights_dtype": "+".join(stored), "weights_sha256": file_sha256(path)}
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

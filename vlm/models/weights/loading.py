@@ -12,7 +12,7 @@ from vlm.errors import CheckpointError, InvalidInput
 from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.models.weights.files import read_state_dict
-from vlm.models.weights.folder import is_hub_folder, is_model_folder, load_folder
+from vlm.models.weights.folder import file_sha256, is_hub_folder, is_model_folder, load_folder
 from vlm.models.weights.official import from_official
 from vlm.models.weights.precision import set_dtype
 from vlm.models.weights.resizing import Overrides
@@ -119,7 +119,7 @@ def _read_path(path: Path, settings: dict[str, Any]) -> VideoModel:
         folder = path if is_model_folder(path) or not is_model_folder(path / "model") else path / "model"
         return load_folder(folder, **settings)
     try:
-        model, _ = from_official(read_state_dict(path), **settings)
+        model, report = from_official(read_state_dict(path), **settings)
     except CheckpointError as error:
         message = str(error)
         if str(path) in message:
@@ -127,6 +127,7 @@ def _read_path(path: Path, settings: dict[str, Any]) -> VideoModel:
         details = {"missing": error.missing, "unexpected": error.unexpected, "misshaped": error.misshaped}
         raise CheckpointError(f"{path}: {message}", **details) from error
     model.name = path.stem
+    model.loaded = {"file": path.name, "sha256": file_sha256(path), **report.summary()}
     return model
 
 

@@ -40,6 +40,12 @@ _TIED = {
 }
 
 
+OFFICIAL_STATUS = (
+    "this code equals the official code on random tiny models, and by the released files' lists of keys at "
+    "full size; the released files themselves were not run by this project"
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadReport:
     """What loading a published file did.
@@ -63,6 +69,19 @@ class LoadReport:
     ignored: tuple[str, ...]
     num_parameters: int
     dtype: str
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a card says of it: names by number where all is well, by name where it is not."""
+        return {
+            "form": f"official {self.kind}",
+            "status": OFFICIAL_STATUS,
+            "dtype": self.dtype,
+            "num_matched": len(self.matched),
+            "missing": list(self.missing),
+            "unexpected": list(self.unexpected),
+            "resized": list(self.resized),
+            "num_ignored": len(self.ignored),
+        }
 
 
 def from_official(
