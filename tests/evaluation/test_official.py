@@ -148,7 +148,14 @@ def test_the_card_says_what_is_known_of_official_weights(official, data, load, t
     assert "equals the official code on random tiny models" in text
     assert "released files themselves were not run by this project" in text
     assert "released files themselves were not run" in render_page(card)
-    assert card_of(dtype="float64")["model"]["precision"] == "float64"
+    for dtype, near in (("float64", 1e-4), ("bfloat16", 0.2)):
+        other = card_of(dtype=dtype)
+        assert other["model"]["precision"] == dtype
+        for kind in ("itc", "itm@6"):  # both are scored in it, from features kept in fp32
+            wanted = card["results"]["query_to_item"][kind]["mean_rank"]["value"]
+            assert other["results"]["query_to_item"][kind]["mean_rank"]["value"] == pytest.approx(
+                wanted, rel=near
+            )
     weights["vision_encoder.norm.weights"] = weights.pop("vision_encoder.norm.weight")
     torch.save({"model": weights}, tmp_path / "released.pth")
     with pytest.raises(CheckpointError, match=r"vision_encoder\.norm\.weight") as raised:

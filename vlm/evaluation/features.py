@@ -316,6 +316,6 @@ def _array(tensor: Tensor, what: str = "", numbers: Sequence[int] = ()) -> Float
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
         raise InvalidInput(
             f"the model's embedding of {what} {numbers[row]} is not finite; "
-            "check its weights and try --dtype float32"
+            "check its weights, and whether it runs in half precision"
         )
     return np.asarray(array)

@@ -199,7 +199,9 @@ class VideoTextModel(VideoModel):
             ValueError: The numbers of videos and texts differ.
         """
         self.require("rerank")
-        return self.matching_logits(video_tokens, text_tokens, mask)
+        # features that were kept between runs are fp32, whatever the model runs in
+        dtype = self.itm_head.weight.dtype
+        return self.matching_logits(video_tokens.to(dtype), text_tokens.to(dtype), mask)
 
     def matching_logits(self, video_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
         """Do what ``match`` does for any model, trained to match or still to be trained."""
