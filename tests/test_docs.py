@@ -9,8 +9,10 @@ import pytest
 
 from vlm.cli import main
 from vlm.errors import InvalidInput
-from vlm.evaluation import report
+from vlm.evaluation import load_protocol, report
+from vlm.evaluation.benchmarks.description import describe_published
 from vlm.evaluation.report import TABLES, fill_tables, stale_tables
+from vlm.models.registry import lookup
 
 
 def test_the_readme_is_current(root):
@@ -77,3 +79,20 @@ def test_marks_that_cannot_be_filled(tmp_path, capsys):
     assert fill_tables("nothing here\n") == "nothing here\n"
     assert main(["eval", "report", str(tmp_path / "none.md")]) == 4
     assert "none.md" in capsys.readouterr().err
+
+
+def test_the_readme_tells_how_to_check_official_weights(root, tmp_path, monkeypatch, capsys):
+    """The command is one that the program takes, the figure the protocol's own, with its own noise."""
+    text = (root / "README.md").read_text(encoding="utf-8").split("## Official weights")[1].split("\n## ")[0]
+    pull, measure = text.split("```")[1].replace("\\\n", "").strip().splitlines()
+    name = pull.split()[-1]
+    assert lookup(name).published.value == 35.6
+    assert f"--model {name} " in measure
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "MSRVTT" / "videos").mkdir(parents=True)
+    assert main(measure.split()[1:]) == 4  # past the flags and the protocol, to the file that is not here
+    assert "MSRVTT_JSFUSION_test.csv" in capsys.readouterr().err
+    protocol = load_protocol("msrvtt-1ka")
+    line = describe_published(protocol.published[0], protocol.num_trials)
+    assert "VideoMamba-M 25M (itm@128, 8 frames): text to video R@1 35.6 [32.6, 38.6]" in line
+    assert "R@1 35.6 [32.6-38.6]" in text and "itm@128" in text and "not run by us" in text
