@@ -20,7 +20,7 @@ from vlm.evaluation.page import render_page
 from vlm.evaluation.protocol import BootstrapSettings, Protocol
 from vlm.evaluation.rerank import score_pairs
 from vlm.evaluation.runner import RunOptions, evaluate_model
-from vlm.metrics import Positives
+from vlm.metrics import Positives, top_candidates
 from vlm.models import TokenBatch, from_official, load_model
 
 
@@ -96,6 +96,29 @@ def test_scores(official, data, load, batch_size):
     found = pairs.look_up(rows, columns).reshape(6, 6)
     _close(found, tensors["k128/t2v_scores_rerank"])
     _close(found.T.copy(), tensors["k128/v2t_scores_rerank"])
+
+
+@pytest.mark.parametrize("k", [1, 3, 128])
+def test_scores_of_the_candidates_alone(official, data, load, k):
+    """The official matrices after k candidates: its scores inside, its fill of -100 outside."""
+    model, tensors, _ = official
+    videos = encode_videos(model, data.paths, load, keep_tokens=True)
+    texts = encode_texts(model, data.queries)
+    scores = similarity(texts.embeddings, videos.embeddings[""])
+    queries = np.arange(6)[:, None]
+    for side, matrix in (("t2v", scores), ("v2t", np.ascontiguousarray(scores.T))):
+        chosen, _ = top_candidates(matrix, k)
+        texts_of, videos_of = np.broadcast_arrays(
+            *((queries, chosen) if side == "t2v" else (chosen, queries))
+        )
+        pairs = score_pairs(model, texts, videos.tokens, (texts_of.ravel(), videos_of.ravel()))
+        filled = np.full((6, 6), -100, np.float32)
+        np.put_along_axis(filled, chosen, pairs.look_up(texts_of, videos_of), axis=1)
+        released = tensors[f"k{3 if k < 6 else 128}/{side}_scores_rerank"].numpy().copy()
+        if k == 1:  # not released by itself: the best candidate of the three
+            rest = np.setdiff1d(np.arange(36), (queries * 6 + chosen).ravel())
+            released.ravel()[rest] = -100
+        _close(filled, torch.from_numpy(released))
 
 
 @pytest.mark.parametrize(("k", "row"), [(128, "k128/rerank"), (3, "k3/rerank")])

@@ -181,3 +181,19 @@ def test_several_measures_are_drawn_once_and_alike():
     assert (found["b"].low < 1, found["d"].low) == (True, 1.0)
     with pytest.raises(ValueError, match="one group a value"):
         bootstrap_means({"a": values["a"], "b": [1.0]}, groups)
+
+
+def test_no_certainty_from_a_few_groups():
+    """All of ten right, all of three right given a condition, or one video half right: none is certain."""
+    limit = 0.025 ** (1 / 3)
+    held = bootstrap_ratio(np.ones(3), np.ones(3), np.arange(3))
+    assert (held.value, held.low, held.high) == (1.0, pytest.approx(limit), 1.0)
+    # the condition holds in two groups of four; the others say nothing of the rate
+    never = bootstrap_ratio(np.zeros(4), np.array([1.0, 1, 0, 0]), np.arange(4))
+    assert (never.low, never.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 2)))
+    whole = bootstrap_class_mean(np.ones(10), [0, 1] * 5, np.arange(10))
+    assert (whole.low, whole.high) == (pytest.approx(0.025 ** (1 / 10)), 1.0)
+    alone = bootstrap_mean([1.0, 0.0], [7, 7])
+    assert (alone.value, alone.low, alone.high) == (0.5, 0.0, 1.0)
+    ranks = bootstrap_mean([1.0, 4.0], [7, 7], bounds=False)
+    assert (ranks.low, ranks.high) == (2.5, 2.5)  # of what has no bounds nothing better can be said

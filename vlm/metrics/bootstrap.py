@@ -32,7 +32,8 @@ def bootstrap_mean(
     """Return the mean of ``values`` with its percentile interval over resampled groups.
 
     Where every value is 0 or every value is 1, resampling cannot leave that value; the open end is then the
-    exact binomial limit for that many groups ("rule of three"), not a false certainty.
+    exact binomial limit for that many groups ("rule of three"), not a false certainty. A single group says
+    nothing of how groups vary: of a probability strictly between 0 and 1 its interval is [0, 1].
 
     Args:
         values: One outcome a query; (queries,).
@@ -81,11 +82,8 @@ def bootstrap_means(
     intervals = {}
     for column, name in enumerate(values):
         value = float(tops[:, column].sum() / sizes.sum())
-        low, high = _percentiles(samples[:, column])
-        if name not in unbounded and low == high and value in (0.0, 1.0):
-            limit = ((1 - _LEVEL) / 2) ** (1 / num_groups)
-            low, high = (0.0, 1 - limit) if value == 0.0 else (limit, 1.0)
-        intervals[name] = Interval(value, low, high)
+        interval = Interval(value, *_percentiles(samples[:, column]))
+        intervals[name] = interval if name in unbounded else _widened(interval, num_groups)
     return intervals
 
 
@@ -95,7 +93,8 @@ def bootstrap_ratio(
     """Return ``sum(numerators) / sum(denominators)`` with its interval; None if the denominator is zero.
 
     For conditional rates, such as "the right direction, given the right pair". Samples in which the
-    condition never holds are left out.
+    condition never holds are left out. Of a rate of 0 or 1 the open end is the binomial limit for the groups
+    in which the condition holds, as in ``bootstrap_mean``.
 
     Raises:
         ValueError: As ``bootstrap_mean``.
@@ -110,7 +109,8 @@ def bootstrap_ratio(
     for weights in _weights(num_groups, resamples, seed):
         below = weights @ bottoms
         samples.append((weights @ tops)[below > 0] / below[below > 0])
-    return Interval(float(top.sum() / bottom.sum()), *_percentiles(np.concatenate(samples)))
+    interval = Interval(float(top.sum() / bottom.sum()), *_percentiles(np.concatenate(samples)))
+    return _widened(interval, int(np.count_nonzero(bottoms)))
 
 
 def bootstrap_class_mean(
@@ -118,7 +118,8 @@ def bootstrap_class_mean(
 ) -> Interval:
     """Return the mean over classes of the mean of each one's ``values``, with its interval over groups.
 
-    A class that a sample does not hold is left out of that sample's mean.
+    A class that a sample does not hold is left out of that sample's mean. Of a mean of 0 or 1 the open end is
+    the binomial limit for that many groups, as in ``bootstrap_mean``.
 
     Args:
         values: One outcome a video; (videos,).
@@ -143,7 +144,7 @@ def bootstrap_class_mean(
         ratios = np.divide(weights @ sums, below, out=np.zeros_like(below), where=held)
         means.append(ratios.sum(axis=1) / held.sum(axis=1))
     value = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())
-    return Interval(value, *_percentiles(np.concatenate(means)))
+    return _widened(Interval(value, *_percentiles(np.concatenate(means))), shape[0])
 
 
 def bootstrap_median(
@@ -205,6 +206,19 @@ def _weights(num_groups: int, resamples: int, seed: int, extra_width: int = 0) -
         flat = drawn + np.arange(count, dtype=np.int64)[:, None] * num_groups
         drawn_counts = np.bincount(flat.ravel(), minlength=count * num_groups)
         yield drawn_counts.reshape(count, num_groups).astype(np.float64)
+
+
+def _widened(interval: Interval, num_groups: int) -> Interval:
+    """Return the interval of a probability, opened where resampling could not but give one value."""
+    value, low, high = interval
+    if low != high:
+        return interval
+    limit = float(((1 - _LEVEL) / 2) ** (1 / num_groups))
+    if value == 0.0:
+        return Interval(value, 0.0, 1 - limit)
+    if value == 1.0:
+        return Interval(value, limit, 1.0)
+    return Interval(value, 0.0, 1.0) if num_groups == 1 else interval
 
 
 def _percentiles(samples: Floats) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import pytest
 
 from vlm.data.annotations.benchmarks import AnnotationFiles, answer_coverage, read_answer_list, read_moments
 from vlm.data.annotations.benchmarks.files import load_ids
+from vlm.errors import DataError
 from vlm.evaluation import load_protocol, protocol_files
 from vlm.evaluation.benchmarks.reading import read_records, read_retrieval_set
 from vlm.text.cleaning import clean
@@ -134,3 +135,19 @@ def test_coverage_of_the_answers_of_train(files):
     assert (found.counts.questions, found.counts.videos, len(known)) == (12278, 497, 1500)
     assert answer_coverage(found.records, known) == pytest.approx(0.930, abs=5e-4)
     assert found.differences == ["videos: expected 2990, found 497", "questions: expected 72821, found 12278"]
+
+
+def test_test_sets_of_other_papers_are_not_taken_for_the_protocols(files):
+    """Known: all captions for 1k-A (R@1 3.1), MSVD as paragraphs (72.2 for 49.0), val_2 for val_1."""
+    every = read_records(load_protocol("msrvtt-1ka"), files / "msrvtt/mdmmt_msrvtt_mdata_test.json")
+    assert every.differences == [
+        "videos: expected 1000, found 2990",
+        "captions: expected 1000, found 59800",
+        "queries: expected 1000, found 59800",
+    ]
+    joined = read_records(load_protocol("msvd", ("captions=joined",)), files / "msvd")
+    assert joined.differences == ["queries: expected 27763, found 670"]
+    first = read_records(load_protocol("msvd", ("captions=first",)), files / "msvd")
+    assert first.differences == joined.differences
+    with pytest.raises(DataError, match="32 of the 4917 videos of ce_val_1_list.txt have no captions"):
+        read_records(load_protocol("activitynet"), files / "activitynet/2dtan_test.json")
