@@ -9,6 +9,8 @@ from pathlib import Path
 
 from vlm.errors import UsageError
 from vlm.evaluation import render_card, write_card
+from vlm.evaluation.card import write_whole
+from vlm.evaluation.page import page_path, render_page
 
 _EXAMPLE = (
     "vlm eval classification --protocol k400 --annotations val.csv --videos DIR --model runs/k400/model "
@@ -19,6 +21,7 @@ _EXAMPLE = (
 def main(argv: list[str]) -> int:
     """Test the model, print accuracies, write the card."""
     arguments = _parser().parse_args(argv)
+    page = page_path(arguments.out) if arguments.out else None
     _check(arguments)
     from vlm.evaluation.classification.launch import TrainingFiles, classify_source  # needs torch
     from vlm.evaluation.classification.runner import ScoringOptions
@@ -44,8 +47,9 @@ def main(argv: list[str]) -> int:
         ),
         overlap=arguments.overlap,
     )
-    if arguments.out:
+    if page is not None:
         write_card(card, arguments.out)
+        write_whole(render_page(card), page)
     print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
     return 0
 
@@ -75,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--overlap", type=Path, metavar="FILE.json",
         help="what `vlm data overlap TRAIN TEST --out FILE.json` found of these videos in the model's "
         "training set; without it the card says: leakage unchecked")  # fmt: skip
-    add("--out", type=Path, metavar="CARD.json", help="where to write the card")
+    add("--out", type=Path, metavar="CARD.json",
+        help="where to write the card, and beside it CARD.html, the same for people")  # fmt: skip
     add("--json", action="store_true", help="print the card instead of a table")
     return parser
 

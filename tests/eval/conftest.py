@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 NUM_PAIRS = 10
@@ -53,3 +55,25 @@ def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_model(model.eval(), folder)
     return folder
+
+
+def _figures(section):
+    """Every value of a measure below a section of a card, with the ends of its interval."""
+    if not isinstance(section, dict):
+        return set()
+    own = {section[key] for key in ("value", "low", "high") if isinstance(section.get(key), float)}
+    return own.union(*map(_figures, section.values()))
+
+
+@pytest.fixture(scope="session")
+def on_the_page():
+    """Assert that a card's page holds every figure of some sections exactly; return the page."""
+
+    def check(card_path, *sections):
+        card = json.loads(card_path.read_text(encoding="utf-8"))
+        page = card_path.with_suffix(".html").read_text(encoding="utf-8")
+        figures = set().union(*(_figures(card[name]) for name in sections))
+        assert figures and not [value for value in figures if f'value="{value!r}"' not in page]
+        return page
+
+    return check

@@ -39,7 +39,7 @@ def scenes(folder):
     return {line["id"]: Scene.from_json(json.dumps(line["scene"])) for line in lines}
 
 
-def test_clips_of_the_world_get_a_card(world_folder, classifier_folder, tmp_path, capsys):
+def test_clips_of_the_world_get_a_card(world_folder, classifier_folder, tmp_path, capsys, on_the_page):
     out = tmp_path / "card.json"
     assert main(arguments(world_folder, classifier_folder, "--out", str(out))) == 0
     assert "guessing" in capsys.readouterr().out
@@ -49,6 +49,11 @@ def test_clips_of_the_world_get_a_card(world_folder, classifier_folder, tmp_path
     assert 0 < len(expected) < 20 and card["protocol"]["num_items"] == len(expected)
     counts = {name: expected.count(name) for name in set(expected)}
     assert {name: entry["num_videos"] for name, entry in card["classes"].items()} == counts
+    page = on_the_page(out, "results", "chance")
+    assert all(f"{name} ({count})" in page for name, count in counts.items())
+    (tmp_path / "notes.html").write_text("mine")
+    assert main(arguments(world_folder, classifier_folder, "--out", str(tmp_path / "notes.json"))) == 2
+    assert "would replace this file" in capsys.readouterr().err
     groups = card["per_query"]["video_to_class"]["mean softmax"]["groups"]
     assert len(set(groups)) < len(groups)  # a clip and its twin are one group
     assert main(arguments(world_folder, classifier_folder, "--json")) == 0

@@ -29,7 +29,9 @@ def command(folder, *more, name="world-long"):
     return ["eval", "moments", "--protocol", name, "--annotations", str(annotations), *ANY_NUMBER, *more]
 
 
-def test_a_model_finds_moments_and_its_file_says_the_same(long_folder, model_folder, tmp_path, capsys):
+def test_a_model_finds_moments_and_its_file_says_the_same(
+    long_folder, model_folder, tmp_path, capsys, on_the_page
+):
     out, saved = tmp_path / "card.json", tmp_path / "found.jsonl"
     seen = ("--videos", str(long_folder), "--model", str(model_folder), "--save-predictions", str(saved))
     assert main(command(long_folder, *seen, "--out", str(out))) == 0
@@ -38,6 +40,9 @@ def test_a_model_finds_moments_and_its_file_says_the_same(long_folder, model_fol
     card = read_card(out)
     assert card["leakage"] == {"status": "unchecked"} and "leakage: unchecked" in shown
     assert card["data"]["queries_truncated"] == 0
+    page = on_the_page(out, "results", "baselines", "lengths")
+    recall = card["results"]["moments"]["itc"]["recall@1@0.5"]["value"]
+    assert f'data-x="0.5" data-y="{recall!r}"' in page and "random window" in page
     assert card["cost"]["stretches_encoded"] == 2 * 17  # (24 - 5) / 1.25, and one more at the end
     assert card["protocol"]["proposals"] == {"segment_s": [5.0], "stride": 0.25, "suppress_iou": 0.2}
     assert main(command(long_folder, "--predictions", str(saved), "--json")) == 0

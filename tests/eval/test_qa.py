@@ -109,13 +109,19 @@ def test_what_cannot_be_measured_is_refused(ask, data, monkeypatch):
         ask(lambda *_: 0.0)
 
 
-def test_program(world_folder, model_folder, tmp_path, capsys):
+def test_program(world_folder, model_folder, tmp_path, capsys, on_the_page):
     out = tmp_path / "card.json"
     manifest = world_folder / "manifest.jsonl"
     named = ["--protocol", "world", "--annotations", str(manifest), "--model", str(model_folder)]
     assert main(["eval", "qa", *named, "--videos", str(world_folder), "--out", str(out)]) == 0
     block = read_card(out)["results"]["multiple_choice"]["all"]
     assert block["accuracy"]["low"] <= block["chance"]["value"] <= block["accuracy"]["high"]
+    page = on_the_page(out, "results")
+    card = read_card(out)
+    for section, x, y in (("calibration", "confidence", "accuracy"), ("abstention", "coverage", "risk")):
+        for row in card[section]["bins" if section == "calibration" else "curve"]:
+            assert f'data-x="{row[x]!r}" data-y="{row[y]!r}"' in page
+    assert "leakage: unchecked" in page
     text = capsys.readouterr().out
     assert "guessing" in text and "all, contrastive alone" in text and "calibration error" in text
     assert main(["eval", "qa", *named, "--videos", str(tmp_path)]) == 4
@@ -181,7 +187,7 @@ def test_the_protocol_can_be_changed_and_the_card_says_so(world_folder, model_fo
     assert "did you mean 'frames'" in capsys.readouterr().err
 
 
-def test_answers_from_a_file(tmp_path, capsys):
+def test_answers_from_a_file(tmp_path, capsys, on_the_page):
     questions = [{"question": "what?", "answer": "dog"}, {"question": "how many?", "answer": "two"}]
     (tmp_path / "q.json").write_text(json.dumps(questions))
     (tmp_path / "p.json").write_text(json.dumps([{"answer": "The dog"}, {"answer": "3"}]))
@@ -192,6 +198,7 @@ def test_answers_from_a_file(tmp_path, capsys):
     assert main(["eval", "qa", *files, "--out", str(out), "--json"]) == 0
     card = read_card(out)
     assert json.loads(capsys.readouterr().out) == card
+    assert "exact match" in on_the_page(out, "results")
     assert card["results"]["answers"]["all"]["accuracy"]["value"] == 0.5
     assert card["results"]["answers"]["all"]["answer_coverage"]["value"] == 0.5
     (tmp_path / "p.json").write_text("[]")

@@ -11,17 +11,19 @@ from vlm.evaluation.card import DIRECTIONS, TITLES, Card
 from vlm.evaluation.page import sections
 from vlm.evaluation.page.markup import Markup, element, join
 from vlm.evaluation.page.plots import Curve, draw_curves, draw_histogram
+from vlm.evaluation.page.tasks import is_task
+from vlm.evaluation.page.tasks import plots as task_plots
 
-_GENERATOR = "vlm eval retrieval"
+_GENERATOR = "vlm eval"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _TICKS = [step * 10**power for power in range(9) for step in (1, 2, 5)]
 
 
 def render_page(card: Card, pictures: Mapping[str, str] | None = None) -> str:
-    """Return a retrieval card as an HTML document; what the card lacks is not on it.
+    """Return a card as an HTML document; what the card lacks is not on it.
 
     Args:
-        card: A card of ``vlm eval retrieval``.
+        card: A card of any program of ``vlm eval``.
         pictures: Name of an item → ``data:`` URL of its picture, for the examples.
     """
     style = resources.files(__name__).joinpath("style.css").read_text(encoding="utf-8")
@@ -38,7 +40,7 @@ def render_page(card: Card, pictures: Mapping[str, str] | None = None) -> str:
     parts = (
         sections.heading(card),
         sections.cautions(card),
-        sections.results(card),
+        sections.task_results(card) if is_task(card) else sections.results(card),
         _plots(card),
         sections.examples(card, pictures or {}),
         sections.hubs(card),
@@ -62,7 +64,7 @@ def page_path(card: Path) -> Path:
         raise UsageError(f"{card}: expected a name for the card, such as card.json; its page goes beside it")
     try:
         with path.open("rb") as file:
-            is_page = f'content="{_GENERATOR}"'.encode() in file.read(1000)
+            is_page = f'name="generator" content="{_GENERATOR}'.encode() in file.read(1000)
     except FileNotFoundError:
         return path
     if not is_page:
@@ -73,7 +75,15 @@ def page_path(card: Path) -> Path:
 
 
 def _plots(card: Card) -> Markup | None:
-    plots = [plot for plot in (_recall(card), _frames(card), _histogram(card)) if plot is not None]
+    if is_task(card):
+        plots = [
+            _figure(
+                draw_curves(plot.curves, plot.x_label, plot.y_label, plot.ticks, is_linear=True), plot.caption
+            )
+            for plot in task_plots(card)
+        ]
+    else:
+        plots = [plot for plot in (_recall(card), _frames(card), _histogram(card)) if plot is not None]
     return join(element("h2", "Plots"), element("div", *plots, class_="plots")) if plots else None
 
 

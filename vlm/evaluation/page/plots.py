@@ -18,7 +18,7 @@ class Curve:
 
     Attributes:
         name: For the legend.
-        x: (points,) ascending, above 0.
+        x: (points,) ascending.
         y: (points,) fractions.
         low: (points,) lower ends of the intervals; empty without intervals.
         high: (points,) upper ends.
@@ -37,21 +37,33 @@ class Curve:
     is_reference: bool = False
 
 
-def draw_curves(curves: Sequence[Curve], x_label: str, y_label: str, ticks: Sequence[float]) -> Markup:
-    """Return a legend and a plot of fractions, in percent, over a logarithmic axis.
+def draw_curves(
+    curves: Sequence[Curve],
+    x_label: str,
+    y_label: str,
+    ticks: Sequence[float],
+    *,
+    is_linear: bool = False,
+) -> Markup:
+    """Return a legend and a plot of fractions, in percent, over a logarithmic axis or a linear one.
 
     Args:
         curves: At least one.
         x_label: Of the horizontal axis.
         y_label: Of the vertical axis.
         ticks: Where the horizontal axis is marked.
+        is_linear: The horizontal axis is; of a logarithmic one every x must be above 0.
     """
     first = min(min(curve.x) for curve in curves)
     last = max(max(curve.x) for curve in curves)
-    span = math.log(last / first) or 1.0
+
+    def place_of(x: float) -> float:
+        return x - first if is_linear else math.log(x / first)
+
+    span = place_of(last) or 1.0
 
     def across(x: float) -> float:
-        return _LEFT + math.log(x / first) / span * (_WIDTH - _LEFT - _RIGHT - 6)
+        return _LEFT + place_of(x) / span * (_WIDTH - _LEFT - _RIGHT - 6)
 
     marks = [(across(tick), f"{tick:g}") for tick in ticks if first <= tick <= last]
     parts = [_frame(x_label, y_label, marks)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from vlm.evaluation.card import DIRECTIONS, TITLES, Card
 from vlm.evaluation.card.warnings import leakage_line, warnings
+from vlm.evaluation.page import tasks
 from vlm.evaluation.page.markup import Content, Markup, element, join, number, table
 
 _RANKS = ("median_rank", "mean_rank")
@@ -22,7 +23,7 @@ _HASHES = ("sha256", "fingerprint")
 
 
 def heading(card: Card) -> Markup:
-    """Return the title, what was measured in one line, and the R@1 of both directions as large figures."""
+    """Return the title, what was measured in one line, and the measures it is quoted by as large figures."""
     protocol, model = card["protocol"], card["model"]
     tiles = [
         element(
@@ -35,15 +36,21 @@ def heading(card: Card) -> Markup:
         for kind, block in card["results"].get(direction, {}).items()
         if "recall@1" in block and kind not in card.get("kinds", {})  # corrections are in the table
     ]
+    if tasks.is_task(card):
+        title, entry = tasks.headline(card)
+        tiles = [element("div", element("small", title), figure(entry, title), class_="tile")]
     hashes = {
         "model": model.get("fingerprint"),
         "scores": model.get("scores_sha256"),
+        "predictions": model.get("predictions_sha256"),
         "annotations": protocol.get("annotations_sha256"),
         "positives": protocol.get("positives_sha256"),
         "gallery": protocol.get("gallery_sha256"),
     }
     short = [join(f"{name} ", element("code", value[:12])) for name, value in hashes.items() if value]
-    facts: list[Content] = [f"{protocol['num_queries']:,} queries, {protocol['num_items']:,} items"]
+    counted = {"queries": "num_queries", "questions": "num_questions", "classes": "num_classes"}
+    counts = [f"{protocol[key]:,} {name}" for name, key in counted.items() if key in protocol]
+    facts: list[Content] = [", ".join((*counts, f"{protocol['num_items']:,} items"))]
     if "frames" in protocol:
         facts.append(f"{protocol['frames']} frames")
     parts = [join(" · ", part) for part in (*facts[1:], *short)]
@@ -84,6 +91,15 @@ def results(card: Card) -> Markup:
         if direction in card["results"]:
             rows[f"chance, {TITLES[direction]}"] = block
     return join(element("h2", "Results"), _measures(rows), *_published(card))
+
+
+def task_results(card: Card) -> Markup:
+    """Return the tables of a card of answers, classes or moments; the first one stands open."""
+    parts = [element("h2", "Results")]
+    for title, rows in tasks.tables(card):
+        grid = _measures(rows)
+        parts.append(element("details", element("summary", title), grid) if title else grid)
+    return join(*parts, *_published(card))
 
 
 def comparisons(card: Card) -> Markup | None:
@@ -230,7 +246,9 @@ def cost(card: Card) -> Markup:
         if name in times
     ]
     if boxes:
-        parts += [element("div", *boxes, class_="tiles"), element("dl", *_pairs(times))]
+        parts.append(element("div", *boxes, class_="tiles"))
+    if times:
+        parts.append(element("dl", *_pairs(times)))
     return join(*parts, element("dl", *_pairs(card["environment"])))
 
 
