@@ -98,7 +98,7 @@ def test_features_need_no_videos(fixtures, tmp_path, capsys):
         video_ids=np.asarray(names),
         text_embeddings=np.eye(3, dtype=np.float32)[[0, 2, 1]],
         texts=np.asarray(texts),
-        num_frames=8,
+        num_frames=12,
     )
     out = tmp_path / "card.json"
     asked = ["eval", "retrieval", "--protocol", "didemo", "--annotations", str(folder), "--out", str(out)]
@@ -108,6 +108,9 @@ def test_features_need_no_videos(fixtures, tmp_path, capsys):
     card = read_card(out)
     assert card["results"]["query_to_item"]["itc"]["recall@1"]["value"] == pytest.approx(1 / 3)
     assert card["data"]["annotation_files"].keys() == {"test_data.json", "test_list.txt"}
-    assert "published: VideoMamba-M 25M" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "published: VideoMamba-M 25M" in shown
+    assert "input unlike that of the published numbers: frames: 12 instead of 8" in shown
+    assert "whether queries were cut is not known" in shown
     assert main(asked) == 4
     assert "expected 1004, found 3" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 from vlm.errors import InvalidInput, UsageError
 from vlm.evaluation import load_protocol, protocol_files
 from vlm.evaluation import protocol as module
+from vlm.types import Preprocessing
 
 
 @pytest.mark.parametrize("name", sorted(protocol_files()))
@@ -40,3 +41,13 @@ def test_overrides_and_refusals(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "asset", lambda _: tmp_path)
     with pytest.raises(InvalidInput, match="name is 'other', expected 'mine'"):
         load_protocol("mine")
+
+
+def test_other_frames_than_the_published_ones_are_said():
+    protocol = load_protocol("msrvtt-1ka")
+    assert protocol.deviations(Preprocessing(num_frames=8)) == []
+    assert protocol.deviations(Preprocessing(num_frames=12, image_size=384)) == [
+        "frames: 12 instead of 8",
+        "image_size: 384 instead of 224",
+    ]
+    assert load_protocol("own").deviations(Preprocessing(num_frames=3)) == []

@@ -143,7 +143,7 @@ def _cut(
 ) -> tuple[list[str] | TokenBatch, int | None]:
     """Return texts as tokens where the model has a tokenizer, and how many of them were cut."""
     if not isinstance(model, VideoTextModel):
-        return texts, None
+        return texts, count_cut(model, texts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # counted instead, and in the card
         return model.tokenize(texts, max_tokens), count_cut(model, texts, max_tokens)
@@ -152,7 +152,9 @@ def _cut(
 def count_cut(model: VideoTextEncoder, texts: Sequence[str], max_tokens: int | None = None) -> int | None:
     """Return how many texts are longer than the model reads; None where it does not say how it cuts."""
     if not isinstance(model, VideoTextModel):
-        return None
+        say = getattr(model, "count_cut", None)
+        counted: int | None = say(texts) if callable(say) else None
+        return counted
     limit = min(max_tokens or model.config.text.max_positions, model.config.text.max_positions)
     lengths = model.tokenizer(list(texts), max_tokens=_ENDLESS).attention_mask.sum(dim=1)
     return int((lengths > limit).sum())

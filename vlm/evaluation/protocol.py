@@ -31,6 +31,7 @@ from vlm.metrics import (
     bootstrap_median,
     bootstrap_ratio,
 )
+from vlm.types import Preprocessing
 
 _FOLDER = "eval/protocols"
 _SUBFOLDERS = (".", "retrieval", "questions", "moments")
@@ -156,6 +157,17 @@ class Protocol:
                 f"positives {self.positives!r} does not go with the layout {self.layout!r}: a world knows "
                 "'all-true', a benchmark 'same-text', and both 'strict'"
             )
+
+    def deviations(self, preprocessing: Preprocessing) -> list[str]:
+        """Return in which settings a model's input differs from that of the published numbers, in words."""
+        found = [] if self.input is None else self.input.deviations(preprocessing)
+        return [*self.frame_deviations(preprocessing.num_frames), *found]
+
+    def frame_deviations(self, num_frames: int) -> list[str]:
+        """Return ``frames: 4 instead of 8`` if a model takes another number than is pinned."""
+        if self.frames in (None, num_frames):
+            return []
+        return [f"frames: {num_frames} instead of {self.frames}"]
 
     @property
     def num_trials(self) -> int | None:

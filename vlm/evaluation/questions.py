@@ -167,7 +167,7 @@ def _card(
             [data.paths[clip] for clip in clips],
             [question.candidates[question.answer] for question in asked],
         ),
-        "deviations": [] if protocol.input is None else protocol.input.deviations(model.preprocessing),
+        "deviations": protocol.deviations(model.preprocessing),
         "published": [describe_published(entry, protocol.num_trials) for entry in protocol.published],
         "environment": sections.environment(str(model.device), torch.get_num_threads()),
     }

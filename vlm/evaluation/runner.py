@@ -250,9 +250,9 @@ def _minimal_pairs(
 
 
 def _deviations(model: VideoTextEncoder, protocol: Protocol) -> list[str]:
-    if protocol.input is None or isinstance(model, StoredFeatures):
-        return []
-    return protocol.input.deviations(model.preprocessing)
+    if isinstance(model, StoredFeatures):  # of which only the number of frames is known
+        return protocol.frame_deviations(model.preprocessing.num_frames)
+    return protocol.deviations(model.preprocessing)
 
 
 def _test_time_controls(run: _Run, protocol: Protocol) -> dict[str, Any]:

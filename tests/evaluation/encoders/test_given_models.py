@@ -185,4 +185,6 @@ def test_an_open_clip_tower_sees_a_bag_of_frames(official_clip, scenes, data, pr
     assert twins["recall@1"]["value"] <= 0.5
     assert twins["direction"]["value"] == pytest.approx(0.5, abs=0.3)
     assert set(card["results"]["query_to_item"]) == {"itc"}
-    assert card["data"]["queries_truncated"] is None
+    assert card["data"]["queries_truncated"] == 0
+    paragraph = "a red three moves up and a blue seven goes left, " * 12  # 77 pieces are read of it
+    assert model.count_cut(["red", paragraph, "up " * 75, "up " * 76]) == 2

@@ -132,3 +132,9 @@ def test_wrong_folders(pair, tmp_path):
     with pytest.raises(InvalidInput, match="config.json: cannot be read"):
         load_model(folder, device="cpu")
     assert hub_encoders.KINDS
+
+
+def test_texts_that_are_cut_are_counted(pair):
+    """Eight places, two of which are where a text begins and ends."""
+    model = load_model(pair[1])
+    assert model.count_cut(["a red three", "a red three moves up up", "a red three moves up up up"]) == 1

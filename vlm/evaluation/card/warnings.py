@@ -59,6 +59,8 @@ def _inputs(card: Card) -> Iterator[str]:
         yield f"input unlike that of the published numbers: {'; '.join(card['deviations'])}"
     if data.get("queries_truncated"):
         yield f"{data['queries_truncated']} queries are longer than the model reads, and were cut"
+    if "queries_truncated" in data and data["queries_truncated"] is None:
+        yield "whether queries were cut is not known: the model does not say how much of a text it reads"
     if data.get("statements_truncated"):
         yield f"{data['statements_truncated']} candidates are longer than the model reads, and were cut"
     if data.get("queries_with_unknown_words"):

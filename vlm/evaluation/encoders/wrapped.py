@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ def wrap_encoder(
     of each video (b, e), of each frame (b, t, e), or ``VideoFeatures``. ``encoder.encode_text`` gets a list
     of texts and returns (b, e) or ``TextFeatures``. Arrays are taken as well as tensors. Embeddings (b, e)
     are scaled to length 1; of frames the mean of their directions is taken. If the object also has ``match``,
-    both methods must return features with tokens, and the matching head is measured too.
+    both methods must return features with tokens, and the matching head is measured too. With ``count_cut``
+    (texts → how many are longer than it reads) the card says how many queries were cut.
 
     Args:
         encoder: The object.
@@ -98,6 +100,11 @@ class _Wrapped:
             raise CapabilityError(f"{self.name!r} has no method match")
         logits: Tensor = self._encoder.match(video_tokens, text_tokens, mask)
         return logits
+
+    def count_cut(self, texts: Sequence[str]) -> int | None:
+        """Return how many texts are longer than the object reads; None if it does not say."""
+        say = getattr(self._encoder, "count_cut", None)
+        return int(say(texts)) if callable(say) else None
 
     def unknown_words(self, text: str) -> list[str]:
         """Return what the object says, nothing if it does not say."""

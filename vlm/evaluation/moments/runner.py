@@ -148,7 +148,7 @@ def evaluate_search(
         "queries_truncated": count_cut(model, search.data.queries, protocol.text_tokens),
     }
     card["leakage"] = leakage_section(overlap, search.data.paths, search.data.queries)
-    card["deviations"] = [] if protocol.input is None else protocol.input.deviations(model.preprocessing)
+    card["deviations"] = protocol.deviations(model.preprocessing)
     card["environment"] = sections.environment(str(model.device), torch.get_num_threads())
     card["cost"] = {
         "total_s": round(search.seconds, 4),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,11 +48,13 @@ class FrameEncoder(VideoModel):
         *,
         preprocessing: Preprocessing,
         name: str = "unnamed",
+        is_cut: Callable[[str], bool] | None = None,
     ) -> None:
         super().__init__(preprocessing=preprocessing, name=name)
         self.config = config
         self.tower: Any = tower
         self._tokenizer = tokenizer
+        self._is_cut = is_cut
 
     def encode_video(self, video: Tensor) -> VideoFeatures:
         """Encode preprocessed video (b, t, 3, h, w) of any number of frames.
@@ -77,6 +80,10 @@ class FrameEncoder(VideoModel):
         encoded: Tensor = self.tower.encode_text(ids.to(self.device)).float()
         mask = torch.ones(len(encoded), 1, dtype=torch.int64, device=encoded.device)
         return TextFeatures(rearrange(encoded, "b e -> b 1 e"), mask, F.normalize(encoded, dim=-1))
+
+    def count_cut(self, texts: Sequence[str]) -> int | None:
+        """Return how many texts are longer than the tower reads; None if its tokenizer does not say."""
+        return None if self._is_cut is None else sum(map(self._is_cut, texts))
 
     def unknown_words(self, text: str) -> list[str]:
         """Return nothing: the vocabulary spells every word out in bytes."""
@@ -133,7 +140,14 @@ def load_frame_encoder(
         std=tuple(details.get("std") or open_clip.OPENAI_DATASET_STD),
     )
     tokenizer = open_clip.get_tokenizer(architecture)
-    return FrameEncoder(tower.eval(), tokenizer, config, preprocessing=preprocessing, name=architecture)
+
+    def is_cut(text: str) -> bool:
+        pieces = len(tokenizer.encode(text)) + 2  # and where it begins and ends
+        return bool(pieces > tokenizer.context_length)
+
+    return FrameEncoder(
+        tower.eval(), tokenizer, config, preprocessing=preprocessing, name=architecture, is_cut=is_cut
+    )
 
 
 def find_weights(source: str) -> Path:

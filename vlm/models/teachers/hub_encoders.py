@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,14 @@ def load_hub_encoder(
     side = int(settings.get("vision_config", {}).get("image_size", 224))
     if image_size not in (None, side):
         raise ValueError(f"{folder} takes images of {side} pixels, not of {image_size}")
-    tower, tokenizer = _load(folder, kind)
+    tower, tokenizer, is_cut = _load(folder, kind)
     return FrameEncoder(
         tower.eval(),
         tokenizer,
         FrameEncoderConfig(architecture=kind, pretrained=folder.name, image_size=side),
         preprocessing=_preprocessing(folder, side, num_frames or NUM_FRAMES),
         name=_short_name(folder),
+        is_cut=is_cut,
     )
 
 
@@ -83,7 +85,7 @@ def _pooled(output: Any) -> Tensor:
     return vectors
 
 
-def _load(folder: Path, kind: str) -> tuple[_Tower, Any]:
+def _load(folder: Path, kind: str) -> tuple[_Tower, Any, Callable[[str], bool]]:
     prepare_torchvision()
     try:
         from transformers import AutoModel, AutoTokenizer
@@ -118,7 +120,10 @@ def _load(folder: Path, kind: str) -> tuple[_Tower, Any]:
         ).input_ids
         return ids
 
-    return _Tower(model), tokenize
+    def is_cut(text: str) -> bool:
+        return len(words(text, truncation=False, verbose=False).input_ids) > longest
+
+    return _Tower(model), tokenize, is_cut
 
 
 def _preprocessing(folder: Path, side: int, num_frames: int) -> Preprocessing:
