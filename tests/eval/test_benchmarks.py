@@ -235,7 +235,7 @@ def test_multiple_choice_from_files_to_card(world_folder, model_folder, tmp_path
     assert card["leakage"] == {"status": "unchecked"}
     assert "image_size: 64 instead of 224" in card["deviations"]
     assert any(
-        "UMT-B 25M (answer list, 12 frames, fine-tuned): accuracy 96.3" in row for row in card["published"]
+        "UMT-B 25M (five choices, 12 frames, fine-tuned): accuracy 96.3" in row for row in card["published"]
     )
     assert card["protocol"]["text_tokens"] == 32 and card["data"]["statements_truncated"] == 0
     cut = load_protocol("msrvtt-mc", ("expected=null", "text_tokens=3"))
