@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.cli.index import upkeep
+from vlm.cli.index import quality, upkeep
 from vlm.cli.index.upkeep import add_action, print_rejected
 from vlm.errors import InvalidInput, RejectedItems, UsageError
 
@@ -66,6 +66,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     info = add_action(actions, "info", "say what an index holds", "vlm index info my-index --json")
     info.add_argument("index", metavar="INDEX")
     info.add_argument("--json", action="store_true", help="print a JSON object")
+    check = add_action(
+        actions,
+        "check",
+        "does it find what you know is there?",
+        "vlm index check my-index --queries known.csv",
+    )
+    quality.configure(check)
     upkeep.configure(actions)
 
 
@@ -77,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         "update": _update,
         "remove": _remove,
         "info": _info,
+        "check": quality.run_check,
         **upkeep.ACTIONS,
     }[arguments.action](arguments)
 
