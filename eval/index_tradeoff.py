@@ -115,7 +115,8 @@ def _ours(
     built_s = time.perf_counter() - begin
     backend = searcher._backend
     assert isinstance(backend, FaissBackend)
-    figures = {"kind": backend.plan.kind, "breadth": backend.plan.breadth, "opened_s": built_s}
+    figures: dict[str, Any] = {"kind": backend.plan.kind, "breadth": backend.plan.breadth}
+    figures |= {"depth": backend.plan.depth, "opened_s": built_s}
     figures["bytes_per_vector"] = (index.folder / "ann" / "structure.faiss").stat().st_size / len(rows)
     figures["stated_recall"] = {recall.queries: recall.recall_at_10 for recall in backend.label.recalls}
     figures |= _recall(backend.search, queries, truth)
@@ -130,8 +131,8 @@ def _beside_raw(
     """Time our backend and plain FAISS on the very same structure, query by query in turns."""
     import faiss
 
-    raw = faiss.read_index(str(index.folder / "ann" / "structure.faiss"))
-    depth = min(len(rows), backend.plan.depth + 10 * TOP_K)
+    raw: Any = faiss.read_index(str(index.folder / "ann" / "structure.faiss"))
+    depth = min(len(rows), backend.plan.depth + 4 * TOP_K)
     if backend.plan.kind == "flat":
         plain = _flat_search(raw)
     else:

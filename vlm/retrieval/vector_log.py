@@ -226,7 +226,8 @@ class LogVectors:
                 f"{self._log.folder / file.name}: expected float16 {(file.num_rows, self.dim)}, got "
                 f"{array.dtype} {array.shape}; run vlm index verify"
             )
-        return array
+        # every row taken from a np.memmap becomes one, which takes longer than copying it
+        return array.view(np.ndarray)
 
 
 def _joined(arrays: list[NumpyArray]) -> NumpyArray:

@@ -14,8 +14,8 @@ from vlm.retrieval.backends.exact import Backend, VectorSource
 from vlm.retrieval.backends.plan import Plan, settings_of
 
 TOP_K = 10
-# what is promised is 0.95; the sample is small
-TARGET_RECALL = 0.97
+# what is promised is 0.95; the sample is small, and other texts are a little harder or easier
+TARGET_RECALL = 0.98
 NUM_STORED = 100
 
 Search = Callable[[np.ndarray, int, Plan], tuple[np.ndarray, np.ndarray]]

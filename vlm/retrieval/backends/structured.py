@@ -34,7 +34,7 @@ _MAX_MISSING = 8
 # so few allowed rows are compared one by one: it is exact, and takes a few milliseconds
 SCAN_ROWS = 20_000
 _MOST_CANDIDATES = 16_384
-_CANDIDATES_PER_HIT = 10
+_CANDIDATES_PER_HIT = 4
 _TRAINING_ROWS = 100_000
 _ROWS_PER_LIST = 40
 
