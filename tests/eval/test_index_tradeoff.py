@@ -1,4 +1,4 @@
-"""`vlm eval index_tradeoff` runs, its collections are what they claim, the committed figures hold the limits."""
+"""`vlm eval index_tradeoff` runs, its data are what they claim, the committed figures keep the limits."""
 
 from __future__ import annotations
 
