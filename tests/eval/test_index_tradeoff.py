@@ -119,7 +119,7 @@ def test_committed_figures_keep_the_limits(program):
         assert ours["recall_at_10"] >= limits["recall"]
         over, plain = ours["overhead_wall"], ours["one_query"]["faiss"]["p50_ms"]
         assert over["ms"] <= max(limits["overhead_ms"], limits["overhead"] * plain), size
-        assert ours["end_to_end"]["p50_ms"] <= limits["end_to_end_ms"]
     million = sizes["1000000"]["ours"]
+    assert million["end_to_end"]["p50_ms"] <= limits["end_to_end_ms"]
     assert million["kind"] == "lists" and million["bytes_per_vector"] <= limits["bytes_per_vector"]
     assert million["stated_recall"]["texts"] >= limits["recall"]
