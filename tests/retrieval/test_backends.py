@@ -137,13 +137,13 @@ class TestFaissCache:
 
     def test_is_used_and_then_matches_its_label(self, rows, tmp_path) -> None:
         self.check(rows, tmp_path / "ann")
-        before = (tmp_path / "ann" / "flat.faiss").stat().st_mtime_ns
+        before = (tmp_path / "ann" / "structure.faiss").stat().st_mtime_ns
         self.check(rows, tmp_path / "ann")
-        assert (tmp_path / "ann" / "flat.faiss").stat().st_mtime_ns == before
-        _, label = (tmp_path / "ann" / "flat.json").read_text().split("\n")
+        assert (tmp_path / "ann" / "structure.faiss").stat().st_mtime_ns == before
+        _, label = (tmp_path / "ann" / "structure.json").read_text().split("\n")
         assert json.loads(label)["key"] == "k"
 
-    @pytest.mark.parametrize("name", ["flat.faiss", "flat.json"])
+    @pytest.mark.parametrize("name", ["structure.faiss", "structure.json"])
     def test_a_flipped_bit_anywhere_is_rebuilt(self, rows, tmp_path, name) -> None:
         self.check(rows, tmp_path / "ann")
         path = tmp_path / "ann" / name
@@ -155,7 +155,7 @@ class TestFaissCache:
     @pytest.mark.parametrize("keep", [0, 1, 50, -1])
     def test_a_torn_file_is_rebuilt(self, rows, tmp_path, keep) -> None:
         self.check(rows, tmp_path / "ann")
-        path = tmp_path / "ann" / "flat.faiss"
+        path = tmp_path / "ann" / "structure.faiss"
         path.write_bytes(path.read_bytes()[:keep])
         self.check(rows, tmp_path / "ann")
 
@@ -165,7 +165,7 @@ class TestFaissCache:
 
     def test_a_small_addition_does_not_write_it_again(self, rows, tmp_path) -> None:
         self.check(rows, tmp_path / "ann")
-        path = tmp_path / "ann" / "flat.faiss"
+        path = tmp_path / "ann" / "structure.faiss"
         before = path.read_bytes()
         rng = np.random.default_rng(6)
         for count, is_kept in ((67, True), (70, False)):

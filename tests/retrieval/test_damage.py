@@ -60,7 +60,7 @@ def test_every_flipped_byte_is_found_and_its_file_named(folder) -> None:
         "manifest.json", "catalog.sqlite", "catalog.seal", "vectors/000001.npy", "tokens/000001.npy",
         "tokens/000001.scale.npy",
     }  # fmt: skip
-    assert expected <= found <= expected | {"ann/flat.faiss", "ann/flat.json"}
+    assert expected <= found <= expected | {"ann/structure.faiss", "ann/structure.json"}
     for path in files:
         size = path.stat().st_size
         many = 120 if path.name == "catalog.sqlite" else 25
@@ -90,7 +90,9 @@ def test_files_of_another_size_are_found(folder, change) -> None:
             path.write_bytes({"cut": content[:-1], "longer": content + b"\0", "empty": b""}[change])
         name = str(path.relative_to(folder))
         # without its label, a cache is no cache
-        assert names(folder) == (set() if (name, change) == ("ann/flat.json", "missing") else {name}), name
+        assert names(folder) == (set() if (name, change) == ("ann/structure.json", "missing") else {name}), (
+            name
+        )
         path.write_bytes(content)
     assert verify_folder(folder) == []
 
@@ -187,7 +189,9 @@ class TestRepair:
     def hits(self, folder, make_encoder):
         return lambda: Searcher(VideoIndex.open(folder), make_encoder()).search("red", rerank=2)
 
-    @pytest.mark.parametrize("name", ["manifest.json", "catalog.seal", "ann/flat.faiss", "ann/flat.json"])
+    @pytest.mark.parametrize(
+        "name", ["manifest.json", "catalog.seal", "ann/structure.faiss", "ann/structure.json"]
+    )
     @pytest.mark.parametrize("is_gone", [False, True])
     def test_what_is_derived_is_made_again(self, folder, hits, contents, name, is_gone) -> None:
         path, expected = folder / name, (hits(), contents(folder))
@@ -198,7 +202,7 @@ class TestRepair:
         if not is_gone:
             path.write_bytes(before[:30] + bytes([before[30] ^ 8]) + before[31:])
         done = repair(folder)
-        is_no_damage = is_gone and name == "ann/flat.json"
+        is_no_damage = is_gone and name == "ann/structure.json"
         assert [finding.name for finding in done.findings] == ([] if is_no_damage else [name])
         assert (done.lost, done.command) == ((), None)
         assert verify_folder(folder) == []

@@ -15,6 +15,7 @@ import numpy as np
 
 from vlm.config import build, to_dict
 from vlm.errors import ConfigError, IntegrityError, InvalidInput, VlmError
+from vlm.retrieval.backends.cache import stated
 from vlm.retrieval.catalog import Catalog, Changes, VideoRow
 from vlm.retrieval.durability import WriterLock, sweep_temporaries, write_bytes_durably
 from vlm.retrieval.embedding import StoreTokens, choose_layout
@@ -299,6 +300,7 @@ class VideoIndex:
             "size_bytes": sum(file.size_bytes for file in files),
             "num_dead_segments": int(np.count_nonzero(~snapshot.alive)),
             "duration_s": sum(video.duration_s for video in snapshot.videos),
+            "structure": stated(self.folder / "ann"),
         }
 
     def rows_where(self, condition: str, values: Sequence[object]) -> np.ndarray:

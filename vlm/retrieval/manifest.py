@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -68,7 +69,7 @@ class Snapshot:
     row_video: np.ndarray
     row_bounds: np.ndarray
 
-    @property
+    @cached_property
     def alive(self) -> np.ndarray:
         """(rows,) whether the segment's video is still in the index."""
         return self.row_video >= 0

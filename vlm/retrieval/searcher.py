@@ -17,6 +17,7 @@ import numpy as np
 from vlm.data.decoding.image import read_image
 from vlm.errors import BusyError, CapabilityError, DataError, InvalidInput
 from vlm.retrieval.backends import Backend, open_backend
+from vlm.retrieval.backends.texts import embed_everyday_texts
 from vlm.retrieval.filters import parse_filter
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, decode_files
@@ -66,7 +67,8 @@ class Searcher:
     Args:
         index: The index; `refresh` goes on to its newest generation.
         model: The model that made it.
-        backend: ``exact``, ``faiss``, or ``auto``: FAISS if installed. They give the same hits.
+        backend: ``exact``, ``faiss``, or ``auto``: FAISS if installed. They give the same hits up to 50,000
+            segments; beyond, FAISS may miss some, and `VideoIndex.info` states how many.
         around: Called with the backend of each generation, returns what is searched in its place.
 
     Raises:
@@ -191,7 +193,12 @@ class Searcher:
         except BusyError:  # a compaction came between
             self.index.refresh()
             self._vectors = self.index.vectors()
-        backend = open_backend(self._backend_name, self._vectors, self.index.folder / "ann")
+        backend = open_backend(
+            self._backend_name,
+            self._vectors,
+            self.index.folder / "ann",
+            texts=lambda: embed_everyday_texts(self.model),
+        )
         self._backend = backend if self._around is None else self._around(backend)
 
     def _encode(self, query: RawQuery) -> tuple[np.ndarray, TextFeatures | None]:

@@ -22,6 +22,8 @@ from vlm.retrieval.durability import HashingWriter, hash_file, write_durably
 
 NumpyArray = np.ndarray
 
+_ROWS_PER_MASK = 8
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogFile:
@@ -180,18 +182,38 @@ class LogVectors:
 
     def blocks(self, max_rows: int, first: int = 0) -> Iterator[tuple[int, NumpyArray]]:
         """Yield (first row, float16 (at most max_rows, dim)) from the part that begins at row `first` on."""
+        # a builder writes parts of a few hundred rows, and a block should be worth its overhead
+        waiting: list[NumpyArray] = []
         for start_row, array in zip(self._firsts[:-1].tolist(), self._arrays, strict=True):
-            if start_row >= first:
-                for start in range(0, len(array), max_rows):
-                    yield start_row + start, array[start : start + max_rows]
+            if start_row < first:
+                continue
+            if waiting and sum(map(len, waiting)) + len(array) > max_rows:
+                yield first, _joined(waiting)
+                waiting = []
+            if not waiting:
+                first = start_row
+            if len(array) <= max_rows:
+                waiting.append(array)
+                continue
+            for start in range(0, len(array), max_rows):
+                yield start_row + start, array[start : start + max_rows]
+        if waiting:
+            yield first, _joined(waiting)
 
     def gather(self, rows: NumpyArray) -> NumpyArray:
         """Return float16 (len(rows), dim), in the order of `rows`."""
         result = np.empty((len(rows), self.dim), np.float16)
         owners = np.searchsorted(self._firsts, rows, side="right") - 1
-        for position in np.unique(owners).tolist():
+        inner = rows - self._firsts[owners]
+        used = np.unique(owners)
+        # rows from all over the log, as a structure's candidates are: masks would cost more than the reading
+        if len(rows) < _ROWS_PER_MASK * len(used):
+            for place, (position, row) in enumerate(zip(owners.tolist(), inner.tolist(), strict=True)):
+                result[place] = self._arrays[position][row]
+            return result
+        for position in used.tolist():
             mine = owners == position
-            result[mine] = self._arrays[position][rows[mine] - self._firsts[position]]
+            result[mine] = self._arrays[position][inner[mine]]
         return result
 
     def _key(self, num_files: int) -> str:
@@ -204,7 +226,12 @@ class LogVectors:
                 f"{self._log.folder / file.name}: expected float16 {(file.num_rows, self.dim)}, got "
                 f"{array.dtype} {array.shape}; run vlm index verify"
             )
-        return array
+        # every row taken from a np.memmap becomes one, which takes longer than copying it
+        return array.view(np.ndarray)
+
+
+def _joined(arrays: list[NumpyArray]) -> NumpyArray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def write_npy_header(stream: HashingWriter, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

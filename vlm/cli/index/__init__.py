@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.cli.index import upkeep
+from vlm.cli.index import quality, upkeep
 from vlm.cli.index.upkeep import add_action, print_rejected
 from vlm.errors import InvalidInput, RejectedItems, UsageError
 
@@ -66,6 +66,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     info = add_action(actions, "info", "say what an index holds", "vlm index info my-index --json")
     info.add_argument("index", metavar="INDEX")
     info.add_argument("--json", action="store_true", help="print a JSON object")
+    check = add_action(
+        actions,
+        "check",
+        "does it find what you know is there?",
+        "vlm index check my-index --queries known.csv",
+    )
+    quality.configure(check)
     upkeep.configure(actions)
 
 
@@ -77,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         "update": _update,
         "remove": _remove,
         "info": _info,
+        "check": quality.run_check,
         **upkeep.ACTIONS,
     }[arguments.action](arguments)
 
@@ -128,7 +136,7 @@ def _build(arguments: argparse.Namespace) -> int:
         if is_new:
             index.discard_if_empty()
         raise
-    return _conclude(index, report, arguments.json)
+    return _conclude(index, model, report, arguments.json)
 
 
 def _add(arguments: argparse.Namespace) -> int:
@@ -138,7 +146,8 @@ def _add(arguments: argparse.Namespace) -> int:
     _need_videos(arguments.paths, arguments.index)
     index = VideoIndex.open(arguments.index)
     model, _ = load(arguments.model or index.manifest.model.source)
-    return _conclude(index, index.add(arguments.paths, model=model, **options), arguments.json)
+    report = index.add(arguments.paths, model=model, **options)
+    return _conclude(index, model, report, arguments.json)
 
 
 def _update(arguments: argparse.Namespace) -> int:
@@ -147,7 +156,7 @@ def _update(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     index = VideoIndex.open(arguments.index)
     model, _ = load(arguments.model or index.manifest.model.source)
-    return _conclude(index, index.update(model=model, **options), arguments.json)
+    return _conclude(index, model, index.update(model=model, **options), arguments.json)
 
 
 def _remove(arguments: argparse.Namespace) -> int:
@@ -175,8 +184,25 @@ def _info(arguments: argparse.Namespace) -> int:
         f"({info['segmentation']}), {info['size_bytes'] / 2**20:.1f} MiB"
     )
     print(f"model {info['model_name']} (domain {info['model_domain']}), tokens {info['store_tokens']}")
+    print(_describe_structure(info["structure"], info["num_segments"] + info["num_dead_segments"]))
     print_rejected([(entry["path"], entry["reason"], entry["detail"]) for entry in info["rejected"]])
     return 0
+
+
+def _describe_structure(structure: dict[str, Any] | None, num_rows: int) -> str:
+    """Say how the index is searched and what that finds."""
+    if structure is None:
+        return "search structure: none yet; the first search makes it"
+    title = f"search structure {structure['kind']}, {structure['bytes_per_vector']:.0f} bytes a segment"
+    missing = num_rows - structure["num_rows"]
+    rest = f"; {missing} segments are not in it yet" if missing > 0 else ""
+    if structure["kind"] == "flat":
+        return f"{title}: exact{rest}"
+    found = ", ".join(
+        f"{share:.3f} of {structure['num_queries'][name]} {name}"
+        for name, share in structure["recall_at_10"].items()
+    )
+    return f"{title}: recall@10 {found}, measured against exact search{rest}"
 
 
 def load(source: str) -> tuple[VideoTextEncoder, str]:
@@ -229,8 +255,14 @@ def _check_settings(index: VideoIndex, arguments: argparse.Namespace) -> None:
             )
 
 
-def _conclude(index: VideoIndex, report: Report, as_json: bool) -> int:
+def _conclude(index: VideoIndex, model: VideoTextEncoder, report: Report, as_json: bool) -> int:
     """Print the report; 3 if some files were rejected, 4 if none was usable."""
+    from vlm.retrieval.backends.plan import FLAT_ROWS
+
+    if len(index.snapshot.row_video) > FLAT_ROWS:
+        from vlm.retrieval.searcher import Searcher
+
+        Searcher(index, model)  # trains what the first search would have to wait for
     rejected = [(os.fsdecode(item.path), item.reason, item.detail) for item in report.rejected]
     if as_json:
         values = dataclasses.asdict(report)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from vlm.errors import InvalidInput, MissingExtra
 from vlm.retrieval.backends.exact import Backend, ExactBackend, VectorSource
@@ -14,13 +17,17 @@ BackendName = Literal["auto", "exact", "faiss"]
 __all__ = ["Backend", "BackendName", "ExactBackend", "VectorSource", "open_backend"]
 
 
-def open_backend(name: str, vectors: VectorSource, cache: Path) -> Backend:
+def open_backend(
+    name: str, vectors: VectorSource, cache: Path, texts: Callable[[], np.ndarray] | None = None
+) -> Backend:
     """Return a backend over some vectors.
 
     Args:
         name: ``exact``, ``faiss``, or ``auto``: FAISS if installed.
         vectors: What is searched.
         cache: Folder for structures that can be rebuilt from the vectors.
+        texts: Returns embedded texts (texts, dim); called when a structure is built that is not exact, to
+            measure what it finds.
 
     Raises:
         InvalidInput: The name is unknown.
@@ -33,6 +40,6 @@ def open_backend(name: str, vectors: VectorSource, cache: Path) -> Backend:
         return ExactBackend(vectors)
     if not has_faiss:
         raise MissingExtra("faiss", "faiss-cpu", "the faiss backend")
-    from vlm.retrieval.backends.faiss import FaissBackend
+    from vlm.retrieval.backends.structured import FaissBackend
 
-    return FaissBackend(vectors, cache)
+    return FaissBackend(vectors, cache, texts=texts)

@@ -6,13 +6,17 @@ and vouches for the data; without it there is no cache.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vlm.errors import IntegrityError, NoSpaceError
+from vlm.retrieval.backends.calibration import Recall
+from vlm.retrieval.backends.plan import Plan
 from vlm.retrieval.durability import (
     TEMPORARY_PREFIX,
     hash_file,
@@ -21,18 +25,33 @@ from vlm.retrieval.durability import (
     write_sealed,
 )
 
-_DATA, _LABEL = "flat.faiss", "flat.json"
+_DATA, _LABEL = "structure.faiss", "structure.json"
 _STALE_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Label:
-    """What cached data are of: the key and number of the rows, their longest norm; and the data's hash."""
+    """What cached data are of, and what was measured of them.
+
+    Attributes:
+        key: That of the rows in it.
+        num_rows: How many.
+        largest_norm: That of the longest of them.
+        plan: The structure, and how far it looks.
+        num_trained: The number of rows when it was trained.
+        recalls: What it found of the truth when it held `num_rows`; empty where it is exact.
+        sha256: The data's hash.
+        size_bytes: Their length.
+    """
 
     key: str
     num_rows: int
     largest_norm: float
-    sha256: str
+    plan: Plan
+    num_trained: int
+    recalls: tuple[Recall, ...] = ()
+    sha256: str = ""
+    size_bytes: int = 0
 
 
 def load(folder: Path) -> tuple[Label, bytes] | None:
@@ -45,7 +64,7 @@ def load(folder: Path) -> tuple[Label, bytes] | None:
     return (label, content) if hashlib.sha256(content).hexdigest() == label.sha256 else None
 
 
-def save(folder: Path, content: bytes, *, key: str, num_rows: int, largest_norm: float) -> None:
+def save(folder: Path, content: bytes, label: Label) -> None:
     """Keep data if there is a place to: a reader may have no right or no room to write."""
     with suppress(OSError, NoSpaceError, IntegrityError):
         folder.mkdir(exist_ok=True)
@@ -54,9 +73,31 @@ def save(folder: Path, content: bytes, *, key: str, num_rows: int, largest_norm:
             if time.time() - leftover.stat().st_mtime > _STALE_S:
                 leftover.unlink()
         (folder / _LABEL).unlink(missing_ok=True)
-        sha256, _ = write_bytes_durably(folder / _DATA, content)
-        label = Label(key=key, num_rows=num_rows, largest_norm=largest_norm, sha256=sha256)
-        write_sealed(folder / _LABEL, {name: getattr(label, name) for name in Label.__slots__})
+        sha256, size_bytes = write_bytes_durably(folder / _DATA, content)
+        label = dataclasses.replace(label, sha256=sha256, size_bytes=size_bytes)
+        write_sealed(folder / _LABEL, dataclasses.asdict(label))
+
+
+def stated(folder: Path) -> dict[str, Any] | None:
+    """Return what is known of the cached structure, JSON-ready; None if there is none.
+
+    Returns:
+        ``kind``, ``num_rows`` in it, ``bytes_per_vector``, ``breadth`` and ``depth`` of a search, and for
+        approximate ones ``recall_at_10`` and ``num_queries`` by kind of queries (``stored``, ``texts``).
+    """
+    try:
+        label = _label(folder)
+    except (OSError, IntegrityError):
+        return None
+    return {
+        "kind": label.plan.kind,
+        "num_rows": label.num_rows,
+        "bytes_per_vector": label.size_bytes / max(1, label.num_rows),
+        "recall_at_10": {recall.queries: recall.recall_at_10 for recall in label.recalls},
+        "num_queries": {recall.queries: recall.num_queries for recall in label.recalls},
+        "breadth": label.plan.breadth,
+        "depth": label.plan.depth,
+    }
 
 
 def damaged(folder: Path) -> tuple[str, str] | None:
@@ -85,6 +126,9 @@ def drop(folder: Path) -> None:
 
 def _label(folder: Path) -> Label:
     try:
-        return Label(**read_sealed(folder / _LABEL))
-    except TypeError as error:
+        values = read_sealed(folder / _LABEL)
+        values["plan"] = Plan(**values["plan"])
+        values["recalls"] = tuple(Recall(**recall) for recall in values["recalls"])
+        return Label(**values)
+    except (KeyError, TypeError) as error:
         raise IntegrityError(f"{folder / _LABEL}: {error}") from error

@@ -94,7 +94,7 @@ class ExactBackend:
             slack = tolerance(queries, self._largest_norm(first, values, allowed is None))
             scores = queries @ values.T
             for query, line in enumerate(scores):
-                candidates[query].append(rows[_near_best(line, top_k, slack[query])])
+                candidates[query].append(rows[near_best(line, top_k, slack[query])])
         return settle(self._vectors, queries, candidates, top_k)
 
     def _largest_norm(self, first: int, values: np.ndarray, is_whole: bool) -> float:
@@ -105,6 +105,27 @@ class ExactBackend:
             if is_whole:
                 self._largest_norms[first] = known
         return known
+
+
+def search_rows(
+    vectors: VectorSource, queries: np.ndarray, rows: np.ndarray, top_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best of some rows for each query; see `Backend.search`.
+
+    Args:
+        vectors: What is searched.
+        queries: As `check_queries` returns them.
+        rows: (rows,) ascending; only these are read.
+        top_k: How many to return at most.
+    """
+    candidates: list[list[np.ndarray]] = [[] for _ in queries]
+    for first in range(0, len(rows), _BLOCK_ROWS):
+        part = rows[first : first + _BLOCK_ROWS]
+        values = vectors.gather(part).astype(np.float32)
+        slack = tolerance(queries, float(np.linalg.norm(values, axis=1).max()))
+        for query, line in enumerate(queries @ values.T):
+            candidates[query].append(part[near_best(line, top_k, slack[query])])
+    return settle(vectors, queries, candidates, top_k)
 
 
 def check_queries(queries: np.ndarray, vectors: VectorSource, top_k: int) -> np.ndarray:
@@ -154,7 +175,7 @@ def exact_scores(vectors: VectorSource, query: np.ndarray, rows: np.ndarray) -> 
     return scores
 
 
-def _near_best(scores: np.ndarray, top_k: int, slack: float) -> np.ndarray:
+def near_best(scores: np.ndarray, top_k: int, slack: float) -> np.ndarray:
     """Return the positions of the best `top_k` scores, and of those that rounding may have kept from it."""
     if len(scores) <= top_k:
         return np.arange(len(scores))

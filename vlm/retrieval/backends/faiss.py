@@ -1,88 +1,98 @@
-"""FAISS as a cache over the vector log; the only module that imports it.
+"""FAISS's structures: trained, filled, asked for candidates, turned into bytes. Only this imports it.
 
-FAISS proposes candidates; scores and order are settled by the definition of the exact backend.
+Nothing here is exact or durable: scores are settled by the definition of the exact backend, bytes are kept by
+`cache`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 
-from vlm.retrieval.backends import cache
-from vlm.retrieval.backends.exact import VectorSource, check_queries, settle, tolerance
+from vlm.retrieval.backends.plan import Plan
 
-_BLOCK_ROWS = 16384
-_SPARE_CANDIDATES = 16
-# the cache is written again once an eighth of the rows is not in it
-_MAX_GROWTH = 8
+_KMEANS_ROUNDS = 10
 
 
-class FaissBackend:
-    """Flat inner product."""
+class Structure:
+    """One FAISS index over rows 0, 1, 2, ..., as a plan says.
 
-    name = "faiss"
+    Attributes:
+        kind: As the plan's.
+    """
 
-    def __init__(self, vectors: VectorSource, folder: Path) -> None:
-        self._vectors = vectors
-        self._index, self._largest_norm = _complete(vectors, folder, _load(vectors, folder))
+    def __init__(self, index: faiss.Index, plan: Plan) -> None:
+        self._index, self.kind = index, plan.kind
 
-    def search(
-        self, queries: np.ndarray, top_k: int, allowed: np.ndarray | None = None
+    @classmethod
+    def train(cls, plan: Plan, dim: int, sample: np.ndarray) -> Structure:
+        """Return an empty structure.
+
+        Args:
+            plan: Which.
+            dim: Length of a vector.
+            sample: (rows, dim) float32 vectors like those to come; only ``lists`` looks at them.
+        """
+        if plan.kind == "flat":
+            return cls(faiss.IndexFlatIP(dim), plan)
+        factory = f"IVF{plan.num_lists},PQ{plan.num_subvectors}x4fsr"
+        lists: Any = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        lists.cp.niter = _KMEANS_ROUNDS
+        lists.cp.min_points_per_centroid = lists.pq.cp.min_points_per_centroid = 1
+        lists.train(sample)
+        return cls(lists, plan)
+
+    @classmethod
+    def unpack(cls, content: bytes, plan: Plan) -> Structure | None:
+        """Return what `pack` gave; None if this version of FAISS cannot read it, or it is of another kind."""
+        try:
+            index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+        except RuntimeError:
+            return None
+        expected = faiss.IndexFlat if plan.kind == "flat" else faiss.IndexIVFPQFastScan
+        is_it = isinstance(index, expected) and index.metric_type == faiss.METRIC_INNER_PRODUCT
+        return cls(index, plan) if is_it else None
+
+    @property
+    def num_rows(self) -> int:
+        """How many vectors it holds."""
+        return int(self._index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self._index.d)
+
+    def pack(self) -> bytes:
+        """Return all of it as bytes."""
+        packed: bytes = faiss.serialize_index(self._index).tobytes()
+        return packed
+
+    def add(self, vectors: np.ndarray) -> None:
+        """Append vectors (rows, dim) float32."""
+        self._index.add(vectors)
+
+    def nearest(
+        self, queries: np.ndarray, count: int, breadth: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best rows of each query; see `Backend.search`."""
-        queries = check_queries(queries, self._vectors, top_k)
-        num_allowed = self._vectors.num_rows if allowed is None else int(np.count_nonzero(allowed))
-        parameters = None
+        """Return approximate scores and rows (queries, count), the best first; -1 where none was found.
+
+        Args:
+            queries: (queries, dim) float32.
+            count: How many.
+            breadth: As `Plan.breadth`; without meaning for ``flat``.
+            allowed: (rows,) bool, which rows may be returned; all if None.
+        """
+        selector = None
         if allowed is not None:
             bits = np.packbits(allowed, bitorder="little")
-            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))  # type: ignore[call-arg,arg-type]
-        slack = tolerance(queries, self._largest_norm)
-        candidates: list[list[np.ndarray]] = [[] for _ in queries]
-        open_queries = np.arange(len(queries)) if num_allowed else np.zeros(0, np.int64)
-        wanted = min(top_k + _SPARE_CANDIDATES, num_allowed)
-        while len(open_queries):
-            scores, rows = self._index.search(queries[open_queries], wanted, params=parameters)
-            unsettled = []
-            for line, query in enumerate(open_queries.tolist()):
-                # as long as the last candidate could tie with the last place, more may
-                if wanted < num_allowed and scores[line, -1] >= scores[line, top_k - 1] - 2 * slack[query]:
-                    unsettled.append(query)
-                else:
-                    candidates[query] = [rows[line][rows[line] >= 0].astype(np.int64)]
-            open_queries = np.array(unsettled, np.int64)
-            wanted = min(wanted * 4, num_allowed)
-        return settle(self._vectors, queries, candidates, top_k)
-
-
-def _load(vectors: VectorSource, folder: Path) -> tuple[faiss.Index, float] | None:
-    """Return the cached index of the first rows if it is of these vectors, and its longest norm."""
-    if (found := cache.load(folder)) is None:
-        return None
-    label, content = found
-    if vectors.prefix_key(label.num_rows) != label.key:
-        return None
-    try:
-        index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
-    except RuntimeError:  # written by another version
-        return None
-    return (index, label.largest_norm) if (index.ntotal, index.d) == (label.num_rows, vectors.dim) else None
-
-
-def _complete(
-    vectors: VectorSource, folder: Path, cached: tuple[faiss.Index, float] | None
-) -> tuple[faiss.Index, float]:
-    """Add the rows that the cached index lacks, and keep the whole once they are many."""
-    index, largest_norm = cached or (faiss.IndexFlatIP(vectors.dim), 0.0)
-    first = index.ntotal
-    for _, block in vectors.blocks(_BLOCK_ROWS, first):
-        values = np.ascontiguousarray(block, np.float32)
-        largest_norm = max(largest_norm, float(np.linalg.norm(values, axis=1).max(initial=0.0)))
-        index.add(values)
-    num_new = vectors.num_rows - first
-    # a small addition must not cost the writing of all that was there
-    if cached is None or num_new * _MAX_GROWTH > vectors.num_rows:
-        content = faiss.serialize_index(index).tobytes()
-        cache.save(folder, content, key=vectors.key, num_rows=vectors.num_rows, largest_norm=largest_norm)
-    return index, largest_norm
+            selector = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg,arg-type]
+        parameters: faiss.SearchParameters
+        if self.kind == "flat":
+            parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+        else:
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=breadth)  # type: ignore[call-arg]
+        scores, rows = self._index.search(queries, count, params=parameters)
+        return scores, rows.astype(np.int64, copy=False)

@@ -1,0 +1,1 @@
+"""What search structures trade: recall, time and memory, measured beside plain FAISS."""

@@ -1,0 +1,1 @@
+"""How well an index finds what its owner knows to be in it."""

@@ -1,0 +1,116 @@
+"""Known items: texts and the moments that they should find, one a row of a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm.errors import InvalidInput
+from vlm.retrieval.catalog import VideoRow
+from vlm.types import Hit
+
+_REQUIRED, _OPTIONAL = ("query", "video"), ("start_s", "end_s")
+_MOST_ROWS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownItem:
+    """A text and what it should find.
+
+    Attributes:
+        query: The text.
+        video: Identifier or path of a video, as the file has it.
+        start_s: Where the moment begins, in seconds; None if any moment of the video will do.
+        end_s: Where it ends.
+    """
+
+    query: str
+    video: str
+    start_s: float | None = None
+    end_s: float | None = None
+
+    def is_found_by(self, hit: Hit, video_id: str) -> bool:
+        """Whether a hit is of that video and, where the item has times, overlaps them."""
+        if hit.video_id != video_id:
+            return False
+        if self.start_s is None or self.end_s is None:
+            return True
+        return hit.start_s < self.end_s and self.start_s < hit.end_s
+
+
+def read_known_items(path: Path) -> list[KnownItem]:
+    """Read a CSV file with the columns query and video, and, if moments matter, start_s and end_s.
+
+    Raises:
+        InvalidInput: It cannot be read, a column is missing or unknown, or a row says something impossible;
+            the line is named.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            columns = tuple(reader.fieldnames or ())
+            unknown = set(columns) - {*_REQUIRED, *_OPTIONAL}
+            if unknown or not set(_REQUIRED) <= set(columns) or len(set(columns)) != len(columns):
+                raise InvalidInput(
+                    f"{path}: expected the columns query, video and optionally start_s, end_s, got "
+                    f"{', '.join(map(repr, columns)) or 'nothing'}"
+                )
+            items = []
+            for row in reader:
+                items.append(_item(row, f"{path}, line {reader.line_num}"))
+                if len(items) > _MOST_ROWS:
+                    raise InvalidInput(f"{path}: more than {_MOST_ROWS:,} rows")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InvalidInput(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
+    if not items:
+        raise InvalidInput(f"{path}: holds no queries; write one row a query: query,video,start_s,end_s")
+    twice, times = Counter(items).most_common(1)[0]
+    if times > 1:
+        raise InvalidInput(f"{path}: the query {twice.query!r} for {twice.video!r} is there {times} times")
+    return items
+
+
+def find_videos(items: Iterable[KnownItem], videos: Iterable[VideoRow], folder: Path) -> list[str | None]:
+    """Return the identifier of each item's video, None where the index holds no such video.
+
+    Args:
+        items: What is looked for.
+        videos: The videos of the index.
+        folder: What relative paths start from.
+    """
+    names: dict[str, str] = {}
+    for video in videos:
+        names[os.fsdecode(video.path)] = video.video_id
+    names.update({video_id: video_id for video_id in list(names.values())})
+    return [names.get(item.video) or names.get(os.path.abspath(folder / item.video)) for item in items]
+
+
+def _item(row: dict[str | None, str | None], place: str) -> KnownItem:
+    if None in row or None in (row["query"], row["video"]):
+        raise InvalidInput(f"{place}: expected as many cells as there are columns")
+    query, video = (str(row[name]).strip() for name in _REQUIRED)
+    if not query or not video:
+        raise InvalidInput(f"{place}: query and video must not be empty")
+    start_s, end_s = (_seconds(row.get(name), name, place) for name in _OPTIONAL)
+    if (start_s is None) != (end_s is None):
+        raise InvalidInput(f"{place}: expected both start_s and end_s, or neither")
+    if start_s is not None and end_s is not None and not 0 <= start_s < end_s:
+        raise InvalidInput(f"{place}: expected 0 <= start_s < end_s, got {start_s:g} and {end_s:g}")
+    return KnownItem(query=query, video=video, start_s=start_s, end_s=end_s)
+
+
+def _seconds(text: str | None, name: str, place: str) -> float | None:
+    if text is None or not text.strip():
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InvalidInput(f"{place}: {name} must be a number of seconds, got {text!r}")
+    return value
