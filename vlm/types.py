@@ -6,7 +6,7 @@ Tensor shapes use these letters: b batch, t frames, l text positions, n tokens, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +94,10 @@ class Segment:
     end_s: float
 
 
+# how a hit compares with what unrelated texts find; the last is "no better than those"
+Strength = Literal["strong", "weak", "unrelated"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hit:
     """One search result.
@@ -108,6 +112,8 @@ class Hit:
         score_kind: ``itc`` (embedding), ``itc_mean`` (embedding, mean over the video's segments), ``itm@k``
             (matching head over the first k), ``dsl`` or ``bank``.
         warning: Set when the hit must not be trusted, for example from the demo model on real videos.
+        strength: ``strong``, ``weak``, or ``unrelated``: no better than what unrelated texts find in the same
+            index. None for queries that are not one text.
     """
 
     rank: int
@@ -118,6 +124,7 @@ class Hit:
     score: float
     score_kind: str
     warning: str | None = None
+    strength: Strength | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
