@@ -6,7 +6,7 @@ Tensor shapes use these letters: b batch, t frames, l text positions, n tokens, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +99,27 @@ Strength = Literal["strong", "weak", "unrelated"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Duplicate:
+    """A video that shows the same footage as a hit's.
+
+    Attributes:
+        video_id: Its identifier.
+        path: Where its file was when it was indexed.
+        start_s: Where the common stretch begins in it, in seconds.
+        end_s: Where that ends.
+        own_start_s: Where the same stretch begins in the hit's video.
+        own_end_s: Where that ends.
+    """
+
+    video_id: str
+    path: str
+    start_s: float
+    end_s: float
+    own_start_s: float
+    own_end_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Hit:
     """One search result.
 
@@ -114,6 +135,7 @@ class Hit:
         warning: Set when the hit must not be trusted, for example from the demo model on real videos.
         strength: ``strong``, ``weak``, or ``unrelated``: no better than what unrelated texts find in the same
             index. None for queries that are not one text.
+        duplicates: Videos left out of the hits because they show this moment, too.
     """
 
     rank: int
@@ -125,6 +147,13 @@ class Hit:
     score_kind: str
     warning: str | None = None
     strength: Strength | None = None
+    duplicates: tuple[Duplicate, ...] = ()
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Hit:
+        """Return the hit that `dataclasses.asdict` and JSON made `values` of."""
+        duplicates = tuple(Duplicate(**one) for one in values["duplicates"])
+        return cls(**{**values, "duplicates": duplicates})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

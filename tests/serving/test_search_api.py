@@ -41,7 +41,7 @@ def cli_hits(capsys, *arguments: str) -> list[Hit]:
     hits = json.loads(capsys.readouterr().out)
     for hit in hits:
         del hit["model_domain"]
-    return [Hit(**hit) for hit in hits]
+    return [Hit.from_json(hit) for hit in hits]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_an_upload_has_further_pages(site, picture, client) -> None:
     first = site.post("/api/search/image?top_k=2", picture.read_bytes(), Content_Type="image/png").json
     assert first["next_offset"] == 2
     rest = site.post("/api/search", {"query_id": first["query_id"], "offset": 2, "top_k": 10}).json
-    assert [Hit(**hit) for hit in first["hits"] + rest["hits"]] == client.search(picture, top_k=12)
+    assert [Hit.from_json(hit) for hit in first["hits"] + rest["hits"]] == client.search(picture, top_k=12)
     gone = site.post("/api/search", {"query_id": "0" * 32})
     assert (gone.status, gone.json["error"]["code"]) == (410, "query_gone")
     refused = site.post("/api/search", {"query_id": first["query_id"], "rerank": 3})

@@ -41,6 +41,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="not this one: leave its video out, and show what is like it later; may be repeated",
     )
     parser.add_argument("--top-k", type=int, default=10, metavar="N", help="how many videos (10)")
+    parser.add_argument("--offset", type=int, default=0, metavar="N", help="skip the N best (0)")
+    parser.add_argument(
+        "--no-group",
+        action="store_true",
+        help="list copies of a hit's footage like any other video, not with the hit",
+    )
     parser.add_argument(
         "--rerank",
         type=int,
@@ -68,8 +74,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the hits, best first."""
     query = _query(arguments)
-    if arguments.top_k < 1 or arguments.rerank < 0:
-        raise UsageError("--top-k must be at least 1 and --rerank at least 0")
+    if arguments.top_k < 1 or arguments.rerank < 0 or arguments.offset < 0:
+        raise UsageError("--top-k must be at least 1, --rerank and --offset at least 0")
     from vlm.cli.index import load
     from vlm.retrieval.filters import parse_filter
     from vlm.retrieval.index import VideoIndex
@@ -92,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
             aggregate=arguments.aggregate,
             min_strength=arguments.min_strength,
             unlike=unlike,
+            offset=arguments.offset,
+            group=not arguments.no_group,
         )
     for warning in caught:
         print(f"vlm: warning: {warning.message}", file=sys.stderr)
@@ -136,11 +144,17 @@ def _print_hits(hits: list[Hit], min_strength: str | None) -> None:
         )
         print(said, file=sys.stderr)
     for hit in hits:
-        path = "".join(char if char.isprintable() else repr(char)[1:-1] for char in hit.path)
-        moment = f"{_clock(hit.start_s)}-{_clock(hit.end_s)}"
+        path, moment = _printable(hit.path), f"{_clock(hit.start_s)}-{_clock(hit.end_s)}"
         doubt = f"  [{hit.warning}]" if hit.warning else ""
         grade = hit.strength or "-"
         print(f"{hit.rank:3}  {hit.score:8.4f} {hit.score_kind:8} {grade:9} {moment:>19}  {path}{doubt}")
+        for copy in hit.duplicates:
+            moment = f"{_clock(copy.start_s)}-{_clock(copy.end_s)}"
+            print(f"{'also in':>31} {moment:>19}  {_printable(copy.path)}")
+
+
+def _printable(path: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)
 
 
 def _clock(seconds: float) -> str:

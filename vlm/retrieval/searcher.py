@@ -13,6 +13,8 @@ import numpy as np
 
 from vlm.errors import BusyError, CapabilityError, InvalidInput
 from vlm.retrieval.backends import Backend, open_backend
+from vlm.retrieval.catalog import VideoRow
+from vlm.retrieval.duplicates.grouping import Group, group_alike
 from vlm.retrieval.filters import parse_filter
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.queries.encoding import QueryEncoder
@@ -20,7 +22,7 @@ from vlm.retrieval.queries.mixing import EncodedQuery, add_up
 from vlm.retrieval.queries.values import Mix, Moment
 from vlm.retrieval.rerank import match_rows
 from vlm.retrieval.strength import Grader, TextBank
-from vlm.types import Hit, Strength, VideoTextEncoder
+from vlm.types import Duplicate, Hit, Strength, VideoTextEncoder
 
 if TYPE_CHECKING:
     from vlm.retrieval.queries.values import Query
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 Aggregate = Literal["max", "mean"]
 MinStrength = Literal["strong", "weak"]
 _SEGMENTS_PER_HIT = 4
+_COMPARED = 64
 _KEPT: dict[MinStrength, tuple[Strength, ...]] = {"strong": ("strong",), "weak": ("strong", "weak")}
 # how far "not this one" moves a query away, in the query's own length
 _AWAY = 0.25
@@ -90,6 +93,8 @@ class Searcher:
         aggregate: Aggregate = "max",
         min_strength: MinStrength | None = None,
         unlike: Sequence[Moment] = (),
+        offset: int = 0,
+        group: bool = True,
     ) -> list[Hit]:
         """Return the best moments, at most one of each video.
 
@@ -105,14 +110,43 @@ class Searcher:
                 plays at the best segment.
             min_strength: Leave out what is weaker (texts only); nothing may be left.
             unlike: "Not these": their videos are left out, and what is like them comes later.
+            offset: How many of the best to skip.
+            group: Name videos that show the same footage as a better hit in its `duplicates`, instead of
+                making them hits themselves.
 
         Raises:
             InvalidInput: The query is empty, the filter cannot be read, or a number is out of range.
             DataError: The image or video file cannot be read.
             CapabilityError: The model lacks the ability, or the query is not one to rerank or to grade.
         """
-        encoded = self.encode(query)
-        self._check(encoded, top_k, rerank, aggregate, min_strength)
+        hits, _ = self.page(
+            self.encode(query),
+            top_k=top_k,
+            offset=offset,
+            rerank=rerank,
+            where=where,
+            aggregate=aggregate,
+            min_strength=min_strength,
+            unlike=unlike,
+            group=group,
+        )
+        return hits
+
+    def page(
+        self,
+        encoded: EncodedQuery,
+        *,
+        top_k: int,
+        offset: int = 0,
+        rerank: int = 0,
+        where: str | None = None,
+        aggregate: Aggregate = "max",
+        min_strength: MinStrength | None = None,
+        unlike: Sequence[Moment] = (),
+        group: bool = True,
+    ) -> tuple[list[Hit], bool]:
+        """Return what `search` does, and whether more would follow."""
+        self._check(encoded, top_k, offset, rerank, aggregate, min_strength)
         allowed = self._allowed(where, {moment.video_id for moment in unlike})
         vector = self._moved_away(encoded.vector, unlike)
         found = self._reranked(encoded, vector, rerank, allowed)
@@ -122,15 +156,23 @@ class Searcher:
             allowed = allowed & ~np.isin(owners, owners[[segment.row for segment in found]])
         if aggregate == "mean":
             found = self._by_mean(vector, allowed)
-        found = self._best_of_each_video(found)
-        if len(found) < top_k and aggregate == "max":
-            found += self._distinct(vector, top_k - len(found), allowed)
-        graded = (
-            [(segment, None) for segment in found] if encoded.text is None else self._graded(encoded, found)
-        )
-        if min_strength is not None:
-            graded = [pair for pair in graded if pair[1] in _KEPT[min_strength]]
-        return [self._hit(rank, *pair) for rank, pair in enumerate(graded[:top_k], start=1)]
+        first, end = self._best_of_each_video(found), offset + top_k
+        # so many are compared with one another, however few are shown: pages must not depend on their length
+        reach = _COMPARED * math.ceil(end / (_COMPARED // 2)) if group else end + 1
+        while True:
+            ranked = first
+            if aggregate == "max" and len(first) < reach:
+                ranked = first + self._distinct(vector, reach - len(first), allowed)
+            kept = self._graded(encoded, ranked, min_strength)
+            groups = self._grouped(kept, group)
+            # whoever follows one that was too weak is weaker
+            is_cut = bool(ranked) and (not kept or kept[-1][0] is not ranked[-1])
+            is_all = aggregate == "mean" or len(ranked) < reach or is_cut
+            if len(groups) > end or is_all:
+                break
+            reach *= 2
+        hits = [self._hit(rank, kept, one) for rank, one in enumerate(groups[:end], start=1)]
+        return hits[offset:], len(groups) > end
 
     def encode(self, query: Query) -> EncodedQuery:
         """Return what a query is compared by; this is the part of a search that runs the model.
@@ -192,13 +234,16 @@ class Searcher:
         self,
         encoded: EncodedQuery,
         top_k: int,
+        offset: int,
         rerank: int,
         aggregate: Aggregate,
         min_strength: MinStrength | None,
     ) -> None:
         """Raise what `search` raises for wishes that do not go with the query, the model or one another."""
-        if top_k < 1 or rerank < 0:
-            raise InvalidInput(f"expected top_k >= 1 and rerank >= 0, got {top_k} and {rerank}")
+        if top_k < 1 or offset < 0 or rerank < 0:
+            raise InvalidInput(
+                f"expected top_k >= 1, offset >= 0 and rerank >= 0, got {top_k}, {offset} and {rerank}"
+            )
         if rerank and encoded.text is None:
             raise CapabilityError("only texts can be reranked: the matching head compares a video and a text")
         if rerank and "rerank" not in self.model.capabilities:
@@ -243,11 +288,23 @@ class Searcher:
         found = [_Found(row=row, score=score, score_kind=f"itm@{count}") for row, score in logits.items()]
         return sorted(found, key=lambda segment: (-segment.score, segment.row))
 
-    def _graded(self, encoded: EncodedQuery, found: Sequence[_Found]) -> list[tuple[_Found, Strength | None]]:
+    def _graded(
+        self, encoded: EncodedQuery, found: Sequence[_Found], least: MinStrength | None
+    ) -> list[tuple[_Found, Strength | None]]:
+        """Return segments with their grades, without those that are weaker than asked for."""
+        if encoded.text is None:
+            return [(segment, None) for segment in found]
         rows = np.array([segment.row for segment in found], np.int64)
         scores = self._vectors.gather(rows).astype(np.float64) @ encoded.vector.astype(np.float64)
         logits = [segment.score if segment.score_kind.startswith("itm") else None for segment in found]
-        return list(zip(found, self._grader.grade(scores.tolist(), logits), strict=True))
+        grades = self._grader.grade(scores.tolist(), logits)
+        pairs = zip(found, grades, strict=True)
+        return [(one, grade) for one, grade in pairs if least is None or grade in _KEPT[least]]
+
+    def _grouped(self, kept: Sequence[tuple[_Found, Strength | None]], group: bool) -> list[Group]:
+        if not group:
+            return [Group(place) for place in range(len(kept))]
+        return group_alike(self.index.snapshot, [segment.row for segment, _ in kept])
 
     def _nearest(self, vector: np.ndarray, count: int, allowed: np.ndarray) -> list[_Found]:
         count = min(count, int(np.count_nonzero(allowed)))
@@ -291,11 +348,13 @@ class Searcher:
             best.setdefault(int(self.index.snapshot.row_video[segment.row]), segment)
         return list(best.values())
 
-    def _hit(self, rank: int, segment: _Found, strength: Strength | None) -> Hit:
+    def _hit(self, rank: int, ranked: Sequence[tuple[_Found, Strength | None]], group: Group) -> Hit:
         snapshot = self.index.snapshot
-        video = snapshot.videos[int(snapshot.row_video[segment.row])]
+        segment, strength = ranked[group.place]
+        video = self._video(segment)
         start_s, end_s = snapshot.row_bounds[segment.row].tolist()
         is_foreign = self.model.domain != "open" and video.domain != self.model.domain
+        copies = [(self._video(ranked[place][0]), overlap) for place, overlap in group.copies]
         return Hit(
             rank=rank,
             video_id=video.video_id,
@@ -308,4 +367,19 @@ class Searcher:
             if is_foreign
             else None,
             strength=strength,
+            duplicates=tuple(
+                Duplicate(
+                    video_id=copy.video_id,
+                    path=os.fsdecode(copy.path),
+                    start_s=overlap.other_start_s,
+                    end_s=overlap.other_end_s,
+                    own_start_s=overlap.start_s,
+                    own_end_s=overlap.end_s,
+                )
+                for copy, overlap in copies
+            ),
         )
+
+    def _video(self, segment: _Found) -> VideoRow:
+        snapshot = self.index.snapshot
+        return snapshot.videos[int(snapshot.row_video[segment.row])]

@@ -65,6 +65,7 @@ class Client:
         where: str | None = None,
         min_strength: Literal["strong", "weak"] | None = None,
         unlike: Sequence[Moment] = (),
+        group: bool = True,
     ) -> list[Hit]:
         """Return the best moments, at most one of each video.
 
@@ -77,9 +78,10 @@ class Client:
             where: A filter, as for `Searcher.search`.
             min_strength: Leave out what is weaker (texts only).
             unlike: "Not these": their videos are left out, and what is like them comes later.
+            group: Name copies of a hit's footage with the hit instead of beside it.
         """
         values: dict[str, Any] = {"top_k": top_k, "offset": offset, "rerank": rerank, "where": where}
-        values["min_strength"] = min_strength
+        values["min_strength"], values["group"] = min_strength, group
         values["unlike"] = [{"video_id": one.video_id, "start_s": one.start_s} for one in unlike]
         if isinstance(query, str):
             return _hits(self._post("/api/search", {**values, "text": query}))
@@ -121,7 +123,7 @@ class Client:
         """
         values = {"question": question, "choices": None if choices is None else list(choices)}
         reply = self._post("/api/ask", {**values, "video_id": video_id})
-        hit = Hit(**reply["evidence"])
+        hit = Hit.from_json(reply["evidence"])
         segment = Segment(video_id=hit.video_id, path=hit.path, start_s=hit.start_s, end_s=hit.end_s)
         choices_found = reply["choices"] or [{"text": "", "score": hit.score}]
         return [Answer(text=c["text"], score=c["score"], evidence=(segment,)) for c in choices_found]
@@ -242,4 +244,4 @@ def _object(content: bytes) -> dict[str, Any]:
 
 
 def _hits(page: dict[str, Any]) -> list[Hit]:
-    return [Hit(**hit) for hit in page["hits"]]
+    return [Hit.from_json(hit) for hit in page["hits"]]

@@ -32,6 +32,8 @@ def document(limits: Limits) -> Schema:
 
 
 def _schemas(limits: Limits) -> Schema:
+    numbers = {name: {"type": "number"} for name in ("start_s", "end_s", "own_start_s", "own_end_s")}
+    duplicate: Schema = {"video_id": {"type": "string"}, "path": {"type": "string"}, **numbers}
     hit = {
         "rank": {"type": "integer", "minimum": 1},
         "video_id": {"type": "string"},
@@ -42,6 +44,7 @@ def _schemas(limits: Limits) -> Schema:
         "score_kind": {"type": "string"},
         "warning": {"type": ["string", "null"]},
         "strength": {"enum": ["strong", "weak", "unrelated", None]},
+        "duplicates": {"type": "array", "items": _object(duplicate)},
     }
     words: Schema = {"type": "array", "items": {"type": "string"}}
     page = {
@@ -103,6 +106,7 @@ def _requests(limits: Limits) -> Schema:
         "text": text,
         "parts": {"type": "array", "items": part, "minItems": 1, "maxItems": MAX_PARTS},
         "unlike": {"type": "array", "items": _object(moment), "maxItems": MAX_PARTS},
+        "group": {"type": "boolean", "default": True},
         "min_strength": {"enum": ["strong", "weak", None]},
         "query_id": {"type": "string", "maxLength": 64},
         "top_k": top_k,

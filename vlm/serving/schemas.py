@@ -30,6 +30,7 @@ class SearchRequest:
     where: str | None = None
     min_strength: MinStrength | None = None
     unlike: tuple[Moment, ...] = ()
+    group: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +85,7 @@ def parse_search(values: Mapping[str, Any], limits: Limits) -> SearchRequest:
         query_id=_optional_text(values, "query_id", 64),
         parts=tuple(_part(part, limits) for part in _objects(values, "parts", 1)),
         min_strength=min_strength,
+        group=_boolean(values, "group", True),
         unlike=tuple(_moment(moment) for moment in _objects(values, "unlike", 0)),
         top_k=_integer(values, "top_k", 10, 1, limits.max_top_k),
         offset=_integer(values, "offset", 0, 0, limits.max_top_k),
@@ -147,7 +149,8 @@ def parse_span(values: Mapping[str, str], duration_s: float, max_s: float) -> tu
 def hit_values(hit: Hit) -> dict[str, Any]:
     """Return a hit as JSON; a file name that is no text is written with escapes."""
     values = dataclasses.asdict(hit)
-    values["path"] = hit.path.encode("utf-8", "backslashreplace").decode()
+    for one in (values, *values["duplicates"]):
+        one["path"] = one["path"].encode("utf-8", "backslashreplace").decode()
     return values
 
 
@@ -228,6 +231,13 @@ def _integer(values: Mapping[str, Any], name: str, default: int, least: int, mos
     value = values.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise InvalidInput(f"{name}: expected a whole number from {least} to {most}")
+    return value
+
+
+def _boolean(values: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = values.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name}: expected true or false")
     return value
 
 

@@ -73,6 +73,7 @@ class _Wishes:
     where: str | None = None
     min_strength: MinStrength | None = None
     unlike: tuple[Moment, ...] = ()
+    group: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +147,7 @@ class SearchService:
         where: str | None,
         min_strength: MinStrength | None = None,
         unlike: Sequence[Moment] = (),
+        group: bool = True,
     ) -> Page:
         """Search by a text, by a query that was encoded before, or by a sum of those and of moments.
 
@@ -166,7 +168,7 @@ class SearchService:
             query_id, known = await self._encoded("mix", repr(parts).encode(), mix, library.searcher)
         else:
             known = self._remembered(query_id or "")
-        wishes = _Wishes(top_k, offset, rerank, where, min_strength, tuple(unlike))
+        wishes = _Wishes(top_k, offset, rerank, where, min_strength, tuple(unlike), group)
         return await self._page(library, known, query_id or "", wishes)
 
     def _part(self, part: NamedPart, library: Library) -> Part:
@@ -230,26 +232,26 @@ class SearchService:
         end = wishes.offset + wishes.top_k
         if end > self.limits.max_top_k:
             raise InvalidInput(f"expected offset + top_k <= {self.limits.max_top_k}, got {end}")
-        # one more than asked for tells whether there is a next page
-        reach = min(end + 1, self.limits.max_top_k)
 
-        def scan() -> list[Hit]:
-            return library.searcher.search(
+        def scan() -> tuple[list[Hit], bool]:
+            return library.searcher.page(
                 known.encoded,
-                top_k=reach,
+                top_k=wishes.top_k,
+                offset=wishes.offset,
                 rerank=wishes.rerank,
                 where=wishes.where,
                 min_strength=wishes.min_strength,
                 unlike=wishes.unlike,
+                group=wishes.group,
             )
 
         # the matching head is the model's, which has one thread
         gate, stage = (self.encoder, "rerank") if wishes.rerank else (self.scanner, "scan")
-        hits = await self._timed(stage, gate.run(scan))
+        hits, has_more = await self._timed(stage, gate.run(scan))
         return Page(
-            hits=tuple(hits[wishes.offset : end]),
+            hits=tuple(hits),
             generation=library.generation,
-            next_offset=end if len(hits) > end else None,
+            next_offset=end if has_more and end < self.limits.max_top_k else None,
             query_id=query_id,
             unknown_words=known.unknown_words,
             notes=known.notes,

@@ -42,6 +42,7 @@ async def search(request: Request) -> Response:
         where=wanted.where,
         min_strength=wanted.min_strength,
         unlike=wanted.unlike,
+        group=wanted.group,
     )
     return JSONResponse(page_values(page, state.service.model.domain))
 

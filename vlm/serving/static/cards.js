@@ -32,6 +32,7 @@ export function card(hit, meter, { onOpen, onSimilar, onUnlike }) {
     );
   }
   if (hit.strength) meta.append(make("span", { class: `strength ${hit.strength}`, title: "Compared with what unrelated texts find here" }, STRENGTHS[hit.strength]));
+  if (hit.duplicates.length) meta.append(make("span", { title: hit.duplicates.map((copy) => `${copy.path}, ${span(copy)}`).join("\n") }, `also in ${hit.duplicates.length} more`));
   if (hit.warning) meta.append(make("span", { class: "doubt", title: hit.warning }, "not to be trusted"));
   open.append(meta);
   const item = make("li", { class: "card", "data-video": hit.video_id }, open);
