@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm.errors import UsageError
+from vlm.errors import RejectedItems, UsageError
 
 if TYPE_CHECKING:
     from vlm.retrieval.queries.values import Query, SingleQuery
@@ -66,6 +66,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="only hits that are better than what unrelated texts find",
     )
     parser.add_argument("--where", metavar="FILTER", help='only videos such as "duration_s > 60"')
+    parser.add_argument(
+        "--export", metavar="FILE", help="write the hits into a new .csv, .edl or .fcpxml (markers) file, too"
+    )
+    parser.add_argument("--cuts", metavar="DIR", help="cut the hits out as mp4 files, into a new folder")
     parser.add_argument("--model", metavar="SOURCE", help="where the index's model lies now")
     parser.add_argument("--backend", choices=("auto", "exact", "faiss"), default="auto", help="how to search")
     parser.add_argument("--json", action="store_true", help="print a JSON list of hits")
@@ -111,7 +115,23 @@ def run(arguments: argparse.Namespace) -> int:
         )
     else:
         _print_hits(hits, arguments.min_strength)
-    return 0
+    return _hand_over(hits, arguments)
+
+
+def _hand_over(hits: list[Hit], arguments: argparse.Namespace) -> int:
+    """Write the hits where other programs find them; 3 if some could not be cut."""
+    if arguments.export is not None:
+        from vlm.retrieval.exports import export_hits
+
+        export_hits(hits, arguments.export, arguments.text or "search by example")
+    if arguments.cuts is None:
+        return 0
+    from vlm.serving.media.cutting import cut_hits
+
+    failures = cut_hits(hits, arguments.cuts)
+    for path, reason, detail in failures:
+        print(f"vlm: not cut: {_printable(path)} ({reason}): {_printable(detail)}", file=sys.stderr)
+    return RejectedItems.exit_code if failures else 0
 
 
 def _query(arguments: argparse.Namespace) -> Query:
