@@ -185,6 +185,7 @@ class VideoIndex:
         allow_narrow_model: bool = False,
         rehash: bool = False,
         drop_gone: bool = False,
+        first: str | None = None,
     ) -> Report:
         """Index the videos among files and folders; what is there and unchanged is not embedded again.
 
@@ -200,6 +201,7 @@ class VideoIndex:
             allow_narrow_model: Index videos that are not of the model's domain.
             rehash: Compare contents even where size and modification time are as they were.
             drop_gone: Remove the videos whose files are gone.
+            first: Which files come first, see `scan_paths`.
 
         Raises:
             InvalidInput: A path does not exist; the model is another one, or does not fit the videos.
@@ -207,7 +209,7 @@ class VideoIndex:
             NoSpaceError: The disk is full; what was committed before stands.
         """
         paths = list(paths)
-        scan = scan_paths(paths, exclude=self.folder)
+        scan = scan_paths(paths, self.folder, first)
         model = self._usable(model)
         started = time.monotonic()
         with self.writing() as catalog:
