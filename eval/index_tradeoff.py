@@ -20,7 +20,8 @@ from vlm.evaluation.tradeoff.synthetic import SyntheticVectors
 from vlm.retrieval.backends.exact import ExactBackend
 from vlm.retrieval.backends.structured import FaissBackend
 from vlm.retrieval.index import VideoIndex
-from vlm.retrieval.searcher import EncodedQuery, Searcher
+from vlm.retrieval.queries.mixing import EncodedQuery
+from vlm.retrieval.searcher import Searcher
 
 FORMAT = "vlm-index-tradeoff/1"
 LIMITS = {

@@ -6,7 +6,7 @@ Tensor shapes use these letters: b batch, t frames, l text positions, n tokens, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +97,31 @@ class Segment:
     end_s: float
 
 
+# how a hit compares with what unrelated texts find; the last is "no better than those"
+Strength = Literal["strong", "weak", "unrelated"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duplicate:
+    """A video that shows the same footage as a hit's.
+
+    Attributes:
+        video_id: Its identifier.
+        path: Where its file was when it was indexed.
+        start_s: Where the common stretch begins in it, in seconds.
+        end_s: Where that ends.
+        own_start_s: Where the same stretch begins in the hit's video.
+        own_end_s: Where that ends.
+    """
+
+    video_id: str
+    path: str
+    start_s: float
+    end_s: float
+    own_start_s: float
+    own_end_s: float
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hit:
     """One search result.
@@ -111,6 +136,9 @@ class Hit:
         score_kind: ``itc`` (embedding), ``itc_mean`` (embedding, mean over the video's segments), ``itm@k``
             (matching head over the first k), ``dsl`` or ``bank``.
         warning: Set when the hit must not be trusted, for example from the demo model on real videos.
+        strength: ``strong``, ``weak``, or ``unrelated``: no better than what unrelated texts find in the same
+            index. None for queries that are not one text.
+        duplicates: Videos left out of the hits because they show this moment, too.
     """
 
     rank: int
@@ -121,6 +149,14 @@ class Hit:
     score: float
     score_kind: str
     warning: str | None = None
+    strength: Strength | None = None
+    duplicates: tuple[Duplicate, ...] = ()
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Hit:
+        """Return the hit that `dataclasses.asdict` and JSON made `values` of."""
+        duplicates = tuple(Duplicate(**one) for one in values["duplicates"])
+        return cls(**{**values, "duplicates": duplicates})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

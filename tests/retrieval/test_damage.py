@@ -60,7 +60,7 @@ def test_every_flipped_byte_is_found_and_its_file_named(folder) -> None:
         "manifest.json", "catalog.sqlite", "catalog.seal", "vectors/000001.npy", "tokens/000001.npy",
         "tokens/000001.scale.npy",
     }  # fmt: skip
-    assert expected <= found <= expected | {"ann/structure.faiss", "ann/structure.json"}
+    assert expected <= found <= expected | {"ann/structure.faiss", "ann/structure.json", "ann/strength.json"}
     for path in files:
         size = path.stat().st_size
         many = 120 if path.name == "catalog.sqlite" else 25
@@ -68,7 +68,9 @@ def test_every_flipped_byte_is_found_and_its_file_named(folder) -> None:
         for position in sorted(edges | set(rng.integers(0, size, many).tolist())):
             bit = 1 << int(rng.integers(8))
             flip(path, position, bit)
-            assert names(folder) == {str(path.relative_to(folder))}, (path.name, position, bit)
+            name, found = str(path.relative_to(folder)), names(folder)
+            # where the catalogue lists the hash of another file, that file seems changed, too
+            assert found == {name} or (name == "catalog.sqlite" and name in found), (name, position, bit)
             flip(path, position, bit)
     assert verify_folder(folder) == []
 
@@ -90,9 +92,8 @@ def test_files_of_another_size_are_found(folder, change) -> None:
             path.write_bytes({"cut": content[:-1], "longer": content + b"\0", "empty": b""}[change])
         name = str(path.relative_to(folder))
         # without its label, a cache is no cache
-        assert names(folder) == (set() if (name, change) == ("ann/structure.json", "missing") else {name}), (
-            name
-        )
+        is_no_loss = name in ("ann/structure.json", "ann/strength.json") and change == "missing"
+        assert names(folder) == (set() if is_no_loss else {name}), name
         path.write_bytes(content)
     assert verify_folder(folder) == []
 

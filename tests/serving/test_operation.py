@@ -30,8 +30,8 @@ def narrow(index, serving, tmp_path):
 
 def test_overload_is_answered_503_and_passes(narrow, monkeypatch) -> None:
     searcher = narrow.state.service.library.searcher
-    release, real = threading.Event(), type(searcher).search
-    monkeypatch.setattr(type(searcher), "search", lambda *a, **k: (release.wait(1.5), real(*a, **k))[1])
+    release, real = threading.Event(), type(searcher).page
+    monkeypatch.setattr(type(searcher), "page", lambda *a, **k: (release.wait(1.5), real(*a, **k))[1])
     assert narrow.post("/api/search", {"query_id": "x"}).status == 410
     with ThreadPoolExecutor(12) as pool:
         replies = [pool.submit(narrow.post, "/api/search", {"text": "red"}) for _ in range(12)]
@@ -52,8 +52,8 @@ def test_overload_is_answered_503_and_passes(narrow, monkeypatch) -> None:
 
 def test_a_search_that_hangs_is_given_up_and_keeps_its_place(narrow, monkeypatch) -> None:
     searcher = narrow.state.service.library.searcher
-    release, real = threading.Event(), type(searcher).search
-    monkeypatch.setattr(type(searcher), "search", lambda *a, **k: (release.wait(20), real(*a, **k))[1])
+    release, real = threading.Event(), type(searcher).page
+    monkeypatch.setattr(type(searcher), "page", lambda *a, **k: (release.wait(20), real(*a, **k))[1])
     started = time.monotonic()
     reply = narrow.post("/api/search", {"text": "red"})
     assert reply.status == 503 and "longer than 2 s" in reply.json["error"]["message"]

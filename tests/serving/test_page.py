@@ -204,6 +204,35 @@ def test_more_like_this_leaves_the_video_out(site, open_page, ids) -> None:
     until(page, "document.querySelectorAll('.card:not(.skeleton)').length === 5")
 
 
+def test_hits_say_how_strong_they_are_and_the_weak_can_be_left_out(site, open_page) -> None:
+    page = open_page(site.address)
+    search(page, "a red thing")
+    hits = site.post("/api/search", {"text": "a red thing", "top_k": 24}).json["hits"]
+    words = {"strong": "strong", "weak": "weak", "unrelated": "no better than unrelated text"}
+    assert page.locator(".card .strength").all_inner_texts() == [words[hit["strength"]] for hit in hits]
+    page.locator("#toggle-filters").click()
+    for least in ("weak", "strong"):
+        kept = site.post("/api/search", {"text": "a red thing", "min_strength": least}).json["hits"]
+        page.locator("#f-strength").select_option(least)
+        page.wait_for_selector(".card:not(.skeleton), .state:not([hidden])")
+        until(page, f"document.querySelectorAll('.card:not(.skeleton)').length === {len(kept)}")
+        if not kept:
+            assert "unrelated texts" in page.locator("#state").inner_text()
+
+
+def test_not_this_one_leaves_a_video_out(site, open_page, ids) -> None:
+    page = open_page(site.address)
+    search(page, "a red thing")
+    page.locator(f".card[data-video='{ids['red']}'] .unlike").click()
+    until(page, "document.querySelectorAll('.card:not(.skeleton)').length === 5")
+    assert page.locator(f".card[data-video='{ids['red']}']").count() == 0
+    page.locator(f".card[data-video='{ids['blue']}'] .like").click()
+    until(page, "document.querySelectorAll('.card:not(.skeleton)').length === 5")
+    page.locator(f".card[data-video='{ids['grey']}'] .unlike").click()
+    until(page, "document.querySelectorAll('.card:not(.skeleton)').length === 4")
+    assert page.locator(f".card[data-video='{ids['blue']}']").count() == 0  # nor the one that was asked about
+
+
 def test_the_pointer_looks_into_a_moment(site, open_page, ids) -> None:
     page = open_page(site.address)
     search(page, "red")

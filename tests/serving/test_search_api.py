@@ -15,7 +15,7 @@ from PIL import Image
 from vlm import Client
 from vlm.cli import main
 from vlm.errors import BusyError, CapabilityError, DataError, InvalidInput
-from vlm.retrieval import Searcher, VideoIndex
+from vlm.retrieval import Mix, Moment, Part, Searcher, VideoIndex
 from vlm.types import Hit
 
 
@@ -41,19 +41,48 @@ def cli_hits(capsys, *arguments: str) -> list[Hit]:
     hits = json.loads(capsys.readouterr().out)
     for hit in hits:
         del hit["model_domain"]
-    return [Hit(**hit) for hit in hits]
+    return [Hit.from_json(hit) for hit in hits]
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"top_k": 3}, {"rerank": 5}, {"where": "duration_s > 5 and height < 90"}, {"top_k": 2, "rerank": 4}],
+    [
+        {},
+        {"top_k": 3},
+        {"rerank": 5},
+        {"where": "duration_s > 5 and height < 90"},
+        {"top_k": 2, "rerank": 4},
+        {"min_strength": "weak"},
+        {"min_strength": "strong", "rerank": 6},
+    ],
 )
 def test_python_http_and_command_line_agree(searcher, client, index, capsys, options) -> None:
     expected = searcher.search("a red thing", **options)
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     assert client.search("a red thing", **options) == expected
     assert cli_hits(capsys, str(index), "a red thing", *flags) == expected
-    assert len(expected) > 1
+    assert len(expected) > 1 or "min_strength" in options
+    assert all(hit.strength is not None for hit in expected)
+
+
+def test_sums_and_rejections_are_the_same_everywhere(
+    searcher, client, index, ids, picture, films, capsys
+) -> None:
+    shot = films / "old.avi"
+    mix = Mix(
+        (Part("a red thing"), Part(picture, 0.5), Part(shot, 2.0), Part(Moment(ids["blue"], 0.0), -0.5))
+    )
+    unlike = [Moment(ids["grey"], 0.0)]
+    expected = searcher.search(mix, unlike=unlike)
+    assert len(expected) == 5
+    assert client.search(mix, unlike=unlike) == expected
+    flags = ["--plus", f"0.5*image:{picture}", "--plus", f"2*video:{shot}"]
+    flags += ["--minus", f"0.5*like:{ids['blue']}@0", "--unlike", f"{ids['grey']}@0"]
+    assert cli_hits(capsys, str(index), "a red thing", *flags) == expected
+    moment = Moment(ids["red"], 8.0)
+    assert client.search(moment, offset=1, top_k=2) == searcher.search(moment, top_k=3)[1:]
+    with pytest.raises(InvalidInput, match="takes texts, files and moments"):
+        client.search(Mix((Part(np.zeros(3)),)))
 
 
 def test_uploads_find_what_files_find(searcher, client, films, index, picture, capsys) -> None:
@@ -83,7 +112,7 @@ def test_an_upload_has_further_pages(site, picture, client) -> None:
     first = site.post("/api/search/image?top_k=2", picture.read_bytes(), Content_Type="image/png").json
     assert first["next_offset"] == 2
     rest = site.post("/api/search", {"query_id": first["query_id"], "offset": 2, "top_k": 10}).json
-    assert [Hit(**hit) for hit in first["hits"] + rest["hits"]] == client.search(picture, top_k=12)
+    assert [Hit.from_json(hit) for hit in first["hits"] + rest["hits"]] == client.search(picture, top_k=12)
     gone = site.post("/api/search", {"query_id": "0" * 32})
     assert (gone.status, gone.json["error"]["code"]) == (410, "query_gone")
     refused = site.post("/api/search", {"query_id": first["query_id"], "rerank": 3})
@@ -153,6 +182,24 @@ HOSTILE_BODIES = [
     {"text": {"a": 1}},
     {"query_id": 4},
     {"text": "red", "where": 5},
+    {"text": "red", "min_strength": "good"},
+    {"text": "red", "min_strength": ["weak"]},
+    {"text": "red", "unlike": [{"video_id": "x"}]},
+    {"text": "red", "unlike": [{"video_id": "x", "start_s": 0, "end_s": 1}]},
+    {"text": "red", "unlike": {"video_id": "x", "start_s": 0}},
+    {"text": "red", "unlike": ["x"]},
+    {"text": "red", "unlike": [{"video_id": "x", "start_s": 0}] * 17},
+    {"parts": []},
+    {"parts": "red"},
+    {"parts": [{}]},
+    {"parts": [{"text": "red", "query_id": "x"}]},
+    {"parts": [{"text": "red", "weight": 0}]},
+    {"parts": [{"text": "red", "weight": "2"}]},
+    {"parts": [{"text": "red", "weight": -1}]},
+    {"parts": [{"text": "red"}, {"text": "red", "weight": -1}]},
+    {"parts": [{"text": "red", "path": "/etc/passwd"}]},
+    {"parts": [{"text": "red"}] * 17},
+    {"text": "red", "parts": [{"text": "red"}]},
 ]
 
 

@@ -98,7 +98,7 @@ def decode_made_up(
         content = path.read_bytes()
         values, state = json.loads(content), path.stat()
         bounds = cut_segments(values["seconds"], settings.segment_s, settings.stride_s)
-        facts: dict[str, Any] = {"width": SIDE, "height": SIDE, "codec": "none", "tags": {}}
+        facts: dict[str, Any] = {"width": SIDE, "height": SIDE, "codec": "none", "fps": 1.0, "tags": {}}
         yield Opened(file=file, duration_s=values["seconds"], segments=bounds, **facts)
         for number in range(len(bounds)):
             yield DecodedSegment(file=file, number=number, video=pixels(values["seed"], number))

@@ -6,6 +6,9 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
+    "Mix": "vlm.retrieval.queries.values",
+    "Moment": "vlm.retrieval.queries.values",
+    "Part": "vlm.retrieval.queries.values",
     "Report": "vlm.retrieval.reports",
     "Searcher": "vlm.retrieval.searcher",
     "VideoIndex": "vlm.retrieval.index",

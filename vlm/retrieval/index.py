@@ -186,6 +186,7 @@ class VideoIndex:
         allow_narrow_model: bool = False,
         rehash: bool = False,
         drop_gone: bool = False,
+        first: str | None = None,
     ) -> Report:
         """Index the videos among files and folders; what is there and unchanged is not embedded again.
 
@@ -201,16 +202,15 @@ class VideoIndex:
             allow_narrow_model: Index videos that are not of the model's domain.
             rehash: Compare contents even where size and modification time are as they were.
             drop_gone: Remove the videos whose files are gone.
+            first: Which files come first, see `scan_paths`.
 
         Raises:
             InvalidInput: A path does not exist; the model is another one, or does not fit the videos.
             BusyError: Somebody else is writing this index.
             NoSpaceError: The disk is full; what was committed before stands.
         """
-        paths = list(paths)
-        scan = scan_paths(paths, exclude=self.folder)
-        model = self._usable(model)
-        started = time.monotonic()
+        scan = scan_paths(paths := list(paths), self.folder, first)
+        model, started = self._usable(model), time.monotonic()
         with self.writing() as catalog:
             plan = plan_sources(catalog, scan.files, rehash=rehash, drop_gone=drop_gone)
             if plan.changes:

@@ -61,6 +61,7 @@ class Snapshot:
         parts: (part, first row, rows) in row order.
         row_video: (rows,) position in `videos`, or -1 where the video was removed.
         row_bounds: (rows, 2) start and end of each segment, in seconds; 0 where the video was removed.
+        row_hashes: (rows, frames) uint64, what the frames of each look like; 0 where the video was removed.
     """
 
     generation: Generation
@@ -68,6 +69,7 @@ class Snapshot:
     parts: list[tuple[int, int, int]]
     row_video: np.ndarray
     row_bounds: np.ndarray
+    row_hashes: np.ndarray
 
     @cached_property
     def alive(self) -> np.ndarray:
@@ -119,7 +121,10 @@ def _assemble(catalog: Catalog, generation: Generation) -> Snapshot:
     first_of = {part: first for part, first, _ in parts}
     row_video = np.full(num_rows, -1, np.int32)
     row_bounds = np.zeros((num_rows, 2), np.float64)
-    for span in catalog.spans(generation.id):
+    spans = catalog.spans(generation.id)
+    num_frames = len(spans[0].hashes) // (8 * spans[0].num_rows) if spans else 0
+    row_hashes = np.zeros((num_rows, num_frames), np.uint64)
+    for span in spans:
         # a renamed video and its former self lie in the same rows
         if span.video not in position:
             continue
@@ -127,6 +132,14 @@ def _assemble(catalog: Catalog, generation: Generation) -> Snapshot:
         first = first_of[span.part] + span.first_row
         row_video[first : first + len(bounds)] = position[span.video]
         row_bounds[first : first + len(bounds)] = bounds
+        row_hashes[first : first + len(bounds)] = np.frombuffer(span.hashes, np.uint64).reshape(
+            len(bounds), num_frames
+        )
     return Snapshot(
-        generation=generation, videos=videos, parts=parts, row_video=row_video, row_bounds=row_bounds
+        generation=generation,
+        videos=videos,
+        parts=parts,
+        row_video=row_video,
+        row_bounds=row_bounds,
+        row_hashes=row_hashes,
     )

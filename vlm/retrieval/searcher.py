@@ -4,52 +4,37 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vlm.data.decoding.image import read_image
-from vlm.errors import BusyError, CapabilityError, DataError, InvalidInput
+from vlm.errors import BusyError, CapabilityError, InvalidInput
 from vlm.retrieval.backends import Backend, open_backend
 from vlm.retrieval.backends.texts import embed_everyday_texts
+from vlm.retrieval.catalog import VideoRow
+from vlm.retrieval.duplicates.grouping import Group, group_alike
 from vlm.retrieval.filters import parse_filter
 from vlm.retrieval.index import VideoIndex
-from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, decode_files
+from vlm.retrieval.queries.encoding import QueryEncoder
+from vlm.retrieval.queries.mixing import EncodedQuery, add_up
+from vlm.retrieval.queries.values import Mix, Moment
 from vlm.retrieval.rerank import match_rows
-from vlm.text import TruncationWarning
-from vlm.types import Hit, TextFeatures, VideoTextEncoder
+from vlm.retrieval.strength import Grader, TextBank
+from vlm.types import Duplicate, Hit, Strength, VideoTextEncoder
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from vlm.retrieval.queries.values import Query
 
 Aggregate = Literal["max", "mean"]
-MAX_QUERY_CHARACTERS = 20_000
-_IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+MinStrength = Literal["strong", "weak"]
 _SEGMENTS_PER_HIT = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedQuery:
-    """A query that has been through the model, to be searched for more than once.
-
-    Attributes:
-        vector: (dim,) float32.
-        text: The features of a text, which reranking needs; None for pictures and moments.
-    """
-
-    vector: np.ndarray
-    text: TextFeatures | None = None
-
-
-if TYPE_CHECKING:
-    RawQuery = str | os.PathLike[str] | Image | np.ndarray
-    Query = RawQuery | EncodedQuery
+_COMPARED = 64
+_KEPT: dict[MinStrength, tuple[Strength, ...]] = {"strong": ("strong",), "weak": ("strong", "weak")}
+# how far "not this one" moves a query away, in the query's own length
+_AWAY = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +55,7 @@ class Searcher:
         backend: ``exact``, ``faiss``, or ``auto``: FAISS if installed. They give the same hits up to 50,000
             segments; beyond, FAISS may miss some, and `VideoIndex.info` states how many.
         around: Called with the backend of each generation, returns what is searched in its place.
+        bank: The unrelated texts that hits are graded against; those of the model's domain if None.
 
     Raises:
         InvalidInput: The index was made by another model.
@@ -83,18 +69,20 @@ class Searcher:
         *,
         backend: str = "auto",
         around: Callable[[Backend], Backend] | None = None,
+        bank: TextBank | None = None,
     ) -> None:
         index.check_model(model)
         if "search" not in model.capabilities:
             raise CapabilityError(f"model {model.name!r} ({model.kind}) cannot search")
         self.index, self.model = index, model
         self._backend_name, self._around = backend, around
+        self._encoder, self._bank = QueryEncoder(model), bank or TextBank(model)
         self._open()
 
     def refresh(self) -> None:
         """Go on to the newest generation of the index."""
-        before = self.index.snapshot
-        if self.index.refresh() is not before:
+        # the index may have gone on by itself, after an addition through it
+        if self.index.refresh() is not self._snapshot:
             self._open()
 
     def search(
@@ -105,12 +93,16 @@ class Searcher:
         rerank: int = 0,
         where: str | None = None,
         aggregate: Aggregate = "max",
+        min_strength: MinStrength | None = None,
+        unlike: Sequence[Moment] = (),
+        offset: int = 0,
+        group: bool = True,
     ) -> list[Hit]:
         """Return the best moments, at most one of each video.
 
         Args:
-            query: A text; an image (PIL, or (h, w, 3) uint8 RGB); the path of an image or video file; or what
-                `encode` or `encode_segment` returned.
+            query: A text; an image (PIL, or (h, w, 3) uint8 RGB); the path of an image or video file; a
+                `Moment` of the index; a `Mix` of those; or what `encode` or `encode_segment` returned.
             top_k: How many videos to return at most.
             rerank: Score this many of the nearest segments again with the matching head (texts only). They
                 come first, as ``itm@k``; the others follow by embedding, as ``itc``.
@@ -118,52 +110,86 @@ class Searcher:
             aggregate: What a video scores: ``max``, as its best segment does (a moment is looked for), or
                 ``mean`` over its segments, as ``itc_mean`` (a subject is looked for). Either way the hit
                 plays at the best segment.
+            min_strength: Leave out what is weaker (texts only); nothing may be left.
+            unlike: "Not these": their videos are left out, and what is like them comes later.
+            offset: How many of the best to skip.
+            group: Name videos that show the same footage as a better hit in its `duplicates`, instead of
+                making them hits themselves.
 
         Raises:
             InvalidInput: The query is empty, the filter cannot be read, or a number is out of range.
             DataError: The image or video file cannot be read.
-            CapabilityError: The model lacks the ability, or the query is not one to rerank.
+            CapabilityError: The model lacks the ability, or the query is not one to rerank or to grade.
         """
-        if top_k < 1 or rerank < 0:
-            raise InvalidInput(f"expected top_k >= 1 and rerank >= 0, got {top_k} and {rerank}")
-        has_text = isinstance(query, str) or (isinstance(query, EncodedQuery) and query.text is not None)
-        if rerank and not has_text:
-            raise CapabilityError("only texts can be reranked: the matching head compares a video and a text")
-        if rerank and "rerank" not in self.model.capabilities:
-            raise CapabilityError(
-                f"model {self.model.name!r} ({self.model.kind}) cannot rerank; leave it out"
-            )
-        if aggregate not in ("max", "mean") or (rerank and aggregate == "mean"):
-            raise InvalidInput(f"expected aggregate max, or mean without rerank, got {aggregate!r}")
-        encoded = self.encode(query)
-        vector, text = encoded.vector, encoded.text
-        allowed = self._allowed(where)
-        snapshot = self.index.snapshot
-        found: list[_Found] = []
-        if rerank and text is not None:
-            nearest = self._nearest(vector, rerank, allowed)
-            logits = match_rows(self.index, self.model, text, [segment.row for segment in nearest])
-            kind = f"itm@{rerank}"
-            found = [_Found(row=row, score=score, score_kind=kind) for row, score in logits.items()]
-            found.sort(key=lambda segment: (-segment.score, segment.row))
+        hits, _ = self.page(
+            self.encode(query),
+            top_k=top_k,
+            offset=offset,
+            rerank=rerank,
+            where=where,
+            aggregate=aggregate,
+            min_strength=min_strength,
+            unlike=unlike,
+            group=group,
+        )
+        return hits
+
+    def page(
+        self,
+        encoded: EncodedQuery,
+        *,
+        top_k: int,
+        offset: int = 0,
+        rerank: int = 0,
+        where: str | None = None,
+        aggregate: Aggregate = "max",
+        min_strength: MinStrength | None = None,
+        unlike: Sequence[Moment] = (),
+        group: bool = True,
+    ) -> tuple[list[Hit], bool]:
+        """Return what `search` does, and whether more would follow."""
+        self._check(encoded, top_k, offset, rerank, aggregate, min_strength)
+        allowed = self._allowed(where, {moment.video_id for moment in unlike})
+        vector = self._moved_away(encoded.vector, unlike)
+        found = self._reranked(encoded, vector, rerank, allowed)
+        if found:
             # a reranked video is ranked by its reranked segments alone
-            allowed = allowed & ~np.isin(snapshot.row_video, snapshot.row_video[list(logits)])
+            owners = self.index.snapshot.row_video
+            allowed = allowed & ~np.isin(owners, owners[[segment.row for segment in found]])
         if aggregate == "mean":
             found = self._by_mean(vector, allowed)
-        found = self._best_of_each_video(found)[:top_k]
-        if len(found) < top_k and aggregate == "max":
-            found += self._distinct(vector, top_k - len(found), allowed)
-        return [self._hit(rank, segment) for rank, segment in enumerate(found, start=1)]
+        first, end = self._best_of_each_video(found), offset + top_k
+        # so many are compared with one another, however few are shown: pages must not depend on their length
+        reach = _COMPARED * math.ceil(end / (_COMPARED // 2)) if group else end + 1
+        while True:
+            ranked = first
+            if aggregate == "max" and len(first) < reach:
+                ranked = first + self._distinct(vector, reach - len(first), allowed)
+            kept = self._graded(encoded, ranked, min_strength)
+            groups = self._grouped(kept, group)
+            # whoever follows one that was too weak is weaker
+            is_cut = bool(ranked) and (not kept or kept[-1][0] is not ranked[-1])
+            is_all = aggregate == "mean" or len(ranked) < reach or is_cut
+            if len(groups) > end or is_all:
+                break
+            reach *= 2
+        hits = [self._hit(rank, kept, one) for rank, one in enumerate(groups[:end], start=1)]
+        return hits[offset:], len(groups) > end
 
     def encode(self, query: Query) -> EncodedQuery:
         """Return what a query is compared by; this is the part of a search that runs the model.
 
         Raises:
-            InvalidInput: The query is empty.
+            InvalidInput: The query is empty, or names a video that the index does not hold.
             DataError: The image or video file cannot be read.
         """
-        vector, text = (query.vector, query.text) if isinstance(query, EncodedQuery) else self._encode(query)
-        return EncodedQuery(vector=vector, text=text)
+        if isinstance(query, EncodedQuery):
+            return query
+        if isinstance(query, Moment):
+            return self.encode_segment(query.video_id, query.start_s)
+        if isinstance(query, Mix):
+            return add_up([(part.weight, self.encode(part.query)) for part in query.parts])
+        return self._encoder.encode(query)
 
     def encode_segment(self, video_id: str, start_s: float) -> EncodedQuery:
         """Return the stored vector of an indexed segment, to find more like it.
@@ -185,7 +211,7 @@ class Searcher:
 
     def unknown_words(self, query: str) -> list[str]:
         """Return the words of a text that the model cannot understand."""
-        return self.model.unknown_words(query[:MAX_QUERY_CHARACTERS])
+        return self._encoder.unknown_words(query)
 
     def _open(self) -> None:
         try:
@@ -193,6 +219,7 @@ class Searcher:
         except BusyError:  # a compaction came between
             self.index.refresh()
             self._vectors = self.index.vectors()
+        self._snapshot = self.index.snapshot
         backend = open_backend(
             self._backend_name,
             self._vectors,
@@ -200,71 +227,91 @@ class Searcher:
             texts=lambda: embed_everyday_texts(self.model),
         )
         self._backend = backend if self._around is None else self._around(backend)
+        index, model = self.index, self.model
+        has_head = "rerank" in model.capabilities and index.manifest.features.store_tokens != "none"
+        self._grader = Grader(
+            self._bank,
+            self._backend,
+            index.snapshot.alive,
+            index.folder / "ann",
+            (lambda text, rows: match_rows(index, model, text, rows)) if has_head else None,
+        )
 
-    def _encode(self, query: RawQuery) -> tuple[np.ndarray, TextFeatures | None]:
-        """Return the query's vector (dim,) float32, and its text features if it is a text."""
-        import torch
-
-        if isinstance(query, str):
-            text = self._encode_text(query)
-            return text.embedding[0].float().cpu().numpy(), text
-        if isinstance(query, os.PathLike):
-            path = Path(query)
-            is_image = path.suffix.lower() in _IMAGE_SUFFIXES
-            clip = self._image_clip(read_image(path)) if is_image else self._video_clip(path)
-        else:
-            clip = self._image_clip(
-                np.asarray(query if isinstance(query, np.ndarray) else query.convert("RGB"))
-            )
-        with torch.inference_mode():
-            features = self.model.encode_video(torch.from_numpy(clip[None]).to(device=self.model.device))
-        vector: np.ndarray = features.embedding[0].float().cpu().numpy()
-        return vector, None
-
-    def _encode_text(self, query: str) -> TextFeatures:
-        import torch
-
-        if not query.strip():
-            raise InvalidInput("the query is empty; say what should happen in the video")
-        if len(query) > MAX_QUERY_CHARACTERS:
-            warnings.warn(
-                f"the query has {len(query)} characters; only the first {MAX_QUERY_CHARACTERS} are read",
-                TruncationWarning,
-                stacklevel=4,
-            )
-        with torch.inference_mode():
-            return self.model.encode_text([query[:MAX_QUERY_CHARACTERS]])
-
-    def _image_clip(self, pixels: np.ndarray) -> np.ndarray:
-        from vlm.data.preprocessing import preprocess
-
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+    def _check(
+        self,
+        encoded: EncodedQuery,
+        top_k: int,
+        offset: int,
+        rerank: int,
+        aggregate: Aggregate,
+        min_strength: MinStrength | None,
+    ) -> None:
+        """Raise what `search` raises for wishes that do not go with the query, the model or one another."""
+        if top_k < 1 or offset < 0 or rerank < 0:
             raise InvalidInput(
-                f"an image must be uint8 (height, width, 3), got {pixels.dtype} {pixels.shape}"
+                f"expected top_k >= 1, offset >= 0 and rerank >= 0, got {top_k}, {offset} and {rerank}"
             )
-        clip: np.ndarray = preprocess(pixels[None], self.model.preprocessing).numpy()
-        return clip
+        if rerank and encoded.text is None:
+            raise CapabilityError("only texts can be reranked: the matching head compares a video and a text")
+        if rerank and "rerank" not in self.model.capabilities:
+            raise CapabilityError(
+                f"model {self.model.name!r} ({self.model.kind}) cannot rerank; leave it out"
+            )
+        if aggregate not in ("max", "mean") or (rerank and aggregate == "mean"):
+            raise InvalidInput(f"expected aggregate max, or mean without rerank, got {aggregate!r}")
+        if min_strength is not None and min_strength not in _KEPT:
+            raise InvalidInput(f"expected min_strength strong or weak, got {min_strength!r}")
+        if min_strength is not None and encoded.text is None:
+            raise CapabilityError("only hits of a text are graded: they are compared with unrelated texts")
 
-    def _video_clip(self, path: Path) -> np.ndarray:
-        # one clip over the whole file, however long: its gist, not one of its moments
-        settings = DecodeSettings(preprocessing=self.model.preprocessing, segment_s=1e9, stride_s=1e9)
-        with closing(decode_files([path], settings)) as events:
-            for event in events:
-                if isinstance(event, DecodedSegment):
-                    return event.video
-                if isinstance(event, Failed):
-                    raise DataError(event.detail, event.reason)
-        raise DataError(f"{path}: no frames could be decoded", "no_frames")
-
-    def _allowed(self, where: str | None) -> np.ndarray:
+    def _allowed(self, where: str | None, without: set[str]) -> np.ndarray:
+        """Return which rows pass the filter and are not of the videos named."""
         snapshot = self.index.snapshot
-        if where is None:
+        fits = np.array([video.video_id not in without for video in snapshot.videos], bool)
+        if where is not None:
+            condition = parse_filter(where)
+            rows = self.index.rows_where(condition.sql, condition.values)
+            fits &= np.isin([video.row for video in snapshot.videos], rows)
+        if fits.all():
             return snapshot.alive
-        condition = parse_filter(where)
-        rows = self.index.rows_where(condition.sql, condition.values)
-        fits = np.isin([video.row for video in snapshot.videos], rows)
         allowed: np.ndarray = snapshot.alive & np.append(fits, False)[snapshot.row_video]
         return allowed
+
+    def _moved_away(self, vector: np.ndarray, unlike: Sequence[Moment]) -> np.ndarray:
+        if not unlike:
+            return vector
+        weight = -_AWAY / len(unlike)
+        away = [(weight, self.encode(moment)) for moment in unlike]
+        return add_up([(1.0, EncodedQuery(vector=vector)), *away]).vector
+
+    def _reranked(
+        self, encoded: EncodedQuery, vector: np.ndarray, count: int, allowed: np.ndarray
+    ) -> list[_Found]:
+        """Return the nearest segments in the matching head's order; none if none are to be reranked."""
+        if not count or encoded.text is None:
+            return []
+        nearest = self._nearest(vector, count, allowed)
+        logits = match_rows(self.index, self.model, encoded.text, [segment.row for segment in nearest])
+        found = [_Found(row=row, score=score, score_kind=f"itm@{count}") for row, score in logits.items()]
+        return sorted(found, key=lambda segment: (-segment.score, segment.row))
+
+    def _graded(
+        self, encoded: EncodedQuery, found: Sequence[_Found], least: MinStrength | None
+    ) -> list[tuple[_Found, Strength | None]]:
+        """Return segments with their grades, without those that are weaker than asked for."""
+        if encoded.text is None:
+            return [(segment, None) for segment in found]
+        rows = np.array([segment.row for segment in found], np.int64)
+        scores = self._vectors.gather(rows).astype(np.float64) @ encoded.vector.astype(np.float64)
+        logits = [segment.score if segment.score_kind.startswith("itm") else None for segment in found]
+        grades = self._grader.grade(scores.tolist(), logits)
+        pairs = zip(found, grades, strict=True)
+        return [(one, grade) for one, grade in pairs if least is None or grade in _KEPT[least]]
+
+    def _grouped(self, kept: Sequence[tuple[_Found, Strength | None]], group: bool) -> list[Group]:
+        if not group:
+            return [Group(place) for place in range(len(kept))]
+        return group_alike(self.index.snapshot, [segment.row for segment, _ in kept])
 
     def _nearest(self, vector: np.ndarray, count: int, allowed: np.ndarray) -> list[_Found]:
         count = min(count, int(np.count_nonzero(allowed)))
@@ -308,11 +355,13 @@ class Searcher:
             best.setdefault(int(self.index.snapshot.row_video[segment.row]), segment)
         return list(best.values())
 
-    def _hit(self, rank: int, segment: _Found) -> Hit:
+    def _hit(self, rank: int, ranked: Sequence[tuple[_Found, Strength | None]], group: Group) -> Hit:
         snapshot = self.index.snapshot
-        video = snapshot.videos[int(snapshot.row_video[segment.row])]
+        segment, strength = ranked[group.place]
+        video = self._video(segment)
         start_s, end_s = snapshot.row_bounds[segment.row].tolist()
         is_foreign = self.model.domain != "open" and video.domain != self.model.domain
+        copies = [(self._video(ranked[place][0]), overlap) for place, overlap in group.copies]
         return Hit(
             rank=rank,
             video_id=video.video_id,
@@ -324,4 +373,20 @@ class Searcher:
             warning=f"{self.model.name} knows only the {self.model.domain}: this hit is random"
             if is_foreign
             else None,
+            strength=strength,
+            duplicates=tuple(
+                Duplicate(
+                    video_id=copy.video_id,
+                    path=os.fsdecode(copy.path),
+                    start_s=overlap.other_start_s,
+                    end_s=overlap.other_end_s,
+                    own_start_s=overlap.start_s,
+                    own_end_s=overlap.end_s,
+                )
+                for copy, overlap in copies
+            ),
         )
+
+    def _video(self, segment: _Found) -> VideoRow:
+        snapshot = self.index.snapshot
+        return snapshot.videos[int(snapshot.row_video[segment.row])]

@@ -9,10 +9,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 from urllib.parse import quote, urlencode, urlsplit
 
 from vlm.errors import BusyError, CapabilityError, DataError, InvalidInput, VlmError
+from vlm.retrieval.queries.values import Mix, Moment, Part
 from vlm.types import Answer, Hit, Segment
 
 _IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -56,31 +57,55 @@ class Client:
 
     def search(
         self,
-        query: str | os.PathLike[str],
+        query: str | os.PathLike[str] | Moment | Mix,
         *,
         top_k: int = 10,
         offset: int = 0,
         rerank: int = 0,
         where: str | None = None,
+        min_strength: Literal["strong", "weak"] | None = None,
+        unlike: Sequence[Moment] = (),
+        group: bool = True,
     ) -> list[Hit]:
         """Return the best moments, at most one of each video.
 
         Args:
-            query: A text, or the path of an image or video file on this machine, which is uploaded.
+            query: A text; the path of an image or video file on this machine, which is uploaded; a moment of
+                the index; or a sum of those.
             top_k: How many videos to return at most.
-            offset: How many of the best to skip (texts only).
+            offset: How many of the best to skip.
             rerank: Score this many of the nearest segments again with the matching head (texts only).
             where: A filter, as for `Searcher.search`.
+            min_strength: Leave out what is weaker (texts only).
+            unlike: "Not these": their videos are left out, and what is like them comes later.
+            group: Name copies of a hit's footage with the hit instead of beside it.
         """
+        values: dict[str, Any] = {"top_k": top_k, "offset": offset, "rerank": rerank, "where": where}
+        values["min_strength"], values["group"] = min_strength, group
+        values["unlike"] = [{"video_id": one.video_id, "start_s": one.start_s} for one in unlike]
         if isinstance(query, str):
-            values = {"text": query, "top_k": top_k, "offset": offset, "rerank": rerank, "where": where}
-            return _hits(self._post("/api/search", values))
-        if rerank or offset:
-            raise CapabilityError("only searches by text can be reranked or begin at an offset")
-        path = Path(query)
+            return _hits(self._post("/api/search", {**values, "text": query}))
+        if rerank or min_strength is not None:
+            raise CapabilityError("only searches by one text can be reranked, or their hits be graded")
+        if isinstance(query, os.PathLike):
+            return _hits(self._post("/api/search", {**values, "query_id": self._uploaded(Path(query))}))
+        parts = query.parts if isinstance(query, Mix) else (Part(query),)
+        return _hits(self._post("/api/search", {**values, "parts": [self._part(part) for part in parts]}))
+
+    def _uploaded(self, path: Path) -> str:
+        """Return the name that the server gives to a file's query."""
         kind = "image" if path.suffix.lower() in _IMAGE_SUFFIXES else "video"
-        words = {"top_k": top_k, **({} if where is None else {"where": where})}
-        return _hits(self._upload(f"/api/search/{kind}?{urlencode(words)}", path, f"{kind}/*"))
+        return str(self._upload(f"/api/search/{kind}?top_k=1", path, f"{kind}/*")["query_id"])
+
+    def _part(self, part: Part) -> dict[str, Any]:
+        query = part.query
+        if isinstance(query, str):
+            return {"text": query, "weight": part.weight}
+        if isinstance(query, os.PathLike):
+            return {"query_id": self._uploaded(Path(query)), "weight": part.weight}
+        if isinstance(query, Moment):
+            return {"video_id": query.video_id, "start_s": query.start_s, "weight": part.weight}
+        raise InvalidInput(f"a served index takes texts, files and moments, got {type(query).__name__}")
 
     def similar(
         self, hit: Hit | Segment, *, top_k: int = 10, offset: int = 0, where: str | None = None
@@ -98,7 +123,7 @@ class Client:
         """
         values = {"question": question, "choices": None if choices is None else list(choices)}
         reply = self._post("/api/ask", {**values, "video_id": video_id})
-        hit = Hit(**reply["evidence"])
+        hit = Hit.from_json(reply["evidence"])
         segment = Segment(video_id=hit.video_id, path=hit.path, start_s=hit.start_s, end_s=hit.end_s)
         choices_found = reply["choices"] or [{"text": "", "score": hit.score}]
         return [Answer(text=c["text"], score=c["score"], evidence=(segment,)) for c in choices_found]
@@ -219,4 +244,4 @@ def _object(content: bytes) -> dict[str, Any]:
 
 
 def _hits(page: dict[str, Any]) -> list[Hit]:
-    return [Hit(**hit) for hit in page["hits"]]
+    return [Hit.from_json(hit) for hit in page["hits"]]

@@ -11,6 +11,7 @@ from vlm.errors import DataError
 from vlm.retrieval.catalog import Catalog, VideoRow
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.searcher import Searcher
+from vlm.retrieval.strength import TextBank
 from vlm.serving.batching import BatchingBackend
 from vlm.serving.transport.problems import NotFound, Problem
 from vlm.types import VideoTextEncoder
@@ -35,9 +36,10 @@ class Library:
     roots: tuple[Path, ...]
 
     @classmethod
-    def open(cls, folder: Path, model: VideoTextEncoder, backend: str) -> Library:
+    def open(cls, folder: Path, model: VideoTextEncoder, backend: str, bank: TextBank) -> Library:
         """Open the newest generation of an index."""
-        searcher = Searcher(VideoIndex.open(folder), model, backend=backend, around=BatchingBackend)
+        index = VideoIndex.open(folder)
+        searcher = Searcher(index, model, backend=backend, around=BatchingBackend, bank=bank)
         with Catalog.open(folder / _CATALOG) as catalog:
             roots = tuple(Path(os.path.realpath(os.fsdecode(root))) for root in catalog.roots())
         snapshot = searcher.index.snapshot

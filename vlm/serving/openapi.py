@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlm import __version__
+from vlm.retrieval.queries.values import MAX_PARTS
 from vlm.serving.settings import Limits
 
 Schema = dict[str, Any]
@@ -31,6 +32,8 @@ def document(limits: Limits) -> Schema:
 
 
 def _schemas(limits: Limits) -> Schema:
+    numbers = {name: {"type": "number"} for name in ("start_s", "end_s", "own_start_s", "own_end_s")}
+    duplicate: Schema = {"video_id": {"type": "string"}, "path": {"type": "string"}, **numbers}
     hit = {
         "rank": {"type": "integer", "minimum": 1},
         "video_id": {"type": "string"},
@@ -40,6 +43,8 @@ def _schemas(limits: Limits) -> Schema:
         "score": {"type": "number"},
         "score_kind": {"type": "string"},
         "warning": {"type": ["string", "null"]},
+        "strength": {"enum": ["strong", "weak", "unrelated", None]},
+        "duplicates": {"type": "array", "items": _object(duplicate)},
     }
     words: Schema = {"type": "array", "items": {"type": "string"}}
     page = {
@@ -91,8 +96,18 @@ def _requests(limits: Limits) -> Schema:
     top_k = {"type": "integer", "minimum": 1, "maximum": limits.max_top_k, "default": 10}
     offset = {"type": "integer", "minimum": 0, "maximum": limits.max_top_k, "default": 0}
     video_id = {"type": "string", "maxLength": 64}
+    weight = {"type": "number", "minimum": -100, "maximum": 100, "default": 1}
+    moment = {"video_id": video_id, "start_s": {"type": "number", "minimum": 0}}
+    part = _object(
+        {"text": text, "query_id": {"type": "string", "maxLength": 64}, **moment, "weight": weight},
+        required=[],
+    )
     search = {
         "text": text,
+        "parts": {"type": "array", "items": part, "minItems": 1, "maxItems": MAX_PARTS},
+        "unlike": {"type": "array", "items": _object(moment), "maxItems": MAX_PARTS},
+        "group": {"type": "boolean", "default": True},
+        "min_strength": {"enum": ["strong", "weak", None]},
         "query_id": {"type": "string", "maxLength": 64},
         "top_k": top_k,
         "offset": offset,
@@ -131,7 +146,7 @@ def _search_paths(limits: Limits) -> Schema:
         }
 
     return {
-        "/api/search": _post("Search by words, or get a further page", "SearchRequest", "Page"),
+        "/api/search": _post("Search by words or a sum, or get a further page", "SearchRequest", "Page"),
         "/api/search/image": upload("image", limits.max_image_bytes),
         "/api/search/video": upload("video", limits.max_video_bytes),
         "/api/similar": _post("Find moments of other videos like an indexed one", "SimilarRequest", "Page"),

@@ -10,21 +10,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm.errors import InvalidInput
-from vlm.serving.service import Page
+from vlm.retrieval.queries.values import MAX_PARTS, Moment
+from vlm.retrieval.searcher import MinStrength
+from vlm.serving.service import NamedPart, Page
 from vlm.serving.settings import Limits
 from vlm.types import Hit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchRequest:
-    """A search by words, or a further page of any search by its `query_id`."""
+    """A search by words or by a sum, or a further page of any search by its `query_id`."""
 
     text: str | None = None
     query_id: str | None = None
+    parts: tuple[NamedPart, ...] = ()
     top_k: int = 10
     offset: int = 0
     rerank: int = 0
     where: str | None = None
+    min_strength: MinStrength | None = None
+    unlike: tuple[Moment, ...] = ()
+    group: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,11 +75,18 @@ def parse_search(values: Mapping[str, Any], limits: Limits) -> SearchRequest:
         InvalidInput: A field is unknown, missing, of the wrong type or out of range.
     """
     _known(values, SearchRequest)
-    if (values.get("text") is None) == (values.get("query_id") is None):
-        raise InvalidInput("expected one of text and query_id")
+    if sum(values.get(name) is not None for name in ("text", "query_id", "parts")) != 1:
+        raise InvalidInput("expected one of text, query_id and parts")
+    min_strength = values.get("min_strength")
+    if min_strength not in (None, "strong", "weak"):
+        raise InvalidInput("min_strength: expected strong or weak")
     return SearchRequest(
         text=_optional_text(values, "text", limits.max_text),
         query_id=_optional_text(values, "query_id", 64),
+        parts=tuple(_part(part, limits) for part in _objects(values, "parts", 1)),
+        min_strength=min_strength,
+        group=_boolean(values, "group", True),
+        unlike=tuple(_moment(moment) for moment in _objects(values, "unlike", 0)),
         top_k=_integer(values, "top_k", 10, 1, limits.max_top_k),
         offset=_integer(values, "offset", 0, 0, limits.max_top_k),
         rerank=_integer(values, "rerank", 0, 0, limits.max_rerank),
@@ -136,7 +149,8 @@ def parse_span(values: Mapping[str, str], duration_s: float, max_s: float) -> tu
 def hit_values(hit: Hit) -> dict[str, Any]:
     """Return a hit as JSON; a file name that is no text is written with escapes."""
     values = dataclasses.asdict(hit)
-    values["path"] = hit.path.encode("utf-8", "backslashreplace").decode()
+    for one in (values, *values["duplicates"]):
+        one["path"] = one["path"].encode("utf-8", "backslashreplace").decode()
     return values
 
 
@@ -151,6 +165,42 @@ def page_values(page: Page, model_domain: str) -> dict[str, Any]:
         "notes": list(page.notes),
         "model_domain": model_domain,
     }
+
+
+def _objects(values: Mapping[str, Any], name: str, least: int) -> list[Mapping[str, Any]]:
+    found = values.get(name)
+    if found is None:
+        return []
+    if not isinstance(found, list) or not least <= len(found) <= MAX_PARTS:
+        raise InvalidInput(f"{name}: expected a list of {least} to {MAX_PARTS} objects")
+    if not all(isinstance(item, dict) for item in found):
+        raise InvalidInput(f"{name}: expected objects in the list")
+    return found
+
+
+def _part(values: Mapping[str, Any], limits: Limits) -> NamedPart:
+    for name in values:
+        if name not in ("text", "query_id", "video_id", "start_s", "weight"):
+            raise InvalidInput(f"parts: unknown field {name[:100]!r}")
+    if sum(values.get(name) is not None for name in ("text", "query_id", "video_id")) != 1:
+        raise InvalidInput("parts: expected one of text, query_id and video_id in each")
+    weight = values.get("weight", 1.0)
+    if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < abs(weight) <= 100:
+        raise InvalidInput("weight: expected a number other than 0, from -100 to 100")
+    is_moment = values.get("video_id") is not None
+    return NamedPart(
+        weight=float(weight),
+        text=_optional_text(values, "text", limits.max_text),
+        query_id=_optional_text(values, "query_id", 64),
+        moment=Moment(_text(values, "video_id", 64), _seconds(values, "start_s")) if is_moment else None,
+    )
+
+
+def _moment(values: Mapping[str, Any]) -> Moment:
+    for name in values:
+        if name not in ("video_id", "start_s"):
+            raise InvalidInput(f"unlike: unknown field {name[:100]!r}")
+    return Moment(_text(values, "video_id", 64), _seconds(values, "start_s"))
 
 
 def _known(values: Mapping[str, Any], request: type) -> None:
@@ -181,6 +231,13 @@ def _integer(values: Mapping[str, Any], name: str, default: int, least: int, mos
     value = values.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise InvalidInput(f"{name}: expected a whole number from {least} to {most}")
+    return value
+
+
+def _boolean(values: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = values.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name}: expected true or false")
     return value
 
 

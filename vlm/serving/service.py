@@ -17,7 +17,10 @@ import numpy as np
 from vlm.answering import Choices, choose, find_evidence
 from vlm.errors import InvalidInput
 from vlm.retrieval.filters import parse_filter
-from vlm.retrieval.searcher import EncodedQuery, Searcher
+from vlm.retrieval.queries.mixing import EncodedQuery
+from vlm.retrieval.queries.values import Mix, Moment, Part
+from vlm.retrieval.searcher import MinStrength, Searcher
+from vlm.retrieval.strength import TextBank
 from vlm.serving.library import Library
 from vlm.serving.settings import Limits
 from vlm.serving.transport.admission import Gate
@@ -51,6 +54,29 @@ class Page:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NamedPart:
+    """A part of a sum: a text, a query that was encoded before, or a moment; and its weight."""
+
+    weight: float = 1.0
+    text: str | None = None
+    query_id: str | None = None
+    moment: Moment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """How a search is to be done, apart from what is looked for."""
+
+    top_k: int
+    offset: int = 0
+    rerank: int = 0
+    where: str | None = None
+    min_strength: MinStrength | None = None
+    unlike: tuple[Moment, ...] = ()
+    group: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Known:
     """An encoded query with what was said while it was encoded."""
 
@@ -80,7 +106,10 @@ class SearchService:
         self.encoder = Gate("encoding", 1, limits.max_waiting, limits.timeout_s)
         self.scanner = Gate("searching", limits.num_searches, limits.max_waiting, limits.timeout_s)
         self._known: OrderedDict[str, _Known] = OrderedDict()
-        self.library = Library.open(folder, model, backend)
+        self._bank = TextBank(model)
+        # here, while nobody else uses the model
+        self._bank.embeddings()
+        self.library = self._open()
 
     def close(self) -> None:
         """Take no more work."""
@@ -91,8 +120,11 @@ class SearchService:
         """Go on to the newest generation, if there is one; running requests keep theirs."""
         if self.library.is_newest():
             return False
-        self.library = Library.open(self._folder, self.model, self._backend)
+        self.library = self._open()
         return True
+
+    def _open(self) -> Library:
+        return Library.open(self._folder, self.model, self._backend, self._bank)
 
     async def follow(self, every_s: float = 1.0) -> None:
         """Keep going on to new generations until cancelled."""
@@ -105,29 +137,48 @@ class SearchService:
 
     async def search(
         self,
-        text: str | None,
+        query: str | None,
         query_id: str | None,
+        parts: Sequence[NamedPart] = (),
         *,
         top_k: int,
         offset: int,
         rerank: int,
         where: str | None,
+        min_strength: MinStrength | None = None,
+        unlike: Sequence[Moment] = (),
+        group: bool = True,
     ) -> Page:
-        """Search by a text, or by a query that was encoded before.
+        """Search by a text, by a query that was encoded before, or by a sum of those and of moments.
 
         Raises:
-            Problem: The query is not known any more (410).
+            Problem: A query is not known any more (410).
             InvalidInput: The filter or a number cannot be used.
             BusyError: Too many at once.
         """
         if where is not None:
             parse_filter(where)
         library = self.library
-        if text is not None:
-            query_id, known = await self._encoded("text", text.encode(), text, library.searcher)
+        for moment in unlike:
+            library.video(moment.video_id)
+        if query is not None:
+            query_id, known = await self._encoded("text", query.encode(), query, library.searcher)
+        elif parts:
+            mix = Mix(tuple(self._part(part, library) for part in parts))
+            query_id, known = await self._encoded("mix", repr(parts).encode(), mix, library.searcher)
         else:
             known = self._remembered(query_id or "")
-        return await self._page(library, known, query_id or "", top_k, offset, rerank, where)
+        wishes = _Wishes(top_k, offset, rerank, where, min_strength, tuple(unlike), group)
+        return await self._page(library, known, query_id or "", wishes)
+
+    def _part(self, part: NamedPart, library: Library) -> Part:
+        if part.text is not None:
+            return Part(part.text, part.weight)
+        if part.query_id is not None:
+            return Part(self._remembered(part.query_id).encoded, part.weight)
+        assert part.moment is not None
+        library.video(part.moment.video_id)
+        return Part(part.moment, part.weight)
 
     async def search_upload(
         self, kind: str, digest: bytes, query: Path | np.ndarray, *, top_k: int, where: str | None
@@ -137,7 +188,7 @@ class SearchService:
             parse_filter(where)
         library = self.library
         query_id, known = await self._encoded(kind, digest, query, library.searcher)
-        return await self._page(library, known, query_id, top_k, 0, 0, where)
+        return await self._page(library, known, query_id, _Wishes(top_k, where=where))
 
     async def similar(
         self, video_id: str, start_s: float, *, top_k: int, offset: int, where: str | None
@@ -151,7 +202,7 @@ class SearchService:
         known = _Known(encoded=encoded, unknown_words=(), notes=())
         query_id = self._remember(f"similar {video_id} {start_s!r}".encode(), known)
         others = f"video_id != '{video_id}'" + (f" and ({where})" if where is not None else "")
-        return await self._page(library, known, query_id, top_k, offset, 0, others)
+        return await self._page(library, known, query_id, _Wishes(top_k, offset, where=others))
 
     async def ask(
         self, question: str, choices: Sequence[str] | None, video_id: str | None
@@ -177,39 +228,37 @@ class SearchService:
         words = [word for text in (question, *(choices or ())) for word in searcher.unknown_words(text)]
         return chosen, hit, tuple(dict.fromkeys(words))
 
-    async def _page(
-        self,
-        library: Library,
-        known: _Known,
-        query_id: str,
-        top_k: int,
-        offset: int,
-        rerank: int,
-        where: str | None,
-    ) -> Page:
-        if offset + top_k > self.limits.max_top_k:
-            raise InvalidInput(f"expected offset + top_k <= {self.limits.max_top_k}, got {offset + top_k}")
-        # one more than asked for tells whether there is a next page
-        reach = min(offset + top_k + 1, self.limits.max_top_k)
+    async def _page(self, library: Library, known: _Known, query_id: str, wishes: _Wishes) -> Page:
+        end = wishes.offset + wishes.top_k
+        if end > self.limits.max_top_k:
+            raise InvalidInput(f"expected offset + top_k <= {self.limits.max_top_k}, got {end}")
 
-        def scan() -> list[Hit]:
-            return library.searcher.search(known.encoded, top_k=reach, rerank=rerank, where=where)
+        def scan() -> tuple[list[Hit], bool]:
+            return library.searcher.page(
+                known.encoded,
+                top_k=wishes.top_k,
+                offset=wishes.offset,
+                rerank=wishes.rerank,
+                where=wishes.where,
+                min_strength=wishes.min_strength,
+                unlike=wishes.unlike,
+                group=wishes.group,
+            )
 
         # the matching head is the model's, which has one thread
-        gate, stage = (self.encoder, "rerank") if rerank else (self.scanner, "scan")
-        hits = await self._timed(stage, gate.run(scan))
-        end = offset + top_k
+        gate, stage = (self.encoder, "rerank") if wishes.rerank else (self.scanner, "scan")
+        hits, has_more = await self._timed(stage, gate.run(scan))
         return Page(
-            hits=tuple(hits[offset:end]),
+            hits=tuple(hits),
             generation=library.generation,
-            next_offset=end if len(hits) > end else None,
+            next_offset=end if has_more and end < self.limits.max_top_k else None,
             query_id=query_id,
             unknown_words=known.unknown_words,
             notes=known.notes,
         )
 
     async def _encoded(
-        self, kind: str, content: bytes, query: str | Path | np.ndarray, searcher: Searcher
+        self, kind: str, content: bytes, query: str | Path | np.ndarray | Mix, searcher: Searcher
     ) -> tuple[str, _Known]:
         key = _key(kind.encode() + b"\0" + content)
         known = self._known.get(key)
@@ -221,7 +270,9 @@ class SearchService:
         def encode() -> _Known:
             notes: list[str] = []
             encoded = _quiet(lambda: searcher.encode(query), notes)
-            words = searcher.unknown_words(query) if isinstance(query, str) else []
+            texts = [part.query for part in query.parts] if isinstance(query, Mix) else [query]
+            words = [word for text in texts if isinstance(text, str) for word in searcher.unknown_words(text)]
+            words = list(dict.fromkeys(words)) if isinstance(query, Mix) else words
             return _Known(encoded=encoded, unknown_words=tuple(words), notes=tuple(notes))
 
         known = await self._timed("encode", self.encoder.run(encode))

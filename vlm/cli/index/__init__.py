@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.cli.index import quality, upkeep
+from vlm.cli.index import planning, quality, upkeep
 from vlm.cli.index.upkeep import add_action, print_rejected
 from vlm.errors import InvalidInput, RejectedItems, UsageError
 
@@ -45,6 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--store-tokens",
         choices=("none", "pooled", "full"),
         help="features kept for reranking (pooled if the model can rerank)",
+    )
+    build.add_argument(
+        "--dry-run", action="store_true", help="try a sample for half a minute, say what it all will cost"
     )
     _add_embedding_flags(build)
     add = add_action(actions, "add", "index more videos", "vlm index add my-index new-clips")
@@ -100,6 +103,11 @@ def _add_embedding_flags(parser: argparse.ArgumentParser) -> None:
         help="longest wait for one segment of a file (60)",
     )
     parser.add_argument(
+        "--first",
+        metavar="recent|PATH",
+        help="embed what changed last first, or one folder; it can be searched while the rest follows",
+    )
+    parser.add_argument(
         "--rehash", action="store_true", help="compare contents even where size and time are as they were"
     )
     parser.add_argument(
@@ -116,6 +124,8 @@ def _build(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     _need_videos(arguments.paths, arguments.out)
     model, source = load(arguments.model)
+    if arguments.dry_run:
+        return planning.show(arguments, model, options)
     is_new = not (Path(arguments.out) / "manifest.json").exists()
     if is_new:
         index = VideoIndex.create(
@@ -227,6 +237,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         "patience_s": arguments.timeout,
         "allow_narrow_model": arguments.allow_demo_model,
         "rehash": arguments.rehash,
+        "first": arguments.first,
     }
 
 

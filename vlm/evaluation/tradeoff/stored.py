@@ -10,6 +10,7 @@ import numpy as np
 
 from vlm.evaluation.tradeoff.synthetic import BLOCK_ROWS, SEGMENTS_PER_VIDEO, Floats, SyntheticVectors
 from vlm.retrieval.catalog.rows import Changes, Span, VideoRow
+from vlm.retrieval.duplicates.hashing import NO_HASH
 from vlm.retrieval.embedding import FeatureLayout
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.manifest import FORMAT, Manifest, identify
@@ -95,6 +96,11 @@ def _changes(index: VideoIndex, block: Floats, first_row: int, part: int) -> Cha
                 )  # fmt: skip
             )
             bounds = np.stack([starts, starts + SEGMENT_S], axis=1).astype(np.float64)
-            changes.spans.append(Span(video=row, part=part, first_row=start, bounds=bounds.tobytes()))
+            # without hashes no two videos are taken for copies of the same footage
+            hashes = np.full((count, 1), NO_HASH, np.uint64)
+            span = Span(
+                video=row, part=part, first_row=start, bounds=bounds.tobytes(), hashes=hashes.tobytes()
+            )
+            changes.spans.append(span)
         part += 1
     return changes

@@ -33,7 +33,7 @@ CREATE TABLE videos(id INTEGER PRIMARY KEY, video_id TEXT NOT NULL, path BLOB NO
     height INTEGER NOT NULL, codec TEXT NOT NULL, domain TEXT NOT NULL, num_segments INTEGER NOT NULL,
     generation INTEGER NOT NULL);
 CREATE TABLE spans(id INTEGER PRIMARY KEY, video INTEGER NOT NULL, part INTEGER NOT NULL,
-    first_row INTEGER NOT NULL, bounds BLOB NOT NULL, generation INTEGER NOT NULL);
+    first_row INTEGER NOT NULL, bounds BLOB NOT NULL, hashes BLOB NOT NULL, generation INTEGER NOT NULL);
 CREATE TABLE rejected(id INTEGER PRIMARY KEY, path BLOB NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
     generation INTEGER NOT NULL);
 CREATE TABLE removals(id INTEGER PRIMARY KEY, kind TEXT NOT NULL, target INTEGER NOT NULL,
@@ -165,7 +165,8 @@ class Catalog:
     def spans(self, generation: int) -> list[Span]:
         """Return where the segments of the videos lie, those of removed ones included, by part and row."""
         rows = self.query(
-            "SELECT video, part, first_row, bounds FROM spans WHERE generation <= ? ORDER BY part, first_row",
+            "SELECT video, part, first_row, bounds, hashes FROM spans WHERE generation <= ? "
+            "ORDER BY part, first_row",
             (generation,),
         )
         return [Span(**dict(zip(Span.__slots__, row, strict=True))) for row in rows]
@@ -300,8 +301,8 @@ class Catalog:
             [(*(getattr(video, name) for name in VideoRow.__slots__), number) for video in changes.videos],
         )
         execute(
-            "INSERT INTO spans(video, part, first_row, bounds, generation) VALUES (?, ?, ?, ?, ?)",
-            [(s.video, s.part, s.first_row, s.bounds, number) for s in changes.spans],
+            "INSERT INTO spans(video, part, first_row, bounds, hashes, generation) VALUES (?, ?, ?, ?, ?, ?)",
+            [(s.video, s.part, s.first_row, s.bounds, s.hashes, number) for s in changes.spans],
         )
         execute(
             "INSERT INTO rejected(path, reason, detail, generation) VALUES (?, ?, ?, ?)",

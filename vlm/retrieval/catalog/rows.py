@@ -26,12 +26,21 @@ class VideoRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """Consecutive segments of a video in one part, from `first_row`; `bounds` is float64 (n, 2) seconds."""
+    """Consecutive segments of a video in one part, from `first_row`.
+
+    Attributes:
+        video: Key of the video.
+        part: Number of the part.
+        first_row: Row of the first of them in the part.
+        bounds: float64 (n, 2), start and end in seconds.
+        hashes: uint64 (n, frames), what each frame looks like (`vlm.retrieval.duplicates.hashing`).
+    """
 
     video: int
     part: int
     first_row: int
     bounds: bytes
+    hashes: bytes
 
     @property
     def num_rows(self) -> int:

@@ -56,13 +56,14 @@ class DecodeSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opened:
-    """A file is a video: `segments` are (start_s, end_s); `tags` is the container's metadata."""
+    """A file is a video: `segments` are (start_s, end_s), `fps` its mean rate, `tags` its metadata."""
 
     file: int
     duration_s: float
     width: int
     height: int
     codec: str
+    fps: float
     tags: dict[str, str]
     segments: list[tuple[float, float]]
 

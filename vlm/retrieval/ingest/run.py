@@ -17,6 +17,7 @@ from vlm.crashes import crash_point
 from vlm.errors import InvalidInput
 from vlm.progress import progress_bar
 from vlm.retrieval.catalog import Catalog, Changes, Rejection, Span, VideoRow
+from vlm.retrieval.duplicates.hashing import grey_of, hash_frames
 from vlm.retrieval.embedding import FeatureLayout, encode_segments
 from vlm.retrieval.ingest.planning import Source
 from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, Finished, Opened, decode_files
@@ -49,6 +50,7 @@ class _Pending:
     finished: Finished | None = None
     num_taken: int = 0
     spans: list[Span] = field(default_factory=list)
+    hashes: list[np.ndarray] = field(default_factory=list)
     failure: tuple[str, str] | None = None
 
 
@@ -69,6 +71,7 @@ class Ingest:
     ) -> None:
         self._catalog, self._log, self._model, self._layout = catalog, log, model, layout
         self._settings, self._batch_size = settings, batch_size
+        self._grey = grey_of(settings.preprocessing)
         self._allow_narrow_model = allow_narrow_model
         generation = catalog.latest().id
         self._taken = {video.video_id for video in catalog.videos(generation)}
@@ -127,6 +130,7 @@ class Ingest:
 
     def _take(self, item: _Pending, segment: DecodedSegment) -> None:
         self._waiting.append((item, segment.number, segment.video))
+        item.hashes.append(hash_frames(segment.video, self._grey))
         item.num_taken += 1
         self._since_commit += 1
         if len(self._waiting) >= self._batch_size:
@@ -246,5 +250,14 @@ def _add_spans(rows: list[tuple[_Pending, int]], part: int) -> None:
             last += 1
         assert item.opened is not None
         bounds = np.array([item.opened.segments[number] for _, number in rows[first:last]], np.float64)
-        item.spans.append(Span(video=item.row, part=part, first_row=first, bounds=bounds.tobytes()))
+        hashes = np.stack([item.hashes[number] for _, number in rows[first:last]])
+        item.spans.append(
+            Span(
+                video=item.row,
+                part=part,
+                first_row=first,
+                bounds=bounds.tobytes(),
+                hashes=hashes.tobytes(),
+            )
+        )
         first = last

@@ -59,11 +59,17 @@ class Scan:
     other_files: Counter[str] = field(default_factory=Counter)
 
 
-def scan_paths(paths: Iterable[Path | str], exclude: Path) -> Scan:
+def scan_paths(paths: Iterable[Path | str], exclude: Path, first: str | None = None) -> Scan:
     """Find the video files among files and folders; a file named outright is taken whatever its name.
 
+    Args:
+        paths: Files and folders.
+        exclude: A folder that is not looked into.
+        first: ``recent`` lists the files that changed last first, the path of a folder or file what lies
+            there; the others follow, by path.
+
     Raises:
-        InvalidInput: A path does not exist.
+        InvalidInput: A path does not exist, or nothing was found where `first` says.
     """
     scan = Scan()
     found: set[Path] = set()
@@ -76,7 +82,21 @@ def scan_paths(paths: Iterable[Path | str], exclude: Path) -> Scan:
         else:
             raise InvalidInput(f"{os.fspath(path)!r}: no such file or folder")
     scan.files = sorted(found, key=os.fsencode)
+    if first == "recent":
+        scan.files.sort(key=_changed, reverse=True)
+    elif first is not None:
+        place = Path(os.path.abspath(first))
+        if not any(file.is_relative_to(place) for file in scan.files):
+            raise InvalidInput(f"{first!r}: none of the videos lies there; it cannot come first")
+        scan.files.sort(key=lambda file: not file.is_relative_to(place))
     return scan
+
+
+def _changed(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _scan_folder(root: Path, exclude: Path, found: set[Path], other_files: Counter[str]) -> None:

@@ -87,6 +87,7 @@ def _serve(job: dict[str, Any], replies: IO[bytes], patience_s: float) -> dict[s
             "width": info.width,
             "height": info.height,
             "codec": info.codec,
+            "fps": info.fps,
             "tags": _tags(path, limits),
             "segments": segments,
         }

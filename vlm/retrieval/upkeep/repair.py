@@ -17,6 +17,7 @@ from vlm.retrieval.catalog.chain import broken_links
 from vlm.retrieval.durability import WriterLock, write_bytes_durably
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.reports import Finding
+from vlm.retrieval.strength import calibration
 from vlm.retrieval.upkeep.compaction import rewrite
 from vlm.retrieval.upkeep.verification import CACHE, CATALOG, MANIFEST, verify_folder
 
@@ -58,6 +59,7 @@ def repair(folder: Path) -> Repair:
             crash_point("after-manifest")
         if any(name.startswith(f"{CACHE}/") for name in damaged):
             cache.drop(folder / CACHE)
+            calibration.drop(folder / CACHE)
     index = VideoIndex.open(folder)
     lost: set[str] = set()
     with index.writing() as catalog:

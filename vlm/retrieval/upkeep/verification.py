@@ -12,6 +12,7 @@ from vlm.retrieval.catalog import Catalog
 from vlm.retrieval.catalog.seal import NAME as SEAL
 from vlm.retrieval.catalog.seal import Seal, read_seal
 from vlm.retrieval.reports import Finding
+from vlm.retrieval.strength import calibration
 from vlm.retrieval.vector_log import VectorLog
 
 MANIFEST, CATALOG, CACHE = "manifest.json", "catalog.sqlite", "ann"
@@ -81,6 +82,8 @@ def _look(folder: Path, is_watched: bool) -> list[Finding]:
         findings += [Finding(name=name, problem=text) for name, text in VectorLog(folder).damaged([file])]
     if (found := cache.damaged(folder / CACHE)) is not None:
         findings.append(Finding(name=f"{CACHE}/{found[0]}", problem=found[1], is_derived=True))
+    if (changed := calibration.damaged(folder / CACHE)) is not None:
+        findings.append(Finding(name=f"{CACHE}/{calibration.NAME}", problem=changed, is_derived=True))
     return findings
 
 

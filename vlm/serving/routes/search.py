@@ -35,10 +35,14 @@ async def search(request: Request) -> Response:
     page = await state.service.search(
         wanted.text,
         wanted.query_id,
+        wanted.parts,
         top_k=wanted.top_k,
         offset=wanted.offset,
         rerank=wanted.rerank,
         where=wanted.where,
+        min_strength=wanted.min_strength,
+        unlike=wanted.unlike,
+        group=wanted.group,
     )
     return JSONResponse(page_values(page, state.service.model.domain))
 

@@ -16,13 +16,14 @@ const EXAMPLES = {
 };
 
 let about = null;
-let query = { mode: "search", text: "", choices: "", videoId: null, file: null, like: null };
+let query = { mode: "search", text: "", choices: "", videoId: null, file: null, like: null, unlike: [] };
 let pending = new AbortController();
 let shown = { next: null, id: null, hits: [], best: 1, worst: 0 };
 
 const player = makePlayer({ onSimilar: findSimilar, onAsk: askAbout });
 const ingest = makeIngest({ onChange: () => loadInfo().catch(() => {}) });
 const handlers = { onOpen: (hit) => player.open(hit), onSimilar: findSimilar };
+const rejecting = { ...handlers, onUnlike: reject };
 
 async function loadInfo() {
   about = await api.info();
@@ -107,7 +108,7 @@ function remember(push) {
 
 function recall() {
   const words = new URLSearchParams(location.search);
-  query = { mode: words.get("mode") === "ask" ? "ask" : "search", text: words.get("q") ?? "", choices: words.get("choices") ?? "", videoId: words.get("video"), file: null, like: null };
+  query = { mode: words.get("mode") === "ask" ? "ask" : "search", text: words.get("q") ?? "", choices: words.get("choices") ?? "", videoId: words.get("video"), file: null, like: null, unlike: [] };
   try {
     const [video_id, start_s, end_s, path] = JSON.parse(words.get("like") ?? "null");
     query.like = { video_id: String(video_id), start_s: Number(start_s), end_s: Number(end_s), path: String(path) };
@@ -120,6 +121,7 @@ function submit() {
   const text = byId("text").value.trim();
   if (text) Object.assign(query, { text, file: null, like: null });
   else query.text = "";
+  query.unlike = [];
   query.choices = byId("choices").value;
   if (matchMedia("(pointer: coarse)").matches) byId("text").blur(); // the keyboard on the screen would hide the results
   run(true);
@@ -133,7 +135,8 @@ async function run(push) {
   byId("summary").textContent = "";
   byId("details").textContent = "";
   byId("grid").replaceChildren();
-  shown = { next: null, id: null, hits: [], best: 1, worst: 0 };
+  const { id } = shown;
+  shown = { next: null, id: query.unlike.length ? id : null, hits: [], best: 1, worst: 0 };
   document.body.dataset.view = isAsked() ? "results" : "home";
   showQuery();
   remember(push);
@@ -158,10 +161,16 @@ async function run(push) {
 
 function fetchPage(offset, signal) {
   const common = { top_k: PAGE, where: filters.expression() };
+  if (query.unlike.length && !query.text) {
+    const others = query.like && `video_id != '${query.like.video_id.replaceAll("'", "''")}'`;
+    const where = [others, common.where && `(${common.where})`].filter(Boolean).join(" and ") || null;
+    return api.search({ ...common, where, offset, unlike: query.unlike, query_id: shown.id }, signal);
+  }
   if (query.like) return api.similar({ ...common, offset, video_id: query.like.video_id, start_s: query.like.start_s }, signal);
   if (query.file) return offset ? api.search({ ...common, offset, query_id: shown.id }, signal) : api.upload(query.file, common, signal);
   const rerank = byId("f-rerank").checked && about?.capabilities.includes("rerank") ? RERANKED : 0;
-  return api.search({ ...common, offset, rerank, text: query.text }, signal);
+  const min_strength = filters.read().strength || null;
+  return api.search({ ...common, offset, rerank, min_strength, unlike: query.unlike, text: query.text }, signal);
 }
 
 async function runAsk(signal) {
@@ -186,7 +195,7 @@ function showPage(page, started, isFirst) {
   const first = grid.children.length;
   // a meter compares only what is comparable: scores of the first hit's kind
   const meter = (hit) => (hit.score_kind === (shown.hits[0] ?? hits[0]).score_kind ? 0.06 + 0.94 * Math.max(0, (hit.score - shown.worst) / (shown.best - shown.worst || 1)) : null);
-  const cards = hits.map((hit) => card(hit, meter(hit), handlers));
+  const cards = hits.map((hit) => card(hit, meter(hit), rejecting));
   shown.hits.push(...hits);
   grid.append(...cards);
   Object.assign(shown, { next: page.next_offset, id: page.query_id });
@@ -201,9 +210,11 @@ function showPage(page, started, isFirst) {
   byId("details").textContent = hits.length ? `Best ${counted(hits.length, "moment")}, one a video · ${seconds} s` : "";
   note(page.unknown_words, page.notes);
   if (!hits.length) {
-    const isFiltered = filters.expression() !== null;
+    const isFiltered = filters.expression() !== null || filters.read().strength !== "";
     const action = isFiltered ? { label: "Clear filters", run: () => { filters.clear(); run(true); } } : null;
-    state("film", "Nothing to show", isFiltered ? "No video passes these filters." : "This index holds no other videos to choose from.", { action });
+    const isGraded = Boolean(query.text && filters.read().strength);
+    const text = isGraded ? "No moment fits these words better than unrelated texts fit." : isFiltered ? "No video passes these filters." : "This index holds no other videos to choose from.";
+    state("film", isGraded ? "Nothing found" : "Nothing to show", text, { action });
   }
   say(hits.length ? `${counted(hits.length, "moment")} found` : "Nothing found");
 }
@@ -217,7 +228,7 @@ function note(unknownWords, notes) {
 
 function showError(error) {
   byId("grid").replaceChildren();
-  if (error.code === "query_gone" && query.file) { run(false); return; }
+  if (error.code === "query_gone" && query.file) { query.unlike = []; run(false); return; }
   const sentence = error.message.charAt(0).toUpperCase() + error.message.slice(1);
   const title = error.status === 0 ? "No connection" : error.status === 503 ? "The server is busy" : error.status >= 500 ? "The server failed" : "This did not work";
   state("warn", title, sentence, { bad: true, action: { label: "Try again", run: () => run(false) } });
@@ -237,9 +248,17 @@ async function showMore() {
 }
 
 function findSimilar(hit) {
-  query = { ...query, mode: "search", text: "", file: null, videoId: null, like: hit };
+  query = { ...query, mode: "search", text: "", file: null, videoId: null, like: hit, unlike: [] };
   run(true);
   scrollTo({ top: 0 });
+  byId("results").focus({ preventScroll: true });
+}
+
+function reject(hit) {
+  const most = 16;
+  query.unlike = [...query.unlike, { video_id: hit.video_id, start_s: hit.start_s }].slice(-most);
+  run(false);
+  say(`${baseName(hit.path)} is left out`);
   byId("results").focus({ preventScroll: true });
 }
 
@@ -252,7 +271,7 @@ function askAbout(hit) {
 function useFile(file) {
   if (!file) return;
   const kind = api.kindOf(file);
-  query = { ...query, mode: "search", text: "", like: null, videoId: null, file };
+  query = { ...query, mode: "search", text: "", like: null, videoId: null, file, unlike: [] };
   const most = about?.limits[kind === "image" ? "max_image_bytes" : "max_video_bytes"] ?? Infinity;
   if (file.size > most) {
     showQuery();
@@ -287,7 +306,7 @@ function listen() {
   byId("filters").addEventListener("input", filters.refresh);
   byId("filters").addEventListener("change", () => { if (isAsked()) run(true); });
   byId("clear-filters").addEventListener("click", () => { filters.clear(); if (isAsked()) run(true); });
-  byId("chip-close").addEventListener("click", () => { Object.assign(query, { file: null, like: null, videoId: null }); run(true); byId("text").focus(); });
+  byId("chip-close").addEventListener("click", () => { Object.assign(query, { file: null, like: null, videoId: null, unlike: [] }); run(true); byId("text").focus(); });
   byId("pick").addEventListener("click", () => byId("file").click());
   byId("file").addEventListener("change", () => { useFile(byId("file").files[0]); byId("file").value = ""; });
   byId("theme").addEventListener("click", () => {

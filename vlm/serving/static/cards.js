@@ -7,7 +7,9 @@ const CELLS = 8;
 const LOOK_MS = 140;
 const STEP_MS = 450;
 
-export function card(hit, meter, { onOpen, onSimilar }) {
+const STRENGTHS = { strong: "strong", weak: "weak", unrelated: "no better than unrelated text" };
+
+export function card(hit, meter, { onOpen, onSimilar, onUnlike }) {
   const name = baseName(hit.path);
   const shot = make("span", { class: "shot" });
   const open = make(
@@ -29,6 +31,8 @@ export function card(hit, meter, { onOpen, onSimilar }) {
       make("span", { title: `Score by the ${kind} (${hit.score_kind})` }, hit.score.toFixed(3)),
     );
   }
+  if (hit.strength) meta.append(make("span", { class: `strength ${hit.strength}`, title: "Compared with what unrelated texts find here" }, STRENGTHS[hit.strength]));
+  if (hit.duplicates.length) meta.append(make("span", { title: hit.duplicates.map((copy) => `${copy.path}, ${span(copy)}`).join("\n") }, `also in ${hit.duplicates.length} more`));
   if (hit.warning) meta.append(make("span", { class: "doubt", title: hit.warning }, "not to be trusted"));
   open.append(meta);
   const item = make("li", { class: "card", "data-video": hit.video_id }, open);
@@ -39,6 +43,14 @@ export function card(hit, meter, { onOpen, onSimilar }) {
       icon("similar"),
     );
     item.append(like);
+  }
+  if (onUnlike) {
+    const unlike = make(
+      "button",
+      { type: "button", class: "tool round unlike", title: "Not this one", "aria-label": `Not this one: ${name}, ${span(hit)}`, onclick: () => onUnlike(hit) },
+      icon("close"),
+    );
+    item.append(unlike);
   }
   return item;
 }

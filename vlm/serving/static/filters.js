@@ -2,7 +2,7 @@
 
 import { byId } from "./dom.js";
 
-const FIELDS = { name: "f-name", min: "f-min", max: "f-max", height: "f-height" };
+const FIELDS = { name: "f-name", min: "f-min", max: "f-max", height: "f-height", strength: "f-strength" };
 
 const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 const number = (text) => (text !== "" && Number.isFinite(Number(text)) ? String(Number(text)) : null);

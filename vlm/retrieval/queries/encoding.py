@@ -1,0 +1,99 @@
+"""Texts, pictures and video files through the model, to be compared with what is indexed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlm.data.decoding.image import read_image
+from vlm.errors import DataError, InvalidInput
+from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, decode_files
+from vlm.retrieval.queries.mixing import EncodedQuery
+from vlm.text import TruncationWarning
+from vlm.types import TextFeatures, VideoTextEncoder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_QUERY_CHARACTERS = 20_000
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+class QueryEncoder:
+    """Encodes queries that come from outside the index.
+
+    Args:
+        model: The index's model.
+    """
+
+    def __init__(self, model: VideoTextEncoder) -> None:
+        self.model = model
+
+    def encode(self, query: str | os.PathLike[str] | Image | np.ndarray) -> EncodedQuery:
+        """Return a text, image or file as a vector.
+
+        Raises:
+            InvalidInput: The query is empty, or an array that is no picture.
+            DataError: The image or video file cannot be read.
+        """
+        import torch
+
+        if isinstance(query, str):
+            text = self._encode_text(query)
+            return EncodedQuery(vector=text.embedding[0].float().cpu().numpy(), text=text)
+        if isinstance(query, os.PathLike):
+            path = Path(query)
+            is_image = path.suffix.lower() in IMAGE_SUFFIXES
+            clip = self._image_clip(read_image(path)) if is_image else self._video_clip(path)
+        else:
+            clip = self._image_clip(
+                np.asarray(query if isinstance(query, np.ndarray) else query.convert("RGB"))
+            )
+        with torch.inference_mode():
+            features = self.model.encode_video(torch.from_numpy(clip[None]).to(device=self.model.device))
+        vector: np.ndarray = features.embedding[0].float().cpu().numpy()
+        return EncodedQuery(vector=vector)
+
+    def unknown_words(self, query: str) -> list[str]:
+        """Return the words of a text that the model cannot understand."""
+        return self.model.unknown_words(query[:MAX_QUERY_CHARACTERS])
+
+    def _encode_text(self, query: str) -> TextFeatures:
+        import torch
+
+        if not query.strip():
+            raise InvalidInput("the query is empty; say what should happen in the video")
+        if len(query) > MAX_QUERY_CHARACTERS:
+            warnings.warn(
+                f"the query has {len(query)} characters; only the first {MAX_QUERY_CHARACTERS} are read",
+                TruncationWarning,
+                stacklevel=4,
+            )
+        with torch.inference_mode():
+            return self.model.encode_text([query[:MAX_QUERY_CHARACTERS]])
+
+    def _image_clip(self, pixels: np.ndarray) -> np.ndarray:
+        from vlm.data.preprocessing import preprocess
+
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+            raise InvalidInput(
+                f"an image must be uint8 (height, width, 3), got {pixels.dtype} {pixels.shape}"
+            )
+        clip: np.ndarray = preprocess(pixels[None], self.model.preprocessing).numpy()
+        return clip
+
+    def _video_clip(self, path: Path) -> np.ndarray:
+        # one clip over the whole file, however long: its gist, not one of its moments
+        settings = DecodeSettings(preprocessing=self.model.preprocessing, segment_s=1e9, stride_s=1e9)
+        with closing(decode_files([path], settings)) as events:
+            for event in events:
+                if isinstance(event, DecodedSegment):
+                    return event.video
+                if isinstance(event, Failed):
+                    raise DataError(event.detail, event.reason)
+        raise DataError(f"{path}: no frames could be decoded", "no_frames")

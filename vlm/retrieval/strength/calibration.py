@@ -1,0 +1,104 @@
+"""The best scores of unrelated texts in one index, kept beside it: a cache that can be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vlm.errors import IntegrityError, NoSpaceError
+from vlm.retrieval.durability import read_sealed, write_sealed
+from vlm.types import Strength
+
+NAME = "strength.json"
+# a hit is strong where one unrelated text in ten finds as good a one, weak above their middle
+_STRONG, _WEAK = 0.9, 0.5
+# an index that grew or shrank by less is graded as before
+_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """What unrelated texts find in an index.
+
+    Attributes:
+        bank: Hash of the texts and the model.
+        num_rows: Segments of the index when it was calibrated.
+        scores: The best embedding score of each text.
+        matched_scores: For each text that the matching head was asked about, the embedding score of the
+            segment that it prefers.
+        logits: What the head says of that segment.
+    """
+
+    bank: str
+    num_rows: int
+    scores: tuple[float, ...]
+    matched_scores: tuple[float, ...] = ()
+    logits: tuple[float, ...] = ()
+
+    def fits(self, bank: str, num_rows: int) -> bool:
+        """Whether it serves an index of so many segments."""
+        return self.bank == bank and abs(num_rows - self.num_rows) <= _TOLERANCE * self.num_rows
+
+    def grade(self, scores: np.ndarray) -> list[Strength]:
+        """Grade hits by their embedding scores (hits,)."""
+        return _grade(scores, np.array(self.scores))
+
+    def grade_matched(self, scores: np.ndarray, logits: np.ndarray) -> list[Strength]:
+        """Grade hits by their embedding scores and the matching head's logits, both (hits,).
+
+        The two together tell present from absent better than either: each is counted in units of the bank's
+        own spread, and summed.
+        """
+        own_scores, own_logits = np.array(self.matched_scores), np.array(self.logits)
+        bank = _in_units(own_scores, own_scores) + _in_units(own_logits, own_logits)
+        return _grade(_in_units(scores, own_scores) + _in_units(logits, own_logits), bank)
+
+
+def load(folder: Path) -> Calibration | None:
+    """Return the calibration in a cache folder if it is what was written."""
+    try:
+        values = read_sealed(folder / NAME)
+        for name in ("scores", "matched_scores", "logits"):
+            values[name] = tuple(values[name])
+        return Calibration(**values)
+    except (OSError, IntegrityError, TypeError, KeyError):
+        return None
+
+
+def save(folder: Path, calibration: Calibration) -> None:
+    """Keep a calibration if there is a place to: a reader may have no right or no room to write."""
+    with suppress(OSError, NoSpaceError, IntegrityError):
+        folder.mkdir(exist_ok=True)
+        write_sealed(folder / NAME, asdict(calibration))
+
+
+def damaged(folder: Path) -> str | None:
+    """Return what is wrong with the file, if it is there and not what was written."""
+    try:
+        read_sealed(folder / NAME)
+    except FileNotFoundError:
+        return None
+    except (OSError, IntegrityError, ValueError) as error:
+        return f"its content changed ({error})"
+    return None
+
+
+def drop(folder: Path) -> None:
+    """Remove the file; the next search makes it again."""
+    (folder / NAME).unlink(missing_ok=True)
+
+
+def _grade(values: np.ndarray, bank: np.ndarray) -> list[Strength]:
+    strong, weak = np.quantile(bank, (_STRONG, _WEAK))
+    grades: Sequence[Strength] = ("unrelated", "weak", "strong")
+    return [grades[int(value > weak) + int(value > max(strong, weak))] for value in values]
+
+
+def _in_units(values: np.ndarray, bank: np.ndarray) -> np.ndarray:
+    middle, high = np.quantile(bank, (_WEAK, _STRONG))
+    units: np.ndarray = (values - middle) / max(float(high - middle), 1e-6)
+    return units

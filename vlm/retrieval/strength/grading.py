@@ -1,0 +1,99 @@
+"""Grades for the hits of a text, by a calibration that is made when the first is asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from vlm.retrieval.backends import Backend
+from vlm.retrieval.strength import calibration as cache
+from vlm.retrieval.strength.bank import TextBank
+from vlm.retrieval.strength.calibration import Calibration
+from vlm.types import Strength, TextFeatures
+
+# what the head prefers among 8 scores nearly what it prefers among 48: measured on the digit world
+_MATCHED = 8
+
+
+class Grader:
+    """Grades segments of one generation.
+
+    Args:
+        bank: The unrelated texts.
+        backend: Searches the generation.
+        alive: (rows,) bool, the segments that a search may return.
+        folder: Where the calibration is kept.
+        match: Scores rows against a text with the matching head, by row; None if there is no head, or if
+            the segments would have to be decoded again.
+    """
+
+    def __init__(
+        self,
+        bank: TextBank,
+        backend: Backend,
+        alive: np.ndarray,
+        folder: Path,
+        match: Callable[[TextFeatures, Sequence[int]], dict[int, float]] | None,
+    ) -> None:
+        self._bank, self._backend, self._alive = bank, backend, alive
+        self._folder, self._match = folder, match
+        self._calibration: Calibration | None = None
+        self._lock = threading.Lock()
+
+    def grade(self, scores: Sequence[float], logits: Sequence[float | None]) -> list[Strength]:
+        """Grade hits of a text.
+
+        Args:
+            scores: Their embedding scores.
+            logits: What the matching head says; None where it was not asked. If it was asked about others, a
+                hit that it was not asked about is at best weak.
+        """
+        if not len(scores):
+            return []
+        has_logits = any(logit is not None for logit in logits)
+        calibration = self._calibrated(with_head=has_logits)
+        wide = np.array(scores, np.float64)
+        grades = calibration.grade(wide)
+        if not has_logits or not calibration.logits:
+            return grades
+        said = np.array([np.nan if logit is None else logit for logit in logits], np.float64)
+        matched = calibration.grade_matched(wide, said)
+        capped: list[Strength] = ["weak" if grade == "strong" else grade for grade in grades]
+        return [
+            together if logit is not None else alone
+            for together, alone, logit in zip(matched, capped, logits, strict=True)
+        ]
+
+    def _calibrated(self, with_head: bool) -> Calibration:
+        with_head = with_head and self._match is not None
+        with self._lock:
+            found, num_rows = self._calibration, int(np.count_nonzero(self._alive))
+            if found is None:
+                kept = cache.load(self._folder)
+                found = kept if kept is not None and kept.fits(self._bank.key, num_rows) else None
+            if found is None or (with_head and not found.logits):
+                found = self._measure(found, num_rows, with_head)
+                cache.save(self._folder, found)
+            self._calibration = found
+            return found
+
+    def _measure(self, known: Calibration | None, num_rows: int, with_head: bool) -> Calibration:
+        count = min(_MATCHED if with_head else 1, num_rows)
+        allowed = None if self._alive.all() else self._alive
+        scores, rows = self._backend.search(self._bank.embeddings(), count, allowed)
+        if known is None:
+            best = tuple(float(score) for score in scores[:, 0])
+            known = Calibration(bank=self._bank.key, num_rows=num_rows, scores=best)
+        if not with_head or self._match is None:
+            return known
+        pairs = []
+        for number, found in enumerate(rows.tolist()):
+            logits = self._match(self._bank.features(number), found)
+            best_row = max(found, key=logits.__getitem__)
+            pairs.append((float(scores[number, found.index(best_row)]), logits[best_row]))
+        matched, said = zip(*pairs, strict=True)
+        return replace(known, matched_scores=matched, logits=said)
