@@ -202,14 +202,15 @@ class LogVectors:
 
     def gather(self, rows: NumpyArray) -> NumpyArray:
         """Return float16 (len(rows), dim), in the order of `rows`."""
+        result = np.empty((len(rows), self.dim), np.float16)
         owners = np.searchsorted(self._firsts, rows, side="right") - 1
         inner = rows - self._firsts[owners]
         used = np.unique(owners)
         # rows from all over the log, as a structure's candidates are: masks would cost more than the reading
         if len(rows) < _ROWS_PER_MASK * len(used):
-            places = zip(owners.tolist(), inner.tolist(), strict=True)
-            return np.array([self._arrays[position][row] for position, row in places])
-        result = np.empty((len(rows), self.dim), np.float16)
+            for place, (position, row) in enumerate(zip(owners.tolist(), inner.tolist(), strict=True)):
+                result[place] = self._arrays[position][row]
+            return result
         for position in used.tolist():
             mine = owners == position
             result[mine] = self._arrays[position][inner[mine]]
