@@ -50,9 +50,10 @@ def test_runs_and_goes_on(tmp_path, capsys):
     assert main([*command, "--sizes", "300", "--rivals", "flat", "hnsw"]) == 0
     first = json.loads(out.read_text())
     figures = first["sizes"]["300"]
-    assert set(figures) == {"data", "ours", "flat", "hnsw"}
+    assert set(figures) == {"data", "ours", "filtered", "flat", "hnsw"}
     assert figures["ours"]["recall_at_10"] == figures["flat"]["recall_at_10"] == 1.0
     assert figures["ours"]["end_to_end"]["video_recall_at_10"] == 1.0
+    assert {entry["recall_at_10"] for entry in figures["filtered"].values()} == {1.0}
     assert figures["ours"]["bytes_per_vector"] == pytest.approx(64, abs=1)
     assert set(figures["ours"]["one_query"]) == {"ours", "faiss"}
     assert figures["data"]["machine"]["load_average"] >= 0
@@ -60,7 +61,12 @@ def test_runs_and_goes_on(tmp_path, capsys):
     assert main([*command, "--sizes", "300", "400", "--rivals", "flat", "--resume"]) == 0
     assert capsys.readouterr().out.split()[0] == "400"
     second = json.loads(out.read_text())
-    assert second["sizes"]["300"] == figures and set(second["sizes"]["400"]) == {"data", "ours", "flat"}
+    assert second["sizes"]["300"] == figures and set(second["sizes"]["400"]) == {
+        "data",
+        "ours",
+        "filtered",
+        "flat",
+    }
 
 
 def test_plain_faiss_is_scored_again_by_the_stored_vectors(program, vectors):
@@ -119,6 +125,7 @@ def test_committed_figures_keep_the_limits(program):
         assert ours["recall_at_10"] >= limits["recall"]
         over, plain = ours["overhead_wall"], ours["one_query"]["faiss"]["p50_ms"]
         assert over["ms"] <= max(limits["overhead_ms"], limits["overhead"] * plain), size
+    assert min(part["recall_at_10"] for part in sizes["1000000"]["filtered"].values()) >= limits["recall"]
     million = sizes["1000000"]["ours"]
     assert million["end_to_end"]["p50_ms"] <= limits["end_to_end_ms"]
     assert million["kind"] == "lists" and million["bytes_per_vector"] <= limits["bytes_per_vector"]

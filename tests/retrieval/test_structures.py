@@ -9,9 +9,14 @@ import pytest
 
 pytest.importorskip("faiss")
 
+from vlm.evaluation.tradeoff.stored import SyntheticModel, store
+from vlm.evaluation.tradeoff.synthetic import SyntheticVectors
 from vlm.retrieval.backends import ExactBackend, cache, plan, structured
 from vlm.retrieval.backends.calibration import TARGET_RECALL, recall_of
 from vlm.retrieval.backends.structured import FaissBackend
+from vlm.retrieval.searcher import EncodedQuery, Searcher
+
+VECTORS = SyntheticVectors(32)
 
 
 class Rows:
@@ -125,6 +130,20 @@ class TestApproximate:
         ):
             assert mine.tolist() == exact.tolist()
 
+    def test_what_was_measured_without_texts_is_measured_again_with_them(self, narrow, tmp_path) -> None:
+        rows, folder = Rows(), tmp_path / "ann"
+        FaissBackend(rows, folder, kind="lists")
+        assert set(cache.stated(folder)["recall_at_10"]) == {"stored"}
+        before = cache.stated(folder)["breadth"]
+        FaissBackend(rows, folder, texts=lambda: texts(rows), kind="lists")
+        assert set(cache.stated(folder)["recall_at_10"]) == {"stored", "texts"}
+        assert cache.stated(folder)["breadth"] > before
+
+        def never() -> np.ndarray:
+            raise AssertionError("measured already")
+
+        FaissBackend(rows, folder, texts=never, kind="lists")
+
     def test_a_flipped_bit_is_rebuilt_and_named(self, narrow, tmp_path) -> None:
         rows, folder = Rows(), tmp_path / "ann"
         expected = FaissBackend(rows, folder, kind="lists").search(texts(rows), 10)
@@ -186,3 +205,54 @@ def test_recall_counts_ties_and_leaves_the_query_out() -> None:
     half = np.where(np.arange(11) < 6, truth[0], -np.inf), np.where(np.arange(11) < 6, truth[1], -1)
     assert recall_of(half, truth, np.array([0])) == [0.5]
     assert recall_of(half, truth, np.array([-1])) == [0.6]
+
+
+class TestIndexOfManySegments:
+    """A real index folder, large enough for a structure that is not exact."""
+
+    @pytest.fixture
+    def index(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(plan, "FLAT_ROWS", 500)
+        monkeypatch.setattr(structured, "SCAN_ROWS", 20)
+        return store(tmp_path / "index", VECTORS, 1500)
+
+    def test_a_command_that_adds_trains_and_info_states(self, index, call_vlm) -> None:
+        from vlm.cli.index import _conclude
+        from vlm.retrieval.reports import Report
+
+        assert index.info()["structure"] is None
+        code, output, _ = call_vlm("index", "info", str(index.folder))
+        assert code == 0 and "search structure: none yet" in output
+        assert _conclude(index, SyntheticModel(VECTORS, 1500), Report(num_unchanged=75), True) == 0
+        assert index.info()["structure"]["kind"] == "lists" and index.verify() == []
+        _, output, _ = call_vlm("index", "info", str(index.folder))
+        stated = index.info()["structure"]["recall_at_10"]
+        assert f"recall@10 {stated['stored']:.3f} of 100 stored, {stated['texts']:.3f} of 125 texts" in output
+
+    def test_searches_hit_what_exact_ones_do(self, index) -> None:
+        model = SyntheticModel(VECTORS, 1500)
+        searchers = [Searcher(index, model, backend=name) for name in ("faiss", "exact")]
+        same = 0
+        for vector in VECTORS.texts(40, 1500, seed=99):
+            query = EncodedQuery(vector=vector)
+            mine, exact = ([hit.video_id for hit in s.search(query, top_k=5)] for s in searchers)
+            same += len(set(mine) & set(exact))
+            # a mean needs every segment, so nothing may be missed
+            means = [s.search(query, top_k=75, aggregate="mean") for s in searchers]
+            assert means[0] == means[1] and len(means[0]) == 75
+            where = "path like '%0000013.mp4'"
+            assert searchers[0].search(query, where=where) == searchers[1].search(query, where=where)
+        assert same >= 0.95 * 40 * 5
+
+    def test_small_parts_are_read_in_large_blocks(self, index) -> None:
+        vectors, expected = index.vectors(), np.concatenate(list(VECTORS.blocks(1500))).astype(np.float16)
+        for max_rows, sizes in ((100, [100] * 15), (500, [500] * 3), (700, [500] * 3), (1100, [1000, 500])):
+            blocks = list(vectors.blocks(max_rows))
+            assert [len(block) for _, block in blocks] == sizes
+            assert [first for first, _ in blocks] == np.cumsum([0, *sizes[:-1]]).tolist()
+            assert np.array_equal(np.concatenate([block for _, block in blocks]), expected)
+        assert [(first, len(block)) for first, block in vectors.blocks(1100, 500)] == [(500, 1000)]
+        rng = np.random.default_rng(0)
+        for count in (0, 3, 900):
+            rows = rng.integers(0, 1500, count)
+            assert np.array_equal(vectors.gather(rows), expected[rows])

@@ -94,7 +94,7 @@ class ExactBackend:
             slack = tolerance(queries, self._largest_norm(first, values, allowed is None))
             scores = queries @ values.T
             for query, line in enumerate(scores):
-                candidates[query].append(rows[near_best(line, top_k, slack[query])])
+                candidates[query].append(rows[_near_best(line, top_k, slack[query])])
         return settle(self._vectors, queries, candidates, top_k)
 
     def _largest_norm(self, first: int, values: np.ndarray, is_whole: bool) -> float:
@@ -108,7 +108,7 @@ class ExactBackend:
 
 
 def search_rows(
-    vectors: VectorSource, queries: np.ndarray, rows: np.ndarray, top_k: int
+    vectors: VectorSource, queries: np.ndarray, rows: np.ndarray, top_k: int, largest_norm: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the best of some rows for each query; see `Backend.search`.
 
@@ -117,14 +117,17 @@ def search_rows(
         queries: As `check_queries` returns them.
         rows: (rows,) ascending; only these are read.
         top_k: How many to return at most.
+        largest_norm: Bound on the norm of these vectors.
     """
     candidates: list[list[np.ndarray]] = [[] for _ in queries]
+    slack = tolerance(queries, largest_norm)
     for first in range(0, len(rows), _BLOCK_ROWS):
         part = rows[first : first + _BLOCK_ROWS]
         values = vectors.gather(part).astype(np.float32)
-        slack = tolerance(queries, float(np.linalg.norm(values, axis=1).max()))
-        for query, line in enumerate(queries @ values.T):
-            candidates[query].append(part[near_best(line, top_k, slack[query])])
+        # no matrix product for one query: its threads would be waited for, on a busy machine for long
+        scores = np.einsum("rd,d->r", values, queries[0])[None] if len(queries) == 1 else queries @ values.T
+        for query, line in enumerate(scores):
+            candidates[query].append(part[_near_best(line, top_k, slack[query])])
     return settle(vectors, queries, candidates, top_k)
 
 
@@ -175,7 +178,7 @@ def exact_scores(vectors: VectorSource, query: np.ndarray, rows: np.ndarray) -> 
     return scores
 
 
-def near_best(scores: np.ndarray, top_k: int, slack: float) -> np.ndarray:
+def _near_best(scores: np.ndarray, top_k: int, slack: float) -> np.ndarray:
     """Return the positions of the best `top_k` scores, and of those that rounding may have kept from it."""
     if len(scores) <= top_k:
         return np.arange(len(scores))
