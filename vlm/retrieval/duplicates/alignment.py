@@ -84,8 +84,8 @@ def find_overlap(video: Frames, other: Frames, start_s: float, end_s: float) -> 
 
 def distances(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return in how many bits hashes differ; 64 where one of them is none."""
-    bits = np.bitwise_count(hashes ^ others).astype(np.int64)
-    return np.where((hashes == NO_HASH) | (others == NO_HASH), 64, bits)
+    bits = np.bitwise_count(hashes ^ others)
+    return np.where((hashes == NO_HASH) | (others == NO_HASH), np.uint8(64), bits)
 
 
 def _likely_offsets(video: Frames, other: Frames, anchor: np.ndarray, step_s: float) -> list[float]:
