@@ -134,7 +134,8 @@ class Hit:
         end_s: Where it ends, in seconds.
         score: The score that ranked it.
         score_kind: ``itc`` (embedding), ``itc_mean`` (embedding, mean over the video's segments), ``itm@k``
-            (matching head over the first k), ``dsl`` or ``bank``.
+            (matching head over the first k), ``rrf`` (rank by embedding and by words), ``words``, ``look``
+            (likeness of a frame), ``dsl`` or ``bank``.
         warning: Set when the hit must not be trusted, for example from the demo model on real videos.
         strength: ``strong``, ``weak``, or ``unrelated``: no better than what unrelated texts find in the same
             index. None for queries that are not one text.

@@ -52,13 +52,16 @@ def cli_hits(capsys, *arguments: str) -> list[Hit]:
         {"rerank": 5},
         {"where": "duration_s > 5 and height < 90"},
         {"top_k": 2, "rerank": 4},
+        {"words": True},
+        {"words": True, "rerank": 3, "where": "duration_s > 2"},
         {"min_strength": "weak"},
         {"min_strength": "strong", "rerank": 6},
     ],
 )
 def test_python_http_and_command_line_agree(searcher, client, index, capsys, options) -> None:
     expected = searcher.search("a red thing", **options)
-    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not True]
+    flags += [f"--{name}" for name, value in options.items() if value is True]
     assert client.search("a red thing", **options) == expected
     assert cli_hits(capsys, str(index), "a red thing", *flags) == expected
     assert len(expected) > 1 or "min_strength" in options
@@ -83,6 +86,25 @@ def test_sums_and_rejections_are_the_same_everywhere(
     assert client.search(moment, offset=1, top_k=2) == searcher.search(moment, top_k=3)[1:]
     with pytest.raises(InvalidInput, match="takes texts, files and moments"):
         client.search(Mix((Part(np.zeros(3)),)))
+
+
+def test_an_index_without_a_model_is_served(films, serving, tmp_path, picture) -> None:
+    from vlm.retrieval.words.no_model import NoModel
+
+    index = VideoIndex.create(tmp_path / "i", NoModel())
+    index.add([films], model=NoModel())
+    local = Searcher(index, NoModel())
+    with serving(tmp_path / "i", tmp_path / "cache", model=NoModel()) as site:
+        client = Client(site.address)
+        hits = client.search("green")
+        assert hits == local.search("green")
+        assert hits[0].path.endswith("red then green.mp4") and hits[0].score_kind == "words"
+        assert client.search("zebra") == []
+        assert client.search(picture) == local.search(picture)
+        others = local.search(
+            Moment(hits[0].video_id, hits[0].start_s), where=f"video_id != '{hits[0].video_id}'"
+        )
+        assert client.similar(hits[0]) == others and others
 
 
 def test_uploads_find_what_files_find(searcher, client, films, index, picture, capsys) -> None:
@@ -183,6 +205,8 @@ HOSTILE_BODIES = [
     {"query_id": 4},
     {"text": "red", "where": 5},
     {"text": "red", "min_strength": "good"},
+    {"text": "red", "words": 1},
+    {"text": "red", "group": "no"},
     {"text": "red", "min_strength": ["weak"]},
     {"text": "red", "unlike": [{"video_id": "x"}]},
     {"text": "red", "unlike": [{"video_id": "x", "start_s": 0, "end_s": 1}]},

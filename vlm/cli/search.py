@@ -48,6 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="list copies of a hit's footage like any other video, not with the hit",
     )
     parser.add_argument(
+        "--words", action="store_true", help="also look in names, tags, captions and subtitles of the videos"
+    )
+    parser.add_argument(
         "--rerank",
         type=int,
         default=0,
@@ -104,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
             unlike=unlike,
             offset=arguments.offset,
             group=not arguments.no_group,
+            words=arguments.words,
         )
     for warning in caught:
         print(f"vlm: warning: {warning.message}", file=sys.stderr)

@@ -388,9 +388,9 @@ class VideoIndex:
 
     def _usable(self, model: VideoTextEncoder | None) -> VideoTextEncoder:
         if model is None:
-            from vlm.models import load_model
+            from vlm.retrieval.words.no_model import load_encoder
 
-            model = load_model(self.manifest.model.source)
+            model = load_encoder(self.manifest.model.source)
         self.check_model(model)
         return model
 

@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,20 +18,22 @@ from vlm.retrieval.catalog import VideoRow
 from vlm.retrieval.duplicates.grouping import Group, group_alike
 from vlm.retrieval.filters import parse_filter
 from vlm.retrieval.index import VideoIndex
+from vlm.retrieval.queries.checking import Aggregate, MinStrength, check_wishes
 from vlm.retrieval.queries.encoding import QueryEncoder
 from vlm.retrieval.queries.mixing import EncodedQuery, add_up
 from vlm.retrieval.queries.values import Mix, Moment
 from vlm.retrieval.rerank import match_rows
 from vlm.retrieval.strength import Grader, TextBank
+from vlm.retrieval.words.ranking import fuse_moments, rank_without_model
+from vlm.retrieval.words.search import NO_MODEL, WordSearch
 from vlm.types import Duplicate, Hit, Strength, VideoTextEncoder
 
 if TYPE_CHECKING:
     from vlm.retrieval.queries.values import Query
 
-Aggregate = Literal["max", "mean"]
-MinStrength = Literal["strong", "weak"]
 _SEGMENTS_PER_HIT = 4
 _COMPARED = 64
+_FUSED = 256
 _KEPT: dict[MinStrength, tuple[Strength, ...]] = {"strong": ("strong",), "weak": ("strong", "weak")}
 # how far "not this one" moves a query away, in the query's own length
 _AWAY = 0.25
@@ -97,6 +99,7 @@ class Searcher:
         unlike: Sequence[Moment] = (),
         offset: int = 0,
         group: bool = True,
+        words: bool = False,
     ) -> list[Hit]:
         """Return the best moments, at most one of each video.
 
@@ -115,6 +118,8 @@ class Searcher:
             offset: How many of the best to skip.
             group: Name videos that show the same footage as a better hit in its `duplicates`, instead of
                 making them hits themselves.
+            words: Also look for the text in names, folders, tags, and in the captions and subtitles that lie
+                beside the videos; the two rankings are fused, as ``rrf``.
 
         Raises:
             InvalidInput: The query is empty, the filter cannot be read, or a number is out of range.
@@ -131,6 +136,7 @@ class Searcher:
             min_strength=min_strength,
             unlike=unlike,
             group=group,
+            words=words,
         )
         return hits
 
@@ -146,10 +152,20 @@ class Searcher:
         min_strength: MinStrength | None = None,
         unlike: Sequence[Moment] = (),
         group: bool = True,
+        words: bool = False,
     ) -> tuple[list[Hit], bool]:
         """Return what `search` does, and whether more would follow."""
-        self._check(encoded, top_k, offset, rerank, aggregate, min_strength)
-        allowed = self._allowed(where, {moment.video_id for moment in unlike})
+        check_wishes(
+            self.model,
+            encoded,
+            top_k=top_k,
+            offset=offset,
+            rerank=rerank,
+            aggregate=aggregate,
+            min_strength=min_strength,
+            words=words,
+        )
+        allowed = fits = self._allowed(where, {moment.video_id for moment in unlike})
         vector = self._moved_away(encoded.vector, unlike)
         found = self._reranked(encoded, vector, rerank, allowed)
         if found:
@@ -162,9 +178,15 @@ class Searcher:
         # so many are compared with one another, however few are shown: pages must not depend on their length
         reach = _COMPARED * math.ceil(end / (_COMPARED // 2)) if group else end + 1
         while True:
-            ranked = first
-            if aggregate == "max" and len(first) < reach:
+            if self.model.kind == NO_MODEL:
+                ranked = self._without_model(encoded, allowed)[:reach]
+            elif words:
+                seen = first + self._distinct(vector, max(_FUSED - len(first), 1), allowed)
+                ranked = self._with_words(encoded, seen, fits)[:reach]
+            elif aggregate == "max" and len(first) < reach:
                 ranked = first + self._distinct(vector, reach - len(first), allowed)
+            else:
+                ranked = first
             kept = self._graded(encoded, ranked, min_strength)
             groups = self._grouped(kept, group)
             # whoever follows one that was too weak is weaker
@@ -207,7 +229,12 @@ class Searcher:
             raise InvalidInput(f"the index holds no video {video_id!r}")
         rows = np.flatnonzero(snapshot.row_video == video)
         nearest = int(np.argmin(np.abs(snapshot.row_bounds[rows, 0] - start_s)))
-        return EncodedQuery(vector=self._vectors.gather(rows[nearest : nearest + 1])[0].astype(np.float32))
+        row = int(rows[nearest])
+        looks = snapshot.row_hashes[row]
+        return EncodedQuery(
+            vector=self._vectors.gather(rows[nearest : nearest + 1])[0].astype(np.float32),
+            look=int(looks[len(looks) // 2]),
+        )
 
     def unknown_words(self, query: str) -> list[str]:
         """Return the words of a text that the model cannot understand."""
@@ -227,6 +254,7 @@ class Searcher:
             texts=lambda: embed_everyday_texts(self.model),
         )
         self._backend = backend if self._around is None else self._around(backend)
+        self._words = WordSearch(self.index.snapshot)
         index, model = self.index, self.model
         has_head = "rerank" in model.capabilities and index.manifest.features.store_tokens != "none"
         self._grader = Grader(
@@ -236,33 +264,6 @@ class Searcher:
             index.folder / "ann",
             (lambda text, rows: match_rows(index, model, text, rows)) if has_head else None,
         )
-
-    def _check(
-        self,
-        encoded: EncodedQuery,
-        top_k: int,
-        offset: int,
-        rerank: int,
-        aggregate: Aggregate,
-        min_strength: MinStrength | None,
-    ) -> None:
-        """Raise what `search` raises for wishes that do not go with the query, the model or one another."""
-        if top_k < 1 or offset < 0 or rerank < 0:
-            raise InvalidInput(
-                f"expected top_k >= 1, offset >= 0 and rerank >= 0, got {top_k}, {offset} and {rerank}"
-            )
-        if rerank and encoded.text is None:
-            raise CapabilityError("only texts can be reranked: the matching head compares a video and a text")
-        if rerank and "rerank" not in self.model.capabilities:
-            raise CapabilityError(
-                f"model {self.model.name!r} ({self.model.kind}) cannot rerank; leave it out"
-            )
-        if aggregate not in ("max", "mean") or (rerank and aggregate == "mean"):
-            raise InvalidInput(f"expected aggregate max, or mean without rerank, got {aggregate!r}")
-        if min_strength is not None and min_strength not in _KEPT:
-            raise InvalidInput(f"expected min_strength strong or weak, got {min_strength!r}")
-        if min_strength is not None and encoded.text is None:
-            raise CapabilityError("only hits of a text are graded: they are compared with unrelated texts")
 
     def _allowed(self, where: str | None, without: set[str]) -> np.ndarray:
         """Return which rows pass the filter and are not of the videos named."""
@@ -348,6 +349,16 @@ class Searcher:
             for segment in best
         ]
         return sorted(found, key=lambda segment: (-segment.score, segment.row))
+
+    def _without_model(self, encoded: EncodedQuery, allowed: np.ndarray) -> list[_Found]:
+        kind, ranked = rank_without_model(self.index.snapshot, self._words, encoded, allowed)
+        return [_Found(row=row, score=score, score_kind=kind) for row, score in ranked]
+
+    def _with_words(self, encoded: EncodedQuery, seen: Sequence[_Found], allowed: np.ndarray) -> list[_Found]:
+        assert encoded.words is not None
+        mentions = self._words.find(encoded.words, allowed)[:_FUSED]
+        ranked = fuse_moments(self.index.snapshot, [segment.row for segment in seen], mentions)
+        return [_Found(row=row, score=score, score_kind="rrf") for row, score in ranked]
 
     def _best_of_each_video(self, segments: Iterable[_Found]) -> list[_Found]:
         best: dict[int, _Found] = {}

@@ -66,6 +66,7 @@ class Client:
         min_strength: Literal["strong", "weak"] | None = None,
         unlike: Sequence[Moment] = (),
         group: bool = True,
+        words: bool = False,
     ) -> list[Hit]:
         """Return the best moments, at most one of each video.
 
@@ -79,14 +80,15 @@ class Client:
             min_strength: Leave out what is weaker (texts only).
             unlike: "Not these": their videos are left out, and what is like them comes later.
             group: Name copies of a hit's footage with the hit instead of beside it.
+            words: Also look for the text in names, tags, captions and subtitles.
         """
         values: dict[str, Any] = {"top_k": top_k, "offset": offset, "rerank": rerank, "where": where}
-        values["min_strength"], values["group"] = min_strength, group
+        values["min_strength"], values["group"], values["words"] = min_strength, group, words
         values["unlike"] = [{"video_id": one.video_id, "start_s": one.start_s} for one in unlike]
         if isinstance(query, str):
             return _hits(self._post("/api/search", {**values, "text": query}))
-        if rerank or min_strength is not None:
-            raise CapabilityError("only searches by one text can be reranked, or their hits be graded")
+        if rerank or min_strength is not None or words:
+            raise CapabilityError("only searches by one text can be reranked, graded, or look at words")
         if isinstance(query, os.PathLike):
             return _hits(self._post("/api/search", {**values, "query_id": self._uploaded(Path(query))}))
         parts = query.parts if isinstance(query, Mix) else (Part(query),)

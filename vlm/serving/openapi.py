@@ -107,6 +107,7 @@ def _requests(limits: Limits) -> Schema:
         "parts": {"type": "array", "items": part, "minItems": 1, "maxItems": MAX_PARTS},
         "unlike": {"type": "array", "items": _object(moment), "maxItems": MAX_PARTS},
         "group": {"type": "boolean", "default": True},
+        "words": {"type": "boolean", "default": False},
         "min_strength": {"enum": ["strong", "weak", None]},
         "query_id": {"type": "string", "maxLength": 64},
         "top_k": top_k,

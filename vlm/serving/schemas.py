@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm.errors import InvalidInput
+from vlm.retrieval.queries.checking import MinStrength
 from vlm.retrieval.queries.values import MAX_PARTS, Moment
-from vlm.retrieval.searcher import MinStrength
 from vlm.serving.service import NamedPart, Page
 from vlm.serving.settings import Limits
 from vlm.types import Hit
@@ -31,6 +31,7 @@ class SearchRequest:
     min_strength: MinStrength | None = None
     unlike: tuple[Moment, ...] = ()
     group: bool = True
+    words: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +87,7 @@ def parse_search(values: Mapping[str, Any], limits: Limits) -> SearchRequest:
         parts=tuple(_part(part, limits) for part in _objects(values, "parts", 1)),
         min_strength=min_strength,
         group=_boolean(values, "group", True),
+        words=_boolean(values, "words", False),
         unlike=tuple(_moment(moment) for moment in _objects(values, "unlike", 0)),
         top_k=_integer(values, "top_k", 10, 1, limits.max_top_k),
         offset=_integer(values, "offset", 0, 0, limits.max_top_k),

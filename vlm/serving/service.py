@@ -17,9 +17,10 @@ import numpy as np
 from vlm.answering import Choices, choose, find_evidence
 from vlm.errors import InvalidInput
 from vlm.retrieval.filters import parse_filter
+from vlm.retrieval.queries.checking import MinStrength
 from vlm.retrieval.queries.mixing import EncodedQuery
 from vlm.retrieval.queries.values import Mix, Moment, Part
-from vlm.retrieval.searcher import MinStrength, Searcher
+from vlm.retrieval.searcher import Searcher
 from vlm.retrieval.strength import TextBank
 from vlm.serving.library import Library
 from vlm.serving.settings import Limits
@@ -74,6 +75,7 @@ class _Wishes:
     min_strength: MinStrength | None = None
     unlike: tuple[Moment, ...] = ()
     group: bool = True
+    words: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +150,7 @@ class SearchService:
         min_strength: MinStrength | None = None,
         unlike: Sequence[Moment] = (),
         group: bool = True,
+        words: bool = False,
     ) -> Page:
         """Search by a text, by a query that was encoded before, or by a sum of those and of moments.
 
@@ -168,7 +171,7 @@ class SearchService:
             query_id, known = await self._encoded("mix", repr(parts).encode(), mix, library.searcher)
         else:
             known = self._remembered(query_id or "")
-        wishes = _Wishes(top_k, offset, rerank, where, min_strength, tuple(unlike), group)
+        wishes = _Wishes(top_k, offset, rerank, where, min_strength, tuple(unlike), group, words)
         return await self._page(library, known, query_id or "", wishes)
 
     def _part(self, part: NamedPart, library: Library) -> Part:
@@ -243,6 +246,7 @@ class SearchService:
                 min_strength=wishes.min_strength,
                 unlike=wishes.unlike,
                 group=wishes.group,
+                words=wishes.words,
             )
 
         # the matching head is the model's, which has one thread

@@ -217,10 +217,12 @@ def _describe_structure(structure: dict[str, Any] | None, num_rows: int) -> str:
 
 def load(source: str) -> tuple[VideoTextEncoder, str]:
     """Load a model; also return how to find it again from any folder."""
-    from vlm.models import load_model
     from vlm.models.registry import find_local, load_registry
+    from vlm.retrieval.words.no_model import NAME, load_encoder
 
-    model = load_model(source)
+    model = load_encoder(source)
+    if source == NAME:
+        return model, source
     is_name = os.sep not in source and (source in load_registry() or find_local(source) is not None)
     return model, source if is_name or not os.path.exists(source) else os.path.abspath(source)
 

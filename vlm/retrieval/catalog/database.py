@@ -31,7 +31,7 @@ CREATE TABLE generations(id INTEGER PRIMARY KEY, created TEXT NOT NULL, parts TE
 CREATE TABLE videos(id INTEGER PRIMARY KEY, video_id TEXT NOT NULL, path BLOB NOT NULL,
     size_bytes INTEGER NOT NULL, sha256 TEXT NOT NULL, duration_s REAL NOT NULL, width INTEGER NOT NULL,
     height INTEGER NOT NULL, codec TEXT NOT NULL, domain TEXT NOT NULL, num_segments INTEGER NOT NULL,
-    generation INTEGER NOT NULL);
+    tags TEXT NOT NULL, generation INTEGER NOT NULL);
 CREATE TABLE spans(id INTEGER PRIMARY KEY, video INTEGER NOT NULL, part INTEGER NOT NULL,
     first_row INTEGER NOT NULL, bounds BLOB NOT NULL, hashes BLOB NOT NULL, generation INTEGER NOT NULL);
 CREATE TABLE rejected(id INTEGER PRIMARY KEY, path BLOB NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
@@ -157,7 +157,7 @@ class Catalog:
         """Return the videos that are in the index at a generation, in the order they came."""
         rows = self.query(
             "SELECT id, video_id, path, size_bytes, sha256, duration_s, width, height, codec, domain, "
-            f"num_segments FROM videos WHERE {_ALIVE.format('video')} ORDER BY id",
+            f"num_segments, tags FROM videos WHERE {_ALIVE.format('video')} ORDER BY id",
             {"g": generation},
         )
         return [VideoRow(**dict(zip(VideoRow.__slots__, row, strict=True))) for row in rows]
@@ -297,7 +297,7 @@ class Catalog:
     def _insert(self, changes: Changes, number: int) -> None:
         execute = self._connection.executemany
         execute(
-            f"INSERT INTO videos VALUES ({', '.join('?' * 12)})",
+            f"INSERT INTO videos VALUES ({', '.join('?' * 13)})",
             [(*(getattr(video, name) for name in VideoRow.__slots__), number) for video in changes.videos],
         )
         execute(

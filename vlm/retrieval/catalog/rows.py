@@ -9,7 +9,10 @@ from vlm.retrieval.vector_log import LogFile
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoRow:
-    """An indexed video. `row` is its key in this catalogue, `video_id` its name to the world."""
+    """An indexed video.
+
+    `row` is its key in this catalogue, `video_id` its name to the world, `tags` its container's as JSON.
+    """
 
     row: int
     video_id: str
@@ -22,6 +25,7 @@ class VideoRow:
     codec: str
     domain: str
     num_segments: int
+    tags: str = "{}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

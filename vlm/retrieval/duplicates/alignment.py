@@ -52,6 +52,15 @@ class Overlap:
     other_end_s: float
 
 
+def liken(hashes: np.ndarray, look: int) -> np.ndarray:
+    """Return (segments,) how like a hash their frames (segments, frames) are, 1 at most; 0 if unlike."""
+    if not hashes.size:
+        return np.zeros(len(hashes))
+    nearest = distances(hashes, np.full(1, look, np.uint64)).min(axis=1)
+    likeness: np.ndarray = np.where(nearest <= MAX_DISTANCE, 1 - nearest / 64, 0.0)
+    return likeness
+
+
 def find_overlap(video: Frames, other: Frames, start_s: float, end_s: float) -> Overlap | None:
     """Return the stretch around a moment of a video that another video shows, too; None if it does not.
 
@@ -75,8 +84,8 @@ def find_overlap(video: Frames, other: Frames, start_s: float, end_s: float) -> 
 
 def distances(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return in how many bits hashes differ; 64 where one of them is none."""
-    bits = np.bitwise_count(hashes ^ others).astype(np.int64)
-    return np.where((hashes == NO_HASH) | (others == NO_HASH), 64, bits)
+    bits = np.bitwise_count(hashes ^ others)
+    return np.where((hashes == NO_HASH) | (others == NO_HASH), np.uint8(64), bits)
 
 
 def _likely_offsets(video: Frames, other: Frames, anchor: np.ndarray, step_s: float) -> list[float]:

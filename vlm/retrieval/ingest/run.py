@@ -23,6 +23,7 @@ from vlm.retrieval.ingest.planning import Source
 from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, Finished, Opened, decode_files
 from vlm.retrieval.ingest.scanning import assign_video_id, domain_of
 from vlm.retrieval.vector_log import TokenBlock, VectorLog
+from vlm.retrieval.words.gathering import keep_tags
 from vlm.types import VideoTextEncoder
 
 # a commit costs a few synchronisations; at one segment a second a crash loses about two minutes
@@ -213,6 +214,7 @@ class Ingest:
             codec=opened.codec,
             domain=domain_of(opened.tags),
             num_segments=len(opened.segments),
+            tags=keep_tags(opened.tags),
         )
         changes.videos.append(video)
         changes.spans += item.spans

@@ -12,8 +12,10 @@ import numpy as np
 
 from vlm.data.decoding.image import read_image
 from vlm.errors import DataError, InvalidInput
+from vlm.retrieval.duplicates.hashing import grey_of, hash_frames
 from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, decode_files
 from vlm.retrieval.queries.mixing import EncodedQuery
+from vlm.retrieval.words.search import NO_MODEL
 from vlm.text import TruncationWarning
 from vlm.types import TextFeatures, VideoTextEncoder
 
@@ -45,7 +47,8 @@ class QueryEncoder:
 
         if isinstance(query, str):
             text = self._encode_text(query)
-            return EncodedQuery(vector=text.embedding[0].float().cpu().numpy(), text=text)
+            vector = text.embedding[0].float().cpu().numpy()
+            return EncodedQuery(vector=vector, text=None if self._has_no_model else text, words=query)
         if isinstance(query, os.PathLike):
             path = Path(query)
             is_image = path.suffix.lower() in IMAGE_SUFFIXES
@@ -56,8 +59,16 @@ class QueryEncoder:
             )
         with torch.inference_mode():
             features = self.model.encode_video(torch.from_numpy(clip[None]).to(device=self.model.device))
-        vector: np.ndarray = features.embedding[0].float().cpu().numpy()
-        return EncodedQuery(vector=vector)
+        vector = features.embedding[0].float().cpu().numpy()
+        if not self._has_no_model:
+            return EncodedQuery(vector=vector)
+        # of a clip, the frame in its middle stands for it
+        look = hash_frames(clip[len(clip) // 2 :][:1], grey_of(self.model.preprocessing))[0]
+        return EncodedQuery(vector=vector, look=int(look))
+
+    @property
+    def _has_no_model(self) -> bool:
+        return self.model.kind == NO_MODEL
 
     def unknown_words(self, query: str) -> list[str]:
         """Return the words of a text that the model cannot understand."""

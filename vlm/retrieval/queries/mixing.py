@@ -20,10 +20,14 @@ class EncodedQuery:
     Attributes:
         vector: (dim,) float32.
         text: The features of a text, which reranking needs; None for pictures, moments and sums.
+        words: The text itself, to be looked for in what is written about the videos.
+        look: The hash of a frame, which stands for a moment or picture where there is no model.
     """
 
     vector: np.ndarray
     text: TextFeatures | None = None
+    words: str | None = None
+    look: int | None = None
 
 
 def add_up(encoded: list[tuple[float, EncodedQuery]]) -> EncodedQuery:

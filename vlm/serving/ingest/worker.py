@@ -35,15 +35,15 @@ def main() -> int:
 
 
 def _index(job: dict[str, Any]) -> dict[str, Any]:
-    from vlm.models import load_model
     from vlm.retrieval.index import VideoIndex
+    from vlm.retrieval.words.no_model import load_encoder
 
     _tell("progress", stage="loading the model", done=0, total=None)
     index = VideoIndex.open(job["index"])
     with listening(lambda name, done, total: _tell("progress", stage=name, done=done, total=total)):
         report = index.add(
             job["paths"],
-            model=load_model(job["model"]),
+            model=load_encoder(job["model"]),
             num_workers=1,
             allow_narrow_model=job["allow_narrow_model"],
         )

@@ -43,6 +43,7 @@ async def search(request: Request) -> Response:
         min_strength=wanted.min_strength,
         unlike=wanted.unlike,
         group=wanted.group,
+        words=wanted.words,
     )
     return JSONResponse(page_values(page, state.service.model.domain))
 

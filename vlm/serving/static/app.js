@@ -170,7 +170,7 @@ function fetchPage(offset, signal) {
   if (query.file) return offset ? api.search({ ...common, offset, query_id: shown.id }, signal) : api.upload(query.file, common, signal);
   const rerank = byId("f-rerank").checked && about?.capabilities.includes("rerank") ? RERANKED : 0;
   const min_strength = filters.read().strength || null;
-  return api.search({ ...common, offset, rerank, min_strength, unlike: query.unlike, text: query.text }, signal);
+  return api.search({ ...common, offset, rerank, min_strength, unlike: query.unlike, words: byId("f-words").checked, text: query.text }, signal);
 }
 
 async function runAsk(signal) {

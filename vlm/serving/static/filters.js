@@ -27,7 +27,7 @@ export function expression() {
 }
 
 export function refresh() {
-  const count = Object.values(read()).filter((value) => value !== "").length + Number(byId("f-rerank").checked);
+  const count = Object.values(read()).filter((value) => value !== "").length + Number(byId("f-rerank").checked) + Number(byId("f-words").checked);
   byId("filter-count").textContent = count;
   byId("filter-count").hidden = count === 0;
 }
@@ -40,5 +40,6 @@ export function toggle(isOpen = byId("filters").hidden) {
 export function clear() {
   write({});
   byId("f-rerank").checked = false;
+  byId("f-words").checked = false;
   refresh();
 }
