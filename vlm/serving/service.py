@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 import time
 import warnings
 from collections import OrderedDict
@@ -80,6 +81,7 @@ class SearchService:
         self.encoder = Gate("encoding", 1, limits.max_waiting, limits.timeout_s)
         self.scanner = Gate("searching", limits.num_searches, limits.max_waiting, limits.timeout_s)
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._refreshing = threading.Lock()
         self.library = Library.open(folder, model, backend)
 
     def close(self) -> None:
@@ -89,19 +91,24 @@ class SearchService:
 
     def refresh(self) -> bool:
         """Go on to the newest generation, if there is one; running requests keep theirs."""
-        if self.library.is_newest():
-            return False
-        self.library = Library.open(self._folder, self.model, self._backend)
-        return True
+        with self._refreshing:  # or who opened an older one might be the last to end
+            if self.library.is_newest():
+                return False
+            self.library = Library.open(self._folder, self.model, self._backend)
+            return True
+
+    def try_refresh(self) -> None:
+        """Do as `refresh`; if that fails, note it: what is held stays good."""
+        try:
+            self.refresh()
+        except Exception:  # a writer may be in the middle of a repair
+            self._metrics.count("index_refresh_failures_total")
 
     async def follow(self, every_s: float = 1.0) -> None:
         """Keep going on to new generations until cancelled."""
         while True:
             await asyncio.sleep(every_s)
-            try:
-                await asyncio.to_thread(self.refresh)
-            except Exception:  # a writer may be in the middle of a repair: what is held stays good
-                self._metrics.count("index_refresh_failures_total")
+            await asyncio.to_thread(self.try_refresh)
 
     async def search(
         self,
