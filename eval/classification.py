@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from vlm.errors import UsageError
-from vlm.evaluation import render_card, write_card
-from vlm.evaluation.card import write_whole
-from vlm.evaluation.page import page_path, render_page
+from vlm.evaluation import Card
+from vlm.evaluation.page.program import add_card_options, measure_and_publish
 
 _EXAMPLE = (
     "vlm eval classification --protocol k400 --annotations val.csv --videos DIR --model runs/k400/model "
@@ -21,15 +19,19 @@ _EXAMPLE = (
 def main(argv: list[str]) -> int:
     """Test the model, print accuracies, write the card."""
     arguments = _parser().parse_args(argv)
-    page = page_path(arguments.out) if arguments.out else None
     _check(arguments)
+    print(measure_and_publish(arguments, lambda: (_classify(arguments), {})))
+    return 0
+
+
+def _classify(arguments: argparse.Namespace) -> Card:
     from vlm.evaluation.classification.launch import TrainingFiles, classify_source  # needs torch
     from vlm.evaluation.classification.runner import ScoringOptions
 
     train = None
     if arguments.train:
         train = TrainingFiles(annotations=arguments.train, videos=arguments.train_videos or arguments.videos)
-    card = classify_source(
+    return classify_source(
         arguments.model,
         arguments.protocol,
         arguments.annotations,
@@ -47,11 +49,6 @@ def main(argv: list[str]) -> int:
         ),
         overlap=arguments.overlap,
     )
-    if page is not None:
-        write_card(card, arguments.out)
-        write_whole(render_page(card), page)
-    print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,19 +66,10 @@ def _parser() -> argparse.ArgumentParser:
         "names")  # fmt: skip
     add("--train", type=Path, metavar="FILE", help="labels to train --method linear-probe with")
     add("--train-videos", type=Path, metavar="DIR", help="folder of their videos; --videos by default")
-    add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
     add("--batch-size", type=int, default=16, metavar="N", help="views scored at once")
     add("--workers", type=int, default=2, metavar="N", help="threads that decode ahead")
     add("--bf16", action="store_true", help="matrix products in bf16")
-    add("--set", action="append", default=[], metavar="KEY=VALUE",
-        help="change the protocol (the card says so), as in --set clips=1")  # fmt: skip
-    add("--allow-missing", action="store_true", help="leave unreadable videos out and list them in the card")
-    add("--overlap", type=Path, metavar="FILE.json",
-        help="what `vlm data overlap TRAIN TEST --out FILE.json` found of these videos in the model's "
-        "training set; without it the card says: leakage unchecked")  # fmt: skip
-    add("--out", type=Path, metavar="CARD.json",
-        help="where to write the card, and beside it CARD.html, the same for people")  # fmt: skip
-    add("--json", action="store_true", help="print the card instead of a table")
+    add_card_options(parser, example="clips=1")
     return parser
 
 

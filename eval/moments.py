@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from vlm.errors import UsageError
-from vlm.evaluation import Card, render_card, write_card
-from vlm.evaluation.card import write_whole
-from vlm.evaluation.page import page_path, render_page
+from vlm.evaluation import Card
+from vlm.evaluation.page.program import add_card_options, measure_and_publish
 
 _EXAMPLE = (
     "vlm eval moments --protocol world-long --annotations DIR/moments.jsonl --videos DIR --model demo "
@@ -21,12 +19,8 @@ _EXAMPLE = (
 def main(argv: list[str]) -> int:
     """Find the moments or read them, print the table, write the card."""
     arguments = _parser().parse_args(argv)
-    page = page_path(arguments.out) if arguments.out else None
-    card = _from_predictions(arguments) if arguments.predictions else _from_model(arguments)
-    if page is not None:
-        write_card(card, arguments.out)
-        write_whole(render_page(card), page)
-    print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
+    measure = _from_predictions if arguments.predictions else _from_model
+    print(measure_and_publish(arguments, lambda: (measure(arguments), {})))
     return 0
 
 
@@ -46,18 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         "and perhaps pred_saliency_scores")  # fmt: skip
     add("--save-predictions", type=Path, metavar="FILE.jsonl",
         help="write what the model found there, in the form of --predictions")  # fmt: skip
-    add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
     add("--batch-size", type=int, default=16, metavar="N", help="stretches encoded at once")
-    add("--set", action="append", default=[], metavar="KEY=VALUE",
-        help="change the protocol (the card says so), as in --set moments.proposals.stride=0.5")  # fmt: skip
-    add("--allow-missing", nargs="?", type=int, const=True, default=False, metavar="N",
-        help="leave unreadable videos out and list them in the card; with N: at most so many")  # fmt: skip
-    add("--overlap", type=Path, metavar="FILE.json",
-        help="what `vlm data overlap TRAIN TEST --out FILE.json` found of these videos in the model's "
-        "training set; without it the card says: leakage unchecked")  # fmt: skip
-    add("--out", type=Path, metavar="CARD.json",
-        help="where to write the card, and beside it CARD.html, the same for people")  # fmt: skip
-    add("--json", action="store_true", help="print the card instead of a table")
+    add_card_options(parser, example="moments.proposals.stride=0.5")
     return parser
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from vlm.errors import UsageError
-from vlm.evaluation import Card, evaluate_answers, load_protocol, render_card, write_card
-from vlm.evaluation.card import write_whole
-from vlm.evaluation.page import page_path, render_page
+from vlm.evaluation import Card, evaluate_answers, load_protocol
+from vlm.evaluation.page.program import add_card_options, measure_and_publish
 from vlm.evaluation.protocol import require_task
 
 _EXAMPLE = (
@@ -21,12 +19,8 @@ _EXAMPLE = (
 def main(argv: list[str]) -> int:
     """Ask every question or read the answers, print accuracy by kind, write the card."""
     arguments = _parser().parse_args(argv)
-    page = page_path(arguments.out) if arguments.out else None
-    card = _from_predictions(arguments) if arguments.predictions else _from_model(arguments)
-    if page is not None:
-        write_card(card, arguments.out)
-        write_whole(render_page(card), page)
-    print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
+    measure = _from_predictions if arguments.predictions else _from_model
+    print(measure_and_publish(arguments, lambda: (measure(arguments), {})))
     return 0
 
 
@@ -44,17 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the right answers, where --annotations hold questions only; joined by question_id")  # fmt: skip
     add("--answer-list", type=Path, metavar="FILE.json",
         help="what --predictions were chosen from, to report how much of the truth it holds")  # fmt: skip
-    add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
-    add("--set", action="append", default=[], metavar="KEY=VALUE",
-        help="change the protocol (the card says so), as in --set frames=4")  # fmt: skip
-    add("--allow-missing", nargs="?", type=int, const=True, default=False, metavar="N",
-        help="leave unreadable clips out and list them in the card; with N: at most so many")  # fmt: skip
-    add("--overlap", type=Path, metavar="FILE.json",
-        help="what `vlm data overlap TRAIN TEST --out FILE.json` found of these clips in the model's "
-        "training set; without it the card says: leakage unchecked")  # fmt: skip
-    add("--out", type=Path, metavar="CARD.json",
-        help="where to write the card, and beside it CARD.html, the same for people")  # fmt: skip
-    add("--json", action="store_true", help="print the card instead of a table")
+    add_card_options(parser, videos="clips", example="frames=4")
     return parser
 
 

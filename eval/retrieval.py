@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.errors import UsageError
-from vlm.evaluation import Card, MatrixFiles, evaluate_scores, render_card, write_card
-from vlm.evaluation.card import write_whole
-from vlm.evaluation.page import page_path, render_page
+from vlm.evaluation import Card, MatrixFiles, evaluate_scores
+from vlm.evaluation.page.program import add_card_options, measure_and_publish
 from vlm.evaluation.scores.corrections import DEFAULT_SCALE, Corrections
 from vlm.evaluation.scores.files import read_texts
 
@@ -27,14 +25,10 @@ _EXAMPLE = (
 def main(argv: list[str]) -> int:
     """Evaluate, print the table, write the card."""
     arguments = _parser().parse_args(argv)
-    page = page_path(arguments.out) if arguments.out else None
     if arguments.shard:
         return _encode_part(arguments)
-    card, pictures = _from_scores(arguments) if arguments.scores else _from_model(arguments)
-    if page is not None:
-        write_card(card, arguments.out)
-        write_whole(render_page(card, pictures), page)
-    print(json.dumps(card, indent=1, allow_nan=False) if arguments.json else render_card(card))
+    measure = _from_scores if arguments.scores else _from_model
+    print(measure_and_publish(arguments, lambda: measure(arguments)))
     return 0
 
 
@@ -67,29 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--frames-curve", type=int, nargs="+", default=[], metavar="N",
         help="measure again with only N different frames of each clip, for each N, such as 1 2 4 8; the card "
         "states the rule")  # fmt: skip
-    add("--overlap", type=Path, metavar="FILE.json",
-        help="what `vlm data overlap TRAIN TEST --out FILE.json` found of these videos in the model's "
-        "training set; without it the card says: leakage unchecked")  # fmt: skip
     add("--dsl", action="store_true", help="report dual softmax too; it uses the other test queries")
     add("--bank", type=Path, metavar="FILE",
         help="report the correction by queries not under test too: with --model their captions (JSON list or "
         "one a line), with --scores their (bank queries, items) scores")  # fmt: skip
     scale = "multiplies scores in the softmax of --dsl and --bank; %(default)g by default, for cosines"
     add("--scale", type=float, default=DEFAULT_SCALE, metavar="X", help=scale)
-    add("--device", default="auto", help="where the model runs: auto, cpu, cuda")
     add("--batch-size", type=int, default=16, metavar="N", help="clips encoded at once")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change the protocol (the card says so)",
-    )
-    add("--allow-missing", nargs="?", type=int, const=True, default=False, metavar="N",
-        help="leave unreadable clips out and list them in the card; with N: at most so many")  # fmt: skip
-    add("--out", type=Path, metavar="CARD.json",
-        help="where to write the card, and beside it CARD.html, the same for people")  # fmt: skip
-    add("--json", action="store_true", help="print the card instead of a table")
+    add_card_options(parser, videos="clips")
     return parser
 
 

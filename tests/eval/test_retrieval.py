@@ -251,7 +251,7 @@ def test_torn_and_missing_clips(copied_world, model_folder, tmp_path, capsys):
     (copied_world / rows[5]["file"]).write_bytes(b"")
     out = tmp_path / "card.json"
     assert main(_arguments(copied_world, model_folder, "--out", out)) == 4
-    assert "1 of 20 clips cannot be read: they are missing" in capsys.readouterr().err
+    assert f"1 of 20 clips cannot be read ({rows[0]['id']}: missing)" in capsys.readouterr().err
     assert main(_arguments(copied_world, model_folder, "--out", out, "--allow-missing", "1")) == 4
     assert "2 of 20 clips cannot be read" in capsys.readouterr().err
     assert not out.exists()

@@ -17,6 +17,7 @@ import torch
 
 from tests.kernels import extensions as played
 from vlm.ops import backends
+from vlm.ops.backends import VARIABLE
 from vlm.ops.cuda import arguments as cuda_arguments
 from vlm.ops.cuda import library as cuda_library
 from vlm.ops.cuda import trial as cuda_trial
@@ -222,3 +223,31 @@ def extensions(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", scan)
     monkeypatch.setitem(sys.modules, "causal_conv1d_cuda", conv)
     return scan
+
+
+@pytest.fixture
+def part(benchmark):
+    """Return a function that imports a part of the check."""
+    return lambda name: benchmark(f"gpu.{name}")
+
+
+@pytest.fixture
+def program(benchmark, part, monkeypatch):
+    """The program, on one small size."""
+    program = benchmark("gpu_check")
+    problems = part("problems")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(problems, "LOADS", ((1, 2),))
+    monkeypatch.setattr(problems, "SIZES", {"Ti": problems.Size("tiny", 16)})
+    return program
+
+
+@pytest.fixture
+def session(part):
+    """A small session on the CPU."""
+
+    def make(ours="cpu", **options):
+        device = part("device").Device(torch.device("cpu"))
+        return part("session").Session(device, ours, seconds=0.0, is_small=True, **options)
+
+    return make

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,29 @@ def browser():
 
 
 @pytest.fixture
-def open_page(browser):
+def contexts():
+    """What is open in the browser."""
+    return []
+
+
+@pytest.fixture
+def serving_pages(serving, contexts):
+    """`serving`, whose pages are closed before the server is: what they still ask for is no failure."""
+
+    @contextmanager
+    def run(*arguments, **settings):
+        with serving(*arguments, **settings) as site:
+            yield site
+            while contexts:
+                contexts.pop().close()
+
+    return run
+
+
+@pytest.fixture
+def open_page(browser, contexts):
     """Open the page; at the end, nothing may have been asked of another server, and no script have failed."""
-    contexts, problems = [], []
+    problems = []
 
     def open_at(address: str, size: str = "desktop", theme: str = "light", allowed: str = "^$"):
         width, height = SIZES[size]
@@ -251,14 +272,14 @@ def test_the_pointer_looks_into_a_moment(site, open_page, ids) -> None:
 
 
 def test_more_moments_are_shown_on_demand(
-    serving, model, model_source, write_clip, open_page, tmp_path
+    serving_pages, model, model_source, write_clip, open_page, tmp_path
 ) -> None:
     from vlm.retrieval import VideoIndex
 
     for number in range(27):
         write_clip(tmp_path / "films" / f"{number}.mp4", [(("red", "green", "blue")[number % 3], 0.3)])
     VideoIndex.create(tmp_path / "index", model, source=model_source).add([tmp_path / "films"], model=model)
-    with serving(tmp_path / "index", tmp_path / "cache") as site:
+    with serving_pages(tmp_path / "index", tmp_path / "cache") as site:
         page = open_page(site.address)
         search(page, "red")
         assert cards(page).count() == 24
@@ -299,8 +320,8 @@ def test_errors_are_told_and_can_be_tried_again(site, open_page, tmp_path) -> No
     page.wait_for_selector(".card:not(.skeleton)")
 
 
-def test_a_token_is_asked_for_once(index, serving, open_page, token, tmp_path) -> None:
-    with serving(index, tmp_path / "cache", token=token) as site:
+def test_a_token_is_asked_for_once(index, serving_pages, open_page, token, tmp_path) -> None:
+    with serving_pages(index, tmp_path / "cache", token=token) as site:
         page = open_page(site.address, allowed="401")
         page.get_by_role("textbox", name="Token").fill("not the token at all")
         page.get_by_role("button", name="Continue").click()
@@ -316,14 +337,14 @@ def test_a_token_is_asked_for_once(index, serving, open_page, token, tmp_path) -
 
 
 def test_a_folder_is_added_from_the_page(
-    serving, model, model_source, write_clip, open_page, tmp_path
+    serving_pages, model, model_source, write_clip, open_page, tmp_path
 ) -> None:
     from vlm.retrieval import VideoIndex
 
     write_clip(tmp_path / "more" / "new.mp4", [("blue", 1)])
     VideoIndex.create(tmp_path / "index", model, source=model_source)
     folders = {"holidays": tmp_path / "more"}
-    with serving(tmp_path / "index", tmp_path / "cache", ingest_folders=folders) as site:
+    with serving_pages(tmp_path / "index", tmp_path / "cache", ingest_folders=folders) as site:
         page = open_page(site.address)
         assert "No videos yet" in page.locator("#state").inner_text()
         page.get_by_role("button", name="Add videos").click()
@@ -333,14 +354,14 @@ def test_a_folder_is_added_from_the_page(
         page.wait_for_selector("#stats:has-text('1 video')")
 
 
-def test_a_narrow_model_is_announced(serving, films, tmp_path, open_page) -> None:
+def test_a_narrow_model_is_announced(serving_pages, films, tmp_path, open_page) -> None:
     from vlm.models import load_model
     from vlm.retrieval import VideoIndex
 
     demo = load_model("demo")
     index = VideoIndex.create(tmp_path / "index", demo)
     index.add([films / "blue.mp4"], model=demo, allow_narrow_model=True)
-    with serving(tmp_path / "index", tmp_path / "cache", model=demo) as site:
+    with serving_pages(tmp_path / "index", tmp_path / "cache", model=demo) as site:
         page = open_page(site.address)
         assert "knows only the digit world" in page.locator("#domain").inner_text()
         search(page, "a red 3")

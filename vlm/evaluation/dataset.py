@@ -106,3 +106,28 @@ class EvaluationSet:
             if clip < twin and clip in query_of and int(twin) in query_of
         ]
         return np.asarray(pairs, np.int64).reshape(-1, 2)
+
+
+def refuse_missing(
+    missing: Sequence[tuple[str, str]], num_videos: int, allowed: bool | int, noun: str = "clips"
+) -> None:
+    """Raise if more videos cannot be read than may be left out; call it before hours are spent, too.
+
+    Args:
+        missing: (name, reason) of each that cannot be read.
+        num_videos: How many there should be.
+        allowed: Whether they may be left out, or how many may.
+        noun: What the annotations call a video.
+
+    Raises:
+        InvalidInput: There are more; the first of them are named.
+    """
+    if allowed is True or len(missing) <= int(allowed):
+        return
+    shown = "; ".join(f"{name}: {reason}" for name, reason in missing[:3])
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    raise InvalidInput(
+        f"{len(missing)} of {num_videos} {noun} cannot be read ({shown}{more}); what is left scores "
+        "otherwise, so nothing was measured; --allow-missing leaves them out and lists them, "
+        "--allow-missing N at most N"
+    )

@@ -16,12 +16,12 @@ from vlm.errors import InvalidInput, UsageError
 from vlm.evaluation.benchmarks.reading import read_choice_set, read_retrieval_set
 from vlm.evaluation.card import Card, read_card
 from vlm.evaluation.card.leakage import read_overlap
-from vlm.evaluation.dataset import EvaluationSet
+from vlm.evaluation.dataset import EvaluationSet, refuse_missing
 from vlm.evaluation.encoders.shards import ShardTask, run_in_processes
 from vlm.evaluation.encoders.sources import is_features, open_encoder
 from vlm.evaluation.protocol import Protocol, load_protocol, require_task
 from vlm.evaluation.questions import QuestionSet, evaluate_choices
-from vlm.evaluation.runner import RunOptions, evaluate_model, is_allowed
+from vlm.evaluation.runner import RunOptions, evaluate_model
 from vlm.evaluation.scores.corrections import Corrections
 from vlm.evaluation.world_manifest import read_world, read_world_questions
 from vlm.types import Preprocessing, VideoTextEncoder
@@ -188,14 +188,9 @@ def _check_present(data: EvaluationSet | QuestionSet, allow_missing: bool | int)
     Raises:
         InvalidInput: They are.
     """
-    absent = [clip for clip, path in zip(data.clip_ids, data.paths, strict=True) if not path.is_file()]
-    if not is_allowed(len(absent), allow_missing):
-        more = ", ..." if len(absent) > 3 else ""
-        raise InvalidInput(
-            f"{len(absent)} of {len(data.paths)} clips cannot be read: they are missing "
-            f"({', '.join(absent[:3])}{more}); a smaller gallery gives higher scores, so nothing was "
-            "measured; --allow-missing N leaves at most N out and lists them"
-        )
+    pairs = zip(data.clip_ids, data.paths, strict=True)
+    absent = [(clip, "missing") for clip, path in pairs if not path.is_file()]
+    refuse_missing(absent, len(data.paths), allow_missing)
 
 
 def _check_folder(videos: Path) -> None:

@@ -19,9 +19,9 @@ from vlm.evaluation.answers.confidence import abstention_section, calibration_se
 from vlm.evaluation.benchmarks.description import describe_published
 from vlm.evaluation.card import FORMAT, Card, as_json, sections
 from vlm.evaluation.card.leakage import Overlap, leakage_section
+from vlm.evaluation.dataset import refuse_missing
 from vlm.evaluation.features import Loader, count_cut
 from vlm.evaluation.protocol import Protocol as EvaluationProtocol
-from vlm.evaluation.runner import is_allowed
 from vlm.metrics import choice_accuracy, choice_chance
 from vlm.metrics.matrices import Floats, Ints
 from vlm.models.video_text_model import EMBEDDING_SHARE, MATCHING_SHARE, VideoTextModel
@@ -120,12 +120,8 @@ def evaluate_choices(
     began = time.perf_counter()
     replies = _ask_all(model, data, load, protocol.text_tokens)
     asked, rejected = replies.asked, replies.rejected
-    if not is_allowed(len(rejected), allow_missing):
-        shown = "; ".join(f"{data.paths[clip]}: {reason}" for clip, reason in rejected[:3])
-        raise InvalidInput(
-            f"{len(rejected)} of {len(data.paths)} clips cannot be read ({shown}); nothing was measured; "
-            "--allow-missing leaves them out and lists them"
-        )
+    unread = [(str(data.paths[clip]), reason) for clip, reason in rejected]
+    refuse_missing(unread, len(data.paths), allow_missing)
     if not asked:
         raise InvalidInput("no question can be asked: the annotations hold none, or no clip can be read")
     card = _card(model, data, protocol, replies, overlap)

@@ -18,7 +18,7 @@ from vlm.evaluation.card import FORMAT, Card, sections
 from vlm.evaluation.card.inspection import inspect_scores, recall_curves
 from vlm.evaluation.card.leakage import Overlap, leakage_section
 from vlm.evaluation.compare import differing_fields
-from vlm.evaluation.dataset import EvaluationSet
+from vlm.evaluation.dataset import EvaluationSet, refuse_missing
 from vlm.evaluation.encoders.cache import CachedTokens, FeatureCache
 from vlm.evaluation.encoders.stored import StoredFeatures
 from vlm.evaluation.features import (
@@ -215,20 +215,10 @@ def open_cache(model: VideoTextEncoder, protocol: Protocol, folder: Path | None)
     return FeatureCache(folder, model, {"sampling": protocol.sampling, "trim_s": protocol.trim_s})
 
 
-def is_allowed(num_missing: int, allowed: bool | int) -> bool:
-    """Whether so many clips may be missing: none, all, or at most a number."""
-    return allowed is True or num_missing <= int(allowed)
-
-
 def _leave_out(data: EvaluationSet, videos: VideoSet, options: RunOptions) -> tuple[EvaluationSet, VideoSet]:
     rejected = videos.rejected
-    if not is_allowed(len(rejected), options.allow_missing):
-        shown = "; ".join(f"{data.paths[clip]}: {reason}" for clip, reason in rejected[:3])
-        more = f" and {len(rejected) - 3} more" if len(rejected) > 3 else ""
-        raise InvalidInput(
-            f"{len(rejected)} of {len(data.paths)} clips cannot be read ({shown}{more}); a smaller gallery "
-            "gives higher scores, so nothing was measured; --allow-missing leaves them out and lists them"
-        )
+    unread = [(str(data.paths[clip]), reason) for clip, reason in rejected]
+    refuse_missing(unread, len(data.paths), options.allow_missing)
     keep = np.setdiff1d(np.arange(len(data.paths)), [clip for clip, _ in rejected])
     videos.embeddings = {name: rows[keep] for name, rows in videos.embeddings.items()}
     if isinstance(videos.tokens, CachedTokens):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 import time
 import warnings
 from collections import OrderedDict
@@ -111,6 +112,7 @@ class SearchService:
         self._bank = TextBank(model)
         # here, while nobody else uses the model
         self._bank.embeddings()
+        self._refreshing = threading.Lock()
         self.library = self._open()
 
     def close(self) -> None:
@@ -120,10 +122,18 @@ class SearchService:
 
     def refresh(self) -> bool:
         """Go on to the newest generation, if there is one; running requests keep theirs."""
-        if self.library.is_newest():
-            return False
-        self.library = self._open()
-        return True
+        with self._refreshing:  # or who opened an older one might be the last to end
+            if self.library.is_newest():
+                return False
+            self.library = self._open()
+            return True
+
+    def try_refresh(self) -> None:
+        """Do as `refresh`; if that fails, note it: what is held stays good."""
+        try:
+            self.refresh()
+        except Exception:  # a writer may be in the middle of a repair
+            self._metrics.count("index_refresh_failures_total")
 
     def _open(self) -> Library:
         return Library.open(self._folder, self.model, self._backend, self._bank)
@@ -132,10 +142,7 @@ class SearchService:
         """Keep going on to new generations until cancelled."""
         while True:
             await asyncio.sleep(every_s)
-            try:
-                await asyncio.to_thread(self.refresh)
-            except Exception:  # a writer may be in the middle of a repair: what is held stays good
-                self._metrics.count("index_refresh_failures_total")
+            await asyncio.to_thread(self.try_refresh)
 
     async def search(
         self,

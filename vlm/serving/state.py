@@ -87,7 +87,14 @@ def open_state(
     state = State(
         settings=settings,
         service=service,
-        jobs=IngestJobs(index, source, settings.ingest_folders, settings.allow_narrow_model, metrics),
+        jobs=IngestJobs(
+            index,
+            source,
+            settings.ingest_folders,
+            settings.allow_narrow_model,
+            metrics,
+            service.try_refresh,
+        ),
         workers=MediaWorkers(),
         media=Gate("media", limits.num_media_workers, limits.max_waiting, limits.media_timeout_s),
         cache=FileCache(settings.cache_folder, settings.cache_bytes),

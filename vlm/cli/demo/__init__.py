@@ -171,8 +171,8 @@ def _ask(searcher: Searcher, scenes: list[Scene], places: list[Place], index: Pa
         hit = result.evidence
         is_right = result.answers[0].text == question.statements[question.answer_index]
         print(
-            f"  seen in {Path(hit.path).name} {hit.start_s:.1f}-{hit.end_s:.1f} s: "
-            f"{'right' if is_right else 'wrong'}"
+            f"  seen in {Path(hit.path).name} {hit.start_s:.1f}-{hit.end_s:.1f} s; "
+            f"the first answer is {'true' if is_right else 'false'}"
         )
         return
 

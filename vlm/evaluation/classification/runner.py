@@ -24,6 +24,7 @@ from vlm.evaluation.benchmarks.description import describe_published
 from vlm.evaluation.card import FORMAT, Card, as_json, counts_as_json, sections
 from vlm.evaluation.card.leakage import Overlap, leakage_section
 from vlm.evaluation.classification.protocol import ClassificationProtocol
+from vlm.evaluation.dataset import refuse_missing
 from vlm.metrics import RankCounts
 from vlm.metrics.classification import average_views, class_accuracy, confusion, top_hits
 from vlm.metrics.matrices import Floats
@@ -60,13 +61,13 @@ class ScoringOptions:
     Attributes:
         batch_size: Views scored at once.
         workers: Threads that decode ahead.
-        allow_missing: Leave unreadable videos out (and list them) instead of failing.
+        allow_missing: Leave unreadable videos out, and list them; a number allows so many.
         autocast: Matrix products in bf16.
     """
 
     batch_size: int = 16
     workers: int = 2
-    allow_missing: bool = False
+    allow_missing: bool | int = False
     autocast: bool = False
 
 
@@ -170,15 +171,6 @@ def make_card(
     }
 
 
-def _refuse_missing(missing: Sequence[tuple[str, str]], num_videos: int) -> None:
-    if missing:
-        shown = "; ".join(f"{name}: {reason}" for name, reason in missing[:3])
-        raise InvalidInput(
-            f"{len(missing)} of {num_videos} videos cannot be read ({shown}); nothing was measured; "
-            "--allow-missing leaves them out and lists them"
-        )
-
-
 def match_classes(data: LabelledSet, model: Classifier) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return each video's class by the model's numbers, and the classes' names; names decide where both know.
 
@@ -232,9 +224,8 @@ def score_videos(
         InvalidInput: A video cannot be read and ``allow_missing`` is off, none can be read, or a score is not
             finite.
     """
-    if not options.allow_missing:  # known before hours are spent on the others
-        rows = zip(data.names, data.reasons, strict=True)
-        _refuse_missing([(name, reason) for name, reason in rows if reason], len(data.names))
+    absent = [(name, reason) for name, reason in zip(data.names, data.reasons, strict=True) if reason]
+    refuse_missing(absent, len(data.names), options.allow_missing, "videos")
     began = time.perf_counter()
     was_training = model.training
     model.eval()
@@ -260,8 +251,7 @@ def score_videos(
                 raise InvalidInput(f"model {model.name!r}, {data.names[number]}: {error}") from error
             kept.append(number)
     model.train(was_training)
-    if not options.allow_missing:
-        _refuse_missing(missing, len(data.names))
+    refuse_missing(missing, len(data.names), options.allow_missing, "videos")
     if not kept:
         raise InvalidInput("no video can be read, so there is nothing to measure")
     seconds = time.perf_counter() - began

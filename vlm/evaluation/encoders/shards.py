@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from vlm.errors import InvalidInput, UsageError, VlmError
-from vlm.evaluation.dataset import EvaluationSet
+from vlm.evaluation.dataset import EvaluationSet, refuse_missing
 from vlm.evaluation.encoders.sources import open_encoder
 from vlm.evaluation.encoders.stored import StoredFeatures
 from vlm.evaluation.features import Loader, encode_videos
 from vlm.evaluation.protocol import Protocol, load_protocol, require_task
-from vlm.evaluation.runner import RunOptions, is_allowed, open_cache
+from vlm.evaluation.runner import RunOptions, open_cache
 from vlm.types import VideoTextEncoder
 
 
@@ -60,6 +60,7 @@ def encode_shard(
     cache = open_cache(model, protocol, options.cache)
     if cache is None:
         raise InvalidInput("a part of the videos can only be encoded into a cache: --cache DIR")
+    part = range(shard.number, len(data.paths), shard.count)
     found = encode_videos(
         model,
         data.paths,
@@ -68,13 +69,10 @@ def encode_shard(
         variants=options.variants(model),
         keep_tokens=protocol.rerank_k > 0 and "rerank" in model.capabilities,
         cache=cache,
-        only=range(shard.number, len(data.paths), shard.count),
+        only=part,
     )
-    if not is_allowed(len(found.rejected), options.allow_missing):
-        clip, reason = found.rejected[0]
-        raise InvalidInput(
-            f"{len(found.rejected)} clips of this part cannot be read, such as {data.paths[clip]}: {reason}"
-        )
+    unread = [(str(data.paths[clip]), reason) for clip, reason in found.rejected]
+    refuse_missing(unread, len(part), options.allow_missing, "clips of this part")
     return found.num_encoded
 
 

@@ -13,11 +13,12 @@ from vlm.data.preprocessing import preprocess
 from vlm.errors import DataError, InvalidInput
 from vlm.evaluation.card import Card, file_sha256
 from vlm.evaluation.card.leakage import read_overlap
+from vlm.evaluation.dataset import refuse_missing
 from vlm.evaluation.encoders.sources import is_features, open_encoder
 from vlm.evaluation.moments.data import MomentSet, read_moment_set
 from vlm.evaluation.moments.predictions import read_predictions, write_predictions
 from vlm.evaluation.moments.proposals import cut_stretches
-from vlm.evaluation.moments.runner import evaluate_found, evaluate_search, find_moments, refuse_missing
+from vlm.evaluation.moments.runner import evaluate_found, evaluate_search, find_moments
 from vlm.evaluation.moments.settings import Proposals
 from vlm.evaluation.protocol import load_protocol, require_task
 from vlm.types import Preprocessing, VideoTextEncoder
@@ -66,7 +67,7 @@ def search_moments(
     data = read_moment_set(protocol, annotations, videos)
     pairs = zip(data.video_ids, data.paths, strict=True)
     absent = [(name, "missing") for name, path in pairs if not path.is_file()]
-    refuse_missing(absent, len(data.paths), allow_missing)  # before hours are spent on the others
+    refuse_missing(absent, len(data.paths), allow_missing, "videos")  # before hours are spent on the others
     model = open_encoder(source, protocol.frames, device)
     search = find_moments(
         model, data, protocol, load_stretches, batch_size=batch_size, allow_missing=allow_missing

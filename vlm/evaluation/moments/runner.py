@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from vlm.errors import CapabilityError, DataError, InvalidInput
 from vlm.evaluation.benchmarks.description import describe_published
 from vlm.evaluation.card import FORMAT, Card, sections
 from vlm.evaluation.card.leakage import Overlap, leakage_section
+from vlm.evaluation.dataset import refuse_missing
 from vlm.evaluation.features import count_cut, encode_texts, similarity
 from vlm.evaluation.moments.baselines import blind_highlights, blind_moments
 from vlm.evaluation.moments.data import MomentSet
@@ -33,7 +34,6 @@ from vlm.evaluation.moments.predictions import FoundMoments
 from vlm.evaluation.moments.proposals import propose, rate_clips
 from vlm.evaluation.moments.settings import Proposals
 from vlm.evaluation.protocol import Protocol
-from vlm.evaluation.runner import is_allowed
 from vlm.metrics.matrices import Floats
 from vlm.progress import progress_bar
 from vlm.types import Preprocessing, VideoTextEncoder
@@ -99,7 +99,7 @@ def find_moments(
             for query, scores in zip(asked.tolist(), similarity(texts[asked], vectors), strict=True):
                 rows[query] = _find(stretches, scores, data.ratings[query], protocol)
     missing = tuple((data.video_ids[video], reason) for video, reason in lost.items())
-    refuse_missing(missing, len(data.paths), allow_missing)
+    refuse_missing(missing, len(data.paths), allow_missing, "videos")
     found = [row for row in rows if row is not None]
     return Search(
         found=FoundMoments(
@@ -284,17 +284,3 @@ def _find(
     if ratings is None:
         return windows, None
     return windows, rate_clips(stretches, scores, len(ratings), settings.clip_s)
-
-
-def refuse_missing(missing: Sequence[tuple[str, str]], num_videos: int, allowed: bool | int) -> None:
-    """Raise if more videos, given with the reason, cannot be read than are allowed.
-
-    Raises:
-        InvalidInput: They cannot.
-    """
-    if not is_allowed(len(missing), allowed):
-        shown = "; ".join(f"{name}: {reason}" for name, reason in missing[:3])
-        raise InvalidInput(
-            f"{len(missing)} of {num_videos} videos cannot be read ({shown}); nothing was measured; "
-            "--allow-missing leaves the queries about them out and lists them"
-        )

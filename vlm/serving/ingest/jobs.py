@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -65,12 +66,19 @@ class IngestJobs:
         folders: Name → folder; clients know only the names.
         allow_narrow_model: As for `VideoIndex.add`.
         metrics: Where items are counted.
+        refresh: Has searches see what a job committed; called before the job is said to be over.
     """
 
     def __init__(
-        self, index: Path, model: str, folders: dict[str, Path], allow_narrow_model: bool, metrics: Metrics
+        self,
+        index: Path,
+        model: str,
+        folders: dict[str, Path],
+        allow_narrow_model: bool,
+        metrics: Metrics,
+        refresh: Callable[[], object],
     ) -> None:
-        self.folders = folders
+        self.folders, self._refresh = folders, refresh
         self._job = {"index": str(index), "model": model, "allow_narrow_model": allow_narrow_model}
         self._metrics = metrics
         self._jobs: OrderedDict[str, Job] = OrderedDict()
@@ -164,6 +172,7 @@ class IngestJobs:
                 if last["event"] == "progress":
                     job.stage, job.done, job.total = last["stage"], last["done"], last["total"]
         code = process.wait()
+        self._refresh()
         job.ended = time.time()
         report = {key: value for key, value in last.items() if key != "event"}
         if last.get("event") == "done":
