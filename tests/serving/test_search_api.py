@@ -55,6 +55,7 @@ def cli_hits(capsys, *arguments: str) -> list[Hit]:
         {"words": True},
         {"words": True, "rerank": 3, "where": "duration_s > 2"},
         {"min_strength": "weak"},
+        {"aggregate": "mean"},
         {"min_strength": "strong", "rerank": 6},
     ],
 )
@@ -205,6 +206,10 @@ HOSTILE_BODIES = [
     {"query_id": 4},
     {"text": "red", "where": 5},
     {"text": "red", "min_strength": "good"},
+    {"text": "red", "aggregate": "sum"},
+    {"text": "red", "aggregate": None},
+    {"text": "red", "aggregate": ["max"]},
+    {"text": "red", "aggregate": "mean", "words": True},
     {"text": "red", "words": 1},
     {"text": "red", "group": "no"},
     {"text": "red", "min_strength": ["weak"]},

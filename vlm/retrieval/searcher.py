@@ -18,9 +18,9 @@ from vlm.retrieval.catalog import VideoRow
 from vlm.retrieval.duplicates.grouping import Group, group_alike
 from vlm.retrieval.filters import parse_filter
 from vlm.retrieval.index import VideoIndex
-from vlm.retrieval.queries.checking import Aggregate, MinStrength, check_wishes
 from vlm.retrieval.queries.encoding import QueryEncoder
 from vlm.retrieval.queries.mixing import EncodedQuery, add_up
+from vlm.retrieval.queries.options import Aggregate, MinStrength, SearchOptions
 from vlm.retrieval.queries.values import Mix, Moment
 from vlm.retrieval.rerank import match_rows
 from vlm.retrieval.strength import Grader, TextBank
@@ -126,8 +126,7 @@ class Searcher:
             DataError: The image or video file cannot be read.
             CapabilityError: The model lacks the ability, or the query is not one to rerank or to grade.
         """
-        hits, _ = self.page(
-            self.encode(query),
+        options = SearchOptions(
             top_k=top_k,
             offset=offset,
             rerank=rerank,
@@ -138,65 +137,43 @@ class Searcher:
             group=group,
             words=words,
         )
-        return hits
+        return self.page(self.encode(query), options)[0]
 
-    def page(
-        self,
-        encoded: EncodedQuery,
-        *,
-        top_k: int,
-        offset: int = 0,
-        rerank: int = 0,
-        where: str | None = None,
-        aggregate: Aggregate = "max",
-        min_strength: MinStrength | None = None,
-        unlike: Sequence[Moment] = (),
-        group: bool = True,
-        words: bool = False,
-    ) -> tuple[list[Hit], bool]:
+    def page(self, encoded: EncodedQuery, options: SearchOptions) -> tuple[list[Hit], bool]:
         """Return what `search` does, and whether more would follow."""
-        check_wishes(
-            self.model,
-            encoded,
-            top_k=top_k,
-            offset=offset,
-            rerank=rerank,
-            aggregate=aggregate,
-            min_strength=min_strength,
-            words=words,
-        )
-        allowed = fits = self._allowed(where, {moment.video_id for moment in unlike})
-        vector = self._moved_away(encoded.vector, unlike)
-        found = self._reranked(encoded, vector, rerank, allowed)
+        options.check(self.model, encoded)
+        allowed = fits = self._allowed(options.where, {moment.video_id for moment in options.unlike})
+        vector = self._moved_away(encoded.vector, options.unlike)
+        found = self._reranked(encoded, vector, options.rerank, allowed)
         if found:
             # a reranked video is ranked by its reranked segments alone
             owners = self.index.snapshot.row_video
             allowed = allowed & ~np.isin(owners, owners[[segment.row for segment in found]])
-        if aggregate == "mean":
+        by_mean = options.aggregate == "mean"
+        if by_mean:
             found = self._by_mean(vector, allowed)
-        first, end = self._best_of_each_video(found), offset + top_k
+        first, end = self._best_of_each_video(found), options.offset + options.top_k
         # so many are compared with one another, however few are shown: pages must not depend on their length
-        reach = _COMPARED * math.ceil(end / (_COMPARED // 2)) if group else end + 1
+        reach = _COMPARED * math.ceil(end / (_COMPARED // 2)) if options.group else end + 1
         while True:
             if self.model.kind == NO_MODEL:
                 ranked = self._without_model(encoded, allowed)[:reach]
-            elif words:
+            elif options.words:
                 seen = first + self._distinct(vector, max(_FUSED - len(first), 1), allowed)
                 ranked = self._with_words(encoded, seen, fits)[:reach]
-            elif aggregate == "max" and len(first) < reach:
+            elif not by_mean and len(first) < reach:
                 ranked = first + self._distinct(vector, reach - len(first), allowed)
             else:
                 ranked = first
-            kept = self._graded(encoded, ranked, min_strength)
-            groups = self._grouped(kept, group)
+            kept = self._graded(encoded, ranked, options.min_strength)
+            groups = self._grouped(kept, options.group)
             # whoever follows one that was too weak is weaker
             is_cut = bool(ranked) and (not kept or kept[-1][0] is not ranked[-1])
-            is_all = aggregate == "mean" or len(ranked) < reach or is_cut
-            if len(groups) > end or is_all:
+            if len(groups) > end or by_mean or len(ranked) < reach or is_cut:
                 break
             reach *= 2
         hits = [self._hit(rank, kept, one) for rank, one in enumerate(groups[:end], start=1)]
-        return hits[offset:], len(groups) > end
+        return hits[options.offset :], len(groups) > end
 
     def encode(self, query: Query) -> EncodedQuery:
         """Return what a query is compared by; this is the part of a search that runs the model.

@@ -63,6 +63,7 @@ class Client:
         offset: int = 0,
         rerank: int = 0,
         where: str | None = None,
+        aggregate: Literal["max", "mean"] = "max",
         min_strength: Literal["strong", "weak"] | None = None,
         unlike: Sequence[Moment] = (),
         group: bool = True,
@@ -77,13 +78,14 @@ class Client:
             offset: How many of the best to skip.
             rerank: Score this many of the nearest segments again with the matching head (texts only).
             where: A filter, as for `Searcher.search`.
+            aggregate: What a video scores, as for `Searcher.search`.
             min_strength: Leave out what is weaker (texts only).
             unlike: "Not these": their videos are left out, and what is like them comes later.
             group: Name copies of a hit's footage with the hit instead of beside it.
             words: Also look for the text in names, tags, captions and subtitles.
         """
         values: dict[str, Any] = {"top_k": top_k, "offset": offset, "rerank": rerank, "where": where}
-        values["min_strength"], values["group"], values["words"] = min_strength, group, words
+        values |= {"aggregate": aggregate, "min_strength": min_strength, "group": group, "words": words}
         values["unlike"] = [{"video_id": one.video_id, "start_s": one.start_s} for one in unlike]
         if isinstance(query, str):
             return _hits(self._post("/api/search", {**values, "text": query}))

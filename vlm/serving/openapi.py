@@ -109,6 +109,7 @@ def _requests(limits: Limits) -> Schema:
         "group": {"type": "boolean", "default": True},
         "words": {"type": "boolean", "default": False},
         "min_strength": {"enum": ["strong", "weak", None]},
+        "aggregate": {"enum": ["max", "mean"], "default": "max"},
         "query_id": {"type": "string", "maxLength": 64},
         "top_k": top_k,
         "offset": offset,

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm.errors import InvalidInput
-from vlm.retrieval.queries.checking import MinStrength
+from vlm.retrieval.queries.options import SearchOptions
 from vlm.retrieval.queries.values import MAX_PARTS, Moment
 from vlm.serving.service import NamedPart, Page
 from vlm.serving.settings import Limits
 from vlm.types import Hit
+
+_NAMED = ("text", "query_id", "parts")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,14 +26,7 @@ class SearchRequest:
     text: str | None = None
     query_id: str | None = None
     parts: tuple[NamedPart, ...] = ()
-    top_k: int = 10
-    offset: int = 0
-    rerank: int = 0
-    where: str | None = None
-    min_strength: MinStrength | None = None
-    unlike: tuple[Moment, ...] = ()
-    group: bool = True
-    words: bool = False
+    options: SearchOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,30 +70,30 @@ def parse_search(values: Mapping[str, Any], limits: Limits) -> SearchRequest:
     Raises:
         InvalidInput: A field is unknown, missing, of the wrong type or out of range.
     """
-    _known(values, SearchRequest)
-    if sum(values.get(name) is not None for name in ("text", "query_id", "parts")) != 1:
-        raise InvalidInput("expected one of text, query_id and parts")
-    min_strength = values.get("min_strength")
-    if min_strength not in (None, "strong", "weak"):
-        raise InvalidInput("min_strength: expected strong or weak")
+    _known(values, *_NAMED, *_names(SearchOptions))
+    if sum(values.get(name) is not None for name in _NAMED) != 1:
+        raise InvalidInput(f"expected one of {', '.join(_NAMED)}")
     return SearchRequest(
         text=_optional_text(values, "text", limits.max_text),
         query_id=_optional_text(values, "query_id", 64),
         parts=tuple(_part(part, limits) for part in _objects(values, "parts", 1)),
-        min_strength=min_strength,
-        group=_boolean(values, "group", True),
-        words=_boolean(values, "words", False),
-        unlike=tuple(_moment(moment) for moment in _objects(values, "unlike", 0)),
-        top_k=_integer(values, "top_k", 10, 1, limits.max_top_k),
-        offset=_integer(values, "offset", 0, 0, limits.max_top_k),
-        rerank=_integer(values, "rerank", 0, 0, limits.max_rerank),
-        where=_optional_text(values, "where", limits.max_where),
+        options=SearchOptions(
+            top_k=_integer(values, "top_k", 10, 1, limits.max_top_k),
+            offset=_integer(values, "offset", 0, 0, limits.max_top_k),
+            rerank=_integer(values, "rerank", 0, 0, limits.max_rerank),
+            where=_optional_text(values, "where", limits.max_where),
+            aggregate=values.get("aggregate", "max"),
+            min_strength=values.get("min_strength"),
+            unlike=tuple(_moment(moment) for moment in _objects(values, "unlike", 0)),
+            group=_boolean(values, "group", True),
+            words=_boolean(values, "words", False),
+        ),
     )
 
 
 def parse_upload(values: Mapping[str, str], limits: Limits) -> UploadRequest:
     """Read the address of an upload; see `parse_search`."""
-    _known(values, UploadRequest)
+    _known(values, *_names(UploadRequest))
     numbers = {"top_k": _from_address(values, "top_k", "10")}
     return UploadRequest(
         top_k=_integer(numbers, "top_k", 10, 1, limits.max_top_k),
@@ -108,7 +103,7 @@ def parse_upload(values: Mapping[str, str], limits: Limits) -> UploadRequest:
 
 def parse_similar(values: Mapping[str, Any], limits: Limits) -> SimilarRequest:
     """Read a wish for similar moments; see `parse_search`."""
-    _known(values, SimilarRequest)
+    _known(values, *_names(SimilarRequest))
     return SimilarRequest(
         video_id=_text(values, "video_id", 64),
         start_s=_seconds(values, "start_s"),
@@ -120,7 +115,7 @@ def parse_similar(values: Mapping[str, Any], limits: Limits) -> SimilarRequest:
 
 def parse_ask(values: Mapping[str, Any], limits: Limits) -> AskRequest:
     """Read a question; see `parse_search`."""
-    _known(values, AskRequest)
+    _known(values, *_names(AskRequest))
     choices = values.get("choices")
     if choices is not None:
         if not isinstance(choices, list) or not 2 <= len(choices) <= limits.max_choices:
@@ -135,7 +130,7 @@ def parse_ask(values: Mapping[str, Any], limits: Limits) -> AskRequest:
 
 def parse_ingest(values: Mapping[str, Any]) -> IngestRequest:
     """Read which folder is to be indexed; see `parse_search`."""
-    _known(values, IngestRequest)
+    _known(values, *_names(IngestRequest))
     return IngestRequest(folder=_text(values, "folder", 100))
 
 
@@ -205,8 +200,11 @@ def _moment(values: Mapping[str, Any]) -> Moment:
     return Moment(_text(values, "video_id", 64), _seconds(values, "start_s"))
 
 
-def _known(values: Mapping[str, Any], request: type) -> None:
-    names = [field.name for field in dataclasses.fields(request)]
+def _names(request: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(request)]
+
+
+def _known(values: Mapping[str, Any], *names: str) -> None:
     for name in values:
         if name not in names:
             near = difflib.get_close_matches(name[:100], names, n=1)

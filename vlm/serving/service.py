@@ -18,8 +18,8 @@ import numpy as np
 from vlm.answering import Choices, choose, find_evidence
 from vlm.errors import InvalidInput
 from vlm.retrieval.filters import parse_filter
-from vlm.retrieval.queries.checking import MinStrength
 from vlm.retrieval.queries.mixing import EncodedQuery
+from vlm.retrieval.queries.options import SearchOptions
 from vlm.retrieval.queries.values import Mix, Moment, Part
 from vlm.retrieval.searcher import Searcher
 from vlm.retrieval.strength import TextBank
@@ -63,20 +63,6 @@ class NamedPart:
     text: str | None = None
     query_id: str | None = None
     moment: Moment | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Wishes:
-    """How a search is to be done, apart from what is looked for."""
-
-    top_k: int
-    offset: int = 0
-    rerank: int = 0
-    where: str | None = None
-    min_strength: MinStrength | None = None
-    unlike: tuple[Moment, ...] = ()
-    group: bool = True
-    words: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,14 +136,7 @@ class SearchService:
         query_id: str | None,
         parts: Sequence[NamedPart] = (),
         *,
-        top_k: int,
-        offset: int,
-        rerank: int,
-        where: str | None,
-        min_strength: MinStrength | None = None,
-        unlike: Sequence[Moment] = (),
-        group: bool = True,
-        words: bool = False,
+        options: SearchOptions,
     ) -> Page:
         """Search by a text, by a query that was encoded before, or by a sum of those and of moments.
 
@@ -166,10 +145,10 @@ class SearchService:
             InvalidInput: The filter or a number cannot be used.
             BusyError: Too many at once.
         """
-        if where is not None:
-            parse_filter(where)
+        if options.where is not None:
+            parse_filter(options.where)
         library = self.library
-        for moment in unlike:
+        for moment in options.unlike:
             library.video(moment.video_id)
         if query is not None:
             query_id, known = await self._encoded("text", query.encode(), query, library.searcher)
@@ -178,8 +157,7 @@ class SearchService:
             query_id, known = await self._encoded("mix", repr(parts).encode(), mix, library.searcher)
         else:
             known = self._remembered(query_id or "")
-        wishes = _Wishes(top_k, offset, rerank, where, min_strength, tuple(unlike), group, words)
-        return await self._page(library, known, query_id or "", wishes)
+        return await self._page(library, known, query_id or "", options)
 
     def _part(self, part: NamedPart, library: Library) -> Part:
         if part.text is not None:
@@ -198,7 +176,7 @@ class SearchService:
             parse_filter(where)
         library = self.library
         query_id, known = await self._encoded(kind, digest, query, library.searcher)
-        return await self._page(library, known, query_id, _Wishes(top_k, where=where))
+        return await self._page(library, known, query_id, SearchOptions(top_k=top_k, where=where))
 
     async def similar(
         self, video_id: str, start_s: float, *, top_k: int, offset: int, where: str | None
@@ -212,7 +190,9 @@ class SearchService:
         known = _Known(encoded=encoded, unknown_words=(), notes=())
         query_id = self._remember(f"similar {video_id} {start_s!r}".encode(), known)
         others = f"video_id != '{video_id}'" + (f" and ({where})" if where is not None else "")
-        return await self._page(library, known, query_id, _Wishes(top_k, offset, where=others))
+        return await self._page(
+            library, known, query_id, SearchOptions(top_k=top_k, offset=offset, where=others)
+        )
 
     async def ask(
         self, question: str, choices: Sequence[str] | None, video_id: str | None
@@ -238,27 +218,14 @@ class SearchService:
         words = [word for text in (question, *(choices or ())) for word in searcher.unknown_words(text)]
         return chosen, hit, tuple(dict.fromkeys(words))
 
-    async def _page(self, library: Library, known: _Known, query_id: str, wishes: _Wishes) -> Page:
-        end = wishes.offset + wishes.top_k
+    async def _page(self, library: Library, known: _Known, query_id: str, options: SearchOptions) -> Page:
+        end = options.offset + options.top_k
         if end > self.limits.max_top_k:
             raise InvalidInput(f"expected offset + top_k <= {self.limits.max_top_k}, got {end}")
-
-        def scan() -> tuple[list[Hit], bool]:
-            return library.searcher.page(
-                known.encoded,
-                top_k=wishes.top_k,
-                offset=wishes.offset,
-                rerank=wishes.rerank,
-                where=wishes.where,
-                min_strength=wishes.min_strength,
-                unlike=wishes.unlike,
-                group=wishes.group,
-                words=wishes.words,
-            )
-
         # the matching head is the model's, which has one thread
-        gate, stage = (self.encoder, "rerank") if wishes.rerank else (self.scanner, "scan")
-        hits, has_more = await self._timed(stage, gate.run(scan))
+        gate, stage = (self.encoder, "rerank") if options.rerank else (self.scanner, "scan")
+        scan = gate.run(library.searcher.page, known.encoded, options)
+        hits, has_more = await self._timed(stage, scan)
         return Page(
             hits=tuple(hits),
             generation=library.generation,

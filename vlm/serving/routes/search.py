@@ -32,19 +32,7 @@ async def search(request: Request) -> Response:
     """Search by words, or get a further page of any search."""
     state = state_of(request)
     wanted = parse_search(await _json(request, state), state.limits)
-    page = await state.service.search(
-        wanted.text,
-        wanted.query_id,
-        wanted.parts,
-        top_k=wanted.top_k,
-        offset=wanted.offset,
-        rerank=wanted.rerank,
-        where=wanted.where,
-        min_strength=wanted.min_strength,
-        unlike=wanted.unlike,
-        group=wanted.group,
-        words=wanted.words,
-    )
+    page = await state.service.search(wanted.text, wanted.query_id, wanted.parts, options=wanted.options)
     return JSONResponse(page_values(page, state.service.model.domain))
 
 
