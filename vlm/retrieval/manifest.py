@@ -13,7 +13,7 @@ from vlm.retrieval.embedding import FeatureLayout
 from vlm.retrieval.segments import Segmentation
 from vlm.types import Preprocessing, VideoTextEncoder
 
-FORMAT = "vlm-index/2"
+FORMAT = "vlm-index/3"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
