@@ -301,11 +301,11 @@ class TestPlaces:
         import hashlib
 
         path = index.folder / "manifest.json"
-        path.write_bytes(path.read_bytes().replace(b"vlm-index/2", b"vlm-index/9"))
+        path.write_bytes(path.read_bytes().replace(b"vlm-index/3", b"vlm-index/9"))
         with Catalog.open(index.folder / "catalog.sqlite", write=True) as catalog:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             catalog.query("UPDATE generations SET digest = ? WHERE id = 0", (digest,))
-        with pytest.raises(InvalidInput, match="expected format vlm-index/2, got 'vlm-index/9'"):
+        with pytest.raises(InvalidInput, match="expected format vlm-index/3, got 'vlm-index/9'"):
             VideoIndex.open(index.folder)
 
     def test_reading_needs_no_right_to_write(self, index, make_encoder) -> None:
