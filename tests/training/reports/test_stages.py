@@ -39,7 +39,6 @@ def test_a_slow_decoder_shows_as_waiting(on_shards, monkeypatch):
     (row,) = found["workers"]
     assert row["decode_samples_per_s"] < 1 / 0.05
     assert row["update_ms"]["wait"] > 4 * 50
-    assert row["samples_per_s"] < min(row["decode_samples_per_s"], found["compute_samples_per_s"]) * 1.2
 
 
 def test_a_slow_model_shows_as_forward_and_its_waiting_goes_with_workers(on_shards, monkeypatch):
