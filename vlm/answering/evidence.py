@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
-from vlm.errors import DataError, InvalidInput
-from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, decode_files
+from vlm.errors import InvalidInput
+from vlm.retrieval.ingest.pool import DecodeSettings, decode_one
 from vlm.retrieval.searcher import Searcher
 from vlm.types import Hit
 
@@ -47,14 +46,7 @@ def decode_evidence(searcher: Searcher, hit: Hit) -> np.ndarray:
         DataError: The file is gone or can no longer be decoded.
     """
     settings = DecodeSettings(preprocessing=searcher.index.manifest.preprocessing)
-    path = Path(hit.path)
-    with closing(decode_files([path], settings, [[(hit.start_s, hit.end_s)]])) as events:
-        for event in events:
-            if isinstance(event, DecodedSegment):
-                return event.video
-            if isinstance(event, Failed):
-                raise DataError(event.detail, event.reason)
-    raise DataError(f"{path}: no frames between {hit.start_s:g} s and {hit.end_s:g} s", "no_frames")
+    return decode_one(Path(hit.path), settings, [(hit.start_s, hit.end_s)])
 
 
 def _quoted(text: str) -> str:

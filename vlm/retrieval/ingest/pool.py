@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from vlm.data.preprocessing import preprocess
+from vlm.errors import DataError
 from vlm.retrieval.segments import Segmentation
 from vlm.types import Preprocessing
 
@@ -145,6 +146,23 @@ def decode_files(
             thread.join()
         for worker in workers:
             worker.close()
+
+
+def decode_one(
+    path: Path, settings: DecodeSettings, segments: Sequence[tuple[float, float]] | None = None
+) -> np.ndarray:
+    """Return the first segment of a file, (frames, 3, height, width) float32; see `decode_files`.
+
+    Raises:
+        DataError: The file is gone, cannot be decoded, or has no frames there.
+    """
+    with closing(decode_files([path], settings, None if segments is None else [segments])) as events:
+        for event in events:
+            if isinstance(event, DecodedSegment):
+                return event.video
+            if isinstance(event, Failed):
+                raise DataError(event.detail, event.reason)
+    raise DataError(f"{path}: no frames could be decoded", "no_frames")
 
 
 def _feed(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vlm.data.decoding.image import read_image
-from vlm.errors import DataError, InvalidInput
+from vlm.errors import InvalidInput
 from vlm.retrieval.duplicates.hashing import grey_of, hash_frames
-from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, decode_files
+from vlm.retrieval.ingest.pool import DecodeSettings, decode_one
 from vlm.retrieval.queries.mixing import EncodedQuery
 from vlm.retrieval.words.search import NO_MODEL
 from vlm.text import TruncationWarning
@@ -101,10 +100,4 @@ class QueryEncoder:
     def _video_clip(self, path: Path) -> np.ndarray:
         # one clip over the whole file, however long: its gist, not one of its moments
         settings = DecodeSettings(preprocessing=self.model.preprocessing, segment_s=1e9, stride_s=1e9)
-        with closing(decode_files([path], settings)) as events:
-            for event in events:
-                if isinstance(event, DecodedSegment):
-                    return event.video
-                if isinstance(event, Failed):
-                    raise DataError(event.detail, event.reason)
-        raise DataError(f"{path}: no frames could be decoded", "no_frames")
+        return decode_one(path, settings)

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +50,6 @@ class WordSearch:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        # the rows of video i lie between bounds i and i + 1
-        self._rows = np.argsort(snapshot.row_video, kind="stable")
-        self._bounds = np.searchsorted(snapshot.row_video[self._rows], np.arange(len(snapshot.videos) + 1))
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
@@ -80,6 +78,16 @@ class WordSearch:
             if video not in best and (row := self._row_of(video, start_s, allowed)) is not None:
                 best[video] = Mention(row, float(score), start_s is not None)
         return list(best.values())
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        """All rows, put in order by their videos: those of video i lie between bounds i and i + 1."""
+        return np.argsort(self._snapshot.row_video, kind="stable")
+
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        owners = self._snapshot.row_video[self._rows]
+        return np.searchsorted(owners, np.arange(len(self._snapshot.videos) + 1))
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
