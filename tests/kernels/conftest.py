@@ -62,21 +62,29 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emulated]
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("emulated")
+    common = ["g++", "-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Winvalid-pch"]
+    # lanes are left by longjmp to another stack, which the fortified one takes for an error
+    common += ["-Wno-unknown-pragmas", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"]
+    common += [f"-I{KERNELS / 'emulation'}", f"-I{KERNELS / 'cuda'}"]
+    emulator = folder / "emulator.h"  # parsed once: it takes as long as a kernel
+
+    def compile(*arguments: object) -> None:
+        done = subprocess.run([*common, *map(str, arguments)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+
     built: dict[tuple[object, ...], Emulated] = {}
 
     def build(source: Path, entry: str, problem: str, **macros: object) -> Emulated:
         key = (source, entry, problem, *sorted((k, str(v)) for k, v in macros.items()))
         if key not in built:
             target = folder / f"{source.stem}-{len(built)}.so"
-            command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
-            # lanes are left by longjmp to another stack, which the fortified one takes for an error
-            command += ["-Wno-unknown-pragmas", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"]
-            command += [f"-I{KERNELS / 'emulation'}", f"-I{KERNELS / 'cuda'}"]
-            command += [f'-DVLM_SOURCE="{source}"', f"-DVLM_ENTRY={entry}", f"-DVLM_PROBLEM={problem}"]
-            command += [f"-D{name}={value}" for name, value in macros.items()]
-            command += [str(KERNELS / "emulation" / "driver.cpp"), "-o", str(target)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr[-4000:]
+            if not built:
+                emulator.write_text('#define VLM_EMULATION\n#include "device.h"\n')
+                compile("-x", "c++-header", emulator, "-o", f"{emulator}.gch")
+            chosen = [f'-DVLM_SOURCE="{source}"', f"-DVLM_ENTRY={entry}", f"-DVLM_PROBLEM={problem}"]
+            chosen += [f"-D{name}={value}" for name, value in macros.items()]
+            driver = KERNELS / "emulation" / "driver.cpp"
+            compile("-shared", "-include", emulator, *chosen, driver, "-o", target)
             built[key] = Emulated(target)
         return built[key]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,35 @@ def launch():
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """Return ``run(text, *arguments, processes)``: Python text in processes that find each other."""
+    folder = tmp_path_factory.mktemp("ranks")
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("ranks.py"))],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    questions, answers = server.stdin, server.stdout
+
+    def run(text: str, *arguments: object, processes: int) -> None:
+        script, output = folder / "script.py", folder / "output.txt"
+        script.write_text(text)
+        output.unlink(missing_ok=True)
+        job = {"command": [str(script), *map(str, arguments)], "processes": processes, "output": str(output)}
+        questions.write(f"{json.dumps(job)}\n")
+        questions.flush()
+        codes = json.loads(answers.readline())
+        assert codes == [0] * processes, output.read_text()
+
+    yield run
+    server.communicate()
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,5 @@
 """Two processes and DeepSpeed do what one plain process does; gathers have the true gradient."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from vlm.training.reports.tracking import read_lines
@@ -135,35 +131,16 @@ def assert_equal_within_rounding(run, reference):
             assert line[name] == pytest.approx(value, rel=2e-4), (line["step"], name)
 
 
-@pytest.fixture
-def run_script(tmp_path, root):
-    """Return a function that runs Python text under torchrun, or alone."""
-
-    def run(text, *arguments, processes):
-        script = tmp_path / "script.py"
-        script.write_text(THREADS + text)
-        command = [sys.executable, str(script), *map(str, arguments)]
-        if processes > 1:
-            command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=240, check=False, env=environment
-        )
-        assert result.returncode == 0, result.stderr
-
-    return run
-
-
-def test_two_processes_gather_true_gradients_and_log_what_one_logs(unbroken, tiny, tmp_path, run_script):
-    run_script(GATHER, tiny.path, tmp_path / "run", processes=2)
+def test_two_processes_gather_true_gradients_and_log_what_one_logs(unbroken, tiny, tmp_path, ranks):
+    ranks(THREADS + GATHER, tiny.path, tmp_path / "run", processes=2)
     assert_equal_within_rounding(tmp_path / "run", unbroken)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "stage"), [(1, 0), (2, 2)])
 def test_deepspeed_logs_what_the_plain_engine_logs_also_resumed(
-    unbroken, tiny, tmp_path, run_script, processes, stage
+    unbroken, tiny, tmp_path, ranks, processes, stage
 ):
     pytest.importorskip("deepspeed")
-    run_script(DEEPSPEED, tiny.path, tmp_path / "run", stage, processes=processes)
+    ranks(THREADS + DEEPSPEED, tiny.path, tmp_path / "run", stage, processes=processes)
     assert_equal_within_rounding(tmp_path / "run", unbroken)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from vlm.errors import ConfigError
+from vlm.training import setup
 from vlm.training.average import MovingAverage
 from vlm.training.config import EngineConfig, TrainingConfig, forbidden_changes
 from vlm.training.objective import MaskedLanguageConfig, step_generator, step_seed
@@ -171,3 +172,17 @@ def test_a_new_text_encoder_starts_from_bert_and_a_trained_one_does_not(tiny, un
     )
     with pytest.raises(ConfigError, match="train.text_from: expected a run that makes a new text encoder"):
         make_model(trained, tokenizer, CPU)
+
+
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_bf16_on_a_processor_that_has_none_is_said(tiny, monkeypatch, caplog, is_fast):
+    monkeypatch.setattr(setup.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: is_fast)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    prepare_process(tiny("train.precision=fp32"))
+    assert not caplog.records
+    prepare_process(tiny("train.precision=bf16"))
+    assert ["bf16" in record.message for record in caplog.records] == [True] * (not is_fast)
+    # other processors are not asked
+    monkeypatch.setattr(setup.platform, "machine", lambda: "aarch64")
+    assert setup.has_fast_bf16()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+import platform
 
 import torch
 from torch import nn
@@ -28,6 +30,8 @@ from vlm.training.sources.parts import check_shares
 from vlm.training.teaching.alignment import make_alignment
 from vlm.training.teaching.distillation import make_distillation
 
+_log = logging.getLogger(__name__)
+
 
 def prepare_process(config: TrainingConfig) -> torch.device:
     """Join the other processes, make arithmetic repeatable, and return this process's device.
@@ -43,12 +47,24 @@ def prepare_process(config: TrainingConfig) -> torch.device:
     else:
         distributed.initialise(device, config.train.timeout_s)
     check_shares("train.batch_size", config.train.batch_size, config.train.accumulate)
+    if config.train.precision == "bf16" and device.type == "cpu" and not has_fast_bf16():
+        _log.warning("this processor has no bf16 instructions: train.precision=fp32 is several times faster")
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         # filling fresh memory with NaN is a debugging aid that costs time
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
+
+
+def has_fast_bf16() -> bool:
+    """Whether this processor multiplies in bf16 itself (AMX or AVX-512 BF16), or is not one of x86."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    return any(
+        bool(getattr(torch.cpu, name, lambda: True)())
+        for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
 
 
 def make_tokenizer(config: TrainingConfig) -> Tokenizer | None:

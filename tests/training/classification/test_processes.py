@@ -1,9 +1,5 @@
 """Two processes and DeepSpeed learn what one plain process learns."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import yaml
 
@@ -45,20 +41,11 @@ def reference(path, tmp_path_factory):
 
 
 @pytest.fixture
-def launch(tmp_path, root, path):
-    """Return a function that runs the steady run, stopped and resumed, under torchrun or alone."""
+def launch(ranks, path):
+    """Return a function that runs the steady run, stopped and resumed, in so many processes."""
 
     def start(run, *options, processes, config=path):
-        script = tmp_path / "script.py"
-        script.write_text(RUN)
-        command = [sys.executable, str(script), str(config), str(run), *options]
-        if processes > 1:
-            command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=240, check=False, env=environment
-        )
-        assert result.returncode == 0, result.stderr
+        ranks(RUN, config, run, *options, processes=processes)
 
     return start
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vlm.config import load_config
 from vlm.errors import ConfigError, InvalidInput, UsageError, VlmError
 from vlm.training.config import TrainingConfig
 from vlm.training.studies.config import StudyConfig
+from vlm.training.studies.curves import curve_of
 from vlm.training.studies.flops import flops_of
 from vlm.training.studies.runner import card_of, jobs, run_jobs
 from vlm.training.studies.summary import draw_study, summarise, table
@@ -86,6 +88,8 @@ def test_a_study_does_what_is_missing_seed_by_seed(study: StudyConfig, tmp_path:
         result = next(job.result for job in jobs(study, folder) if job.arguments == arguments)
         result.parent.mkdir(parents=True, exist_ok=True)
         result.touch()
+        if arguments[0] == "train":
+            (result.parent.parent / "metrics.jsonl").touch()
 
     with pytest.raises(VlmError, match="killed"):
         run_jobs(study, folder, lambda _line: None, command)
@@ -137,6 +141,21 @@ def test_the_figures_of_a_summary(study: StudyConfig, tmp_path: Path) -> None:
         summarise(study, tmp_path)
 
 
+def test_cards_outlive_the_runs_that_they_measured(study: StudyConfig, tmp_path: Path) -> None:
+    for arm in study.arms:
+        write_card(tmp_path, arm, 3, [0, 1, 1, 1])
+    write_curve(study, tmp_path, [0.25])
+    before = summarise(study, tmp_path)
+    shutil.rmtree(tmp_path / "runs")
+    assert summarise(study, tmp_path) == before and before["curves"]["one"]["3"] == [(8, 0.25)]
+    waiting = [job.title for job in jobs(study, tmp_path) if not job.is_done]
+    assert waiting[0] == "clips of test" and all("seed 5" in title for title in waiting[1:])
+    # a stage of which only a later card is missing is trained again
+    card_of(tmp_path, "two", 3, "test").unlink()
+    waiting = [job.title for job in jobs(study, tmp_path) if not job.is_done]
+    assert waiting[1:4] == [f"two, seed 3, {what}" for what in ("stage 1", "stage 2", "measured on test")]
+
+
 def test_the_program(study: StudyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every stage really trains; then the program finds nothing left to do, and reports."""
 
@@ -145,6 +164,9 @@ def test_the_program(study: StudyConfig, tmp_path: Path, capsys: pytest.CaptureF
         assert main([*arguments, *short]) == 0
 
     run_jobs(replace(study, seeds=(3,)), tmp_path / "o", lambda _line: None, command)
+    # what is measured outlives the runs, also of a study that was left before its first report
+    assert all(curve_of(tmp_path / "o", arm, 3).exists() for arm in study.arms)
+    shutil.rmtree(tmp_path / "o" / "runs")
     capsys.readouterr()
     arguments = ["eval", "study", str(tmp_path / "study.yaml"), "--set", "seeds=[3]"]
     arguments += ["--out", str(tmp_path / "o")]

@@ -10,22 +10,30 @@ from pathlib import Path
 
 from vlm.errors import VlmError
 from vlm.training.studies.config import StudyConfig
+from vlm.training.studies.curves import kept_curve
 
 Command = Callable[[list[str]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One command of a study; it is done when ``result`` exists."""
+    """One command of a study; it is done when ``result`` exists, or all that was wanted of it.
+
+    ``measures`` is the arm and the seed whose model it measures, and whose curve is kept then.
+    """
 
     title: str
     arguments: list[str]
     result: Path
+    wanted_for: tuple[Path, ...] = ()
+    measures: tuple[str, int] | None = None
 
     @property
     def is_done(self) -> bool:
-        """Whether its result is there."""
-        return self.result.exists()
+        """Whether its result is there, or no longer needed: cards outlive the runs that they measured."""
+        return self.result.exists() or (
+            bool(self.wanted_for) and all(path.exists() for path in self.wanted_for)
+        )
 
 
 def jobs(study: StudyConfig, folder: Path) -> Iterator[Job]:
@@ -67,15 +75,18 @@ def run_jobs(
         (command or _in_a_process)(job.arguments)
         if not job.is_done:
             raise VlmError(f"{job.title}: the command ended well, but {job.result} is not there")
+        if job.measures is not None:
+            kept_curve(study, *job.measures, folder)
 
 
 def _train_and_measure(study: StudyConfig, arm: str, seed: int, folder: Path) -> Iterator[Job]:
     run = folder
+    cards = tuple(card_of(folder, arm, seed, test) for test in study.tests)
     for number, (recipe, changes, run) in enumerate(study.stages(arm, seed, folder), start=1):
         arguments = ["train", str(recipe), *(word for change in changes for word in ("--set", change))]
         arguments += ["--resume" if (run / "config.yaml").exists() else "--out", str(run)]
         # the curves are drawn after the last update, and the model is written after them
-        yield Job(f"{arm}, seed {seed}, stage {number}", arguments, run / "model" / "card.json")
+        yield Job(f"{arm}, seed {seed}, stage {number}", arguments, run / "model" / "card.json", cards)
     for test, chosen in study.tests.items():
         clips, card = folder / "clips" / test, card_of(folder, arm, seed, test)
         if chosen.measure == "reels":
@@ -85,7 +96,7 @@ def _train_and_measure(study: StudyConfig, arm: str, seed: int, folder: Path) ->
             arguments = ["eval", "retrieval", "--protocol", "world", "--no-test-time-controls"]
             arguments += ["--annotations", str(clips / "manifest.jsonl"), "--videos", str(clips)]
         arguments += ["--model", str(run / "model"), "--out", str(card)]
-        yield Job(f"{arm}, seed {seed}, measured on {test}", arguments, card)
+        yield Job(f"{arm}, seed {seed}, measured on {test}", arguments, card, measures=(arm, seed))
 
 
 def _in_a_process(arguments: list[str]) -> None:

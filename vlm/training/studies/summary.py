@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from vlm.evaluation.compare import differing_fields
 from vlm.evaluation.protocol import BootstrapSettings
 from vlm.metrics import paired_difference
 from vlm.training.studies.config import StudyConfig
+from vlm.training.studies.curves import kept_curve, measure_of_curves
 from vlm.training.studies.measures import MEASURES, outcomes_of, values_of
 from vlm.training.studies.runner import card_of
 
@@ -61,9 +61,9 @@ def summarise(study: StudyConfig, folder: Path) -> dict[str, Any]:
             for found in _differences(cards[first, test], cards[second, test])
         ],
         "curves": {
-            arm: {str(seed): _curve(study, arm, seed, folder) for seed in seeds} for arm in study.arms
+            arm: {str(seed): kept_curve(study, arm, seed, folder) for seed in seeds} for arm in study.arms
         },
-        "curve_of": _curve_of(study, folder),
+        "curve_of": measure_of_curves(study, folder),
         "environment": next(iter(cards.values()))[0]["environment"],
     }
 
@@ -196,22 +196,3 @@ def _outcomes(cards: list[Card], kind: str, measure: str) -> tuple[Any, Any]:
     """Return each outcome, (seeds, queries), and their groups."""
     found = [outcomes_of(card)[kind, measure] for card in cards]
     return np.stack([right for right, _ in found]), found[0][1]
-
-
-def _curve(study: StudyConfig, arm: str, seed: int, folder: Path) -> list[tuple[int, float]]:
-    """Return (clips seen, what validation measured) of all stages of an arm that were evaluated."""
-    points, before, name = [], 0, _curve_of(study, folder)
-    stages = zip(study.stages(arm, seed, folder), study.training(arm, seed, folder), strict=True)
-    for (_, _, run), config in stages:
-        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if f"val/{name}" in row:
-                points.append((before + row["step"] * config.train.batch_size, float(row[f"val/{name}"])))
-        before += config.train.max_steps * config.train.batch_size
-    return points
-
-
-def _curve_of(study: StudyConfig, folder: Path) -> str:
-    """Return what validation looks for in the last stage of the first arm."""
-    arm = next(iter(study.arms))
-    return study.training(arm, study.seeds[0], folder)[-1].evaluation.best
