@@ -9,7 +9,8 @@ each, so that an interrupted check keeps what it found. ``--only`` runs some of 
   scan, block, encoder                                  both passes, beside the rival
   launches     the host's time, launches of a block     graphs       recorded encoders of one clip
   polynomial   shares of exponentials                   tf32         fp32 with products in tf32
-  memory       of a training step
+  memory       of a training step                       decoding     of clips, beside the CPU (needs PyAV)
+  structures   of search, made with its help (needs a FAISS with GPUs)
 
 Exit code 1 if a number is wrong or something of ours broke; ratios are printed only where all were right. The
 whole ends within ``--minutes``: every section has a share of them, and comparisons are what is left out.
@@ -33,7 +34,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a GPU machine may hold a checkout and nothing installed
 
-from gpu import correctness, launches, models, operators, prepare, rival, tuning  # noqa: E402
+from gpu import correctness, decoding, launches, models, operators, prepare, rival, structures, tuning  # noqa: E402
 from gpu.build import Build  # noqa: E402
 from gpu.device import Device  # noqa: E402
 from gpu.session import Figures, Session  # noqa: E402
@@ -57,6 +58,8 @@ SECTIONS: dict[str, tuple[Callable[[Session], Figures], float]] = {
     "polynomial": (tuning.polynomial, 1),
     "tf32": (tuning.tf32, 1),
     "memory": (models.memory, 1),
+    "decoding": (decoding.decoding, 2),
+    "structures": (structures.structures, 1),
 }
 
 

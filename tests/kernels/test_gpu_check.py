@@ -65,6 +65,10 @@ def test_every_section_leaves_its_figures(run, program, capsys):
     assert set(sections["polynomial"]["Ti B1 T2"]) == {"0", "2"}
     assert sections["tf32"]["Ti B1 T2"]["tf32"]["forward"]["median_ms"] > 0
     assert sections["memory"]["Ti B1 T2"]["cpu"] == {"peak_mib": None}
+    assert (
+        sections["decoding"]["h264"]["cpu"]["frames"] == 50 and sections["decoding"]["av1"]["difference"] == 0
+    )
+    assert 0.5 < sections["structures"]["cpu"]["recall_at_10"] <= 1
     table = said.split("ours ms")[1]
     assert "scan Ti B1 T2 forward " in table and "x" in table and "all numbers right" in table
     assert VARIABLE not in os.environ and torch.get_float32_matmul_precision() == "highest"
