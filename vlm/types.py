@@ -174,7 +174,8 @@ class VideoTextEncoder(Protocol):
 
     Attributes:
         name: Short name for reports, such as ``demo`` or ``videomamba-m-25m``.
-        kind: ``video-text``, ``classifier``, ``encoder`` or ``frames``.
+        kind: ``video-text``, ``classifier``, ``encoder`` or ``frames``. Of the last, the embedding of a clip
+            is the mean of the embeddings of its frames, each encoded as a clip of its own.
         domain: What the model knows: ``open`` or a narrow world such as ``digit-world``.
         capabilities: A subset of ``search``, ``rerank``, ``choose``, ``answer``, ``when``, ``classify``.
         fingerprint: Hash of the weights and configuration; an index or cached feature belongs to one.

@@ -9,7 +9,7 @@ import types
 import pytest
 
 from vlm.cli import doctor, main
-from vlm.errors import KernelError
+from vlm.errors import InvalidInput, KernelError
 
 
 @pytest.fixture
@@ -55,6 +55,23 @@ def test_lines_for_people(capsys):
     assert "FFmpeg avcodec" in out and out.endswith("everything works\n")
 
 
+def test_devices_that_decode_are_listed_and_tried(monkeypatch):
+    from vlm.data.decoding import hardware
+    from vlm.retrieval.ingest import pool
+
+    def check(name):
+        if name == "vaapi":
+            raise InvalidInput("no such device can be opened here (no DRI); install its driver")
+
+    offered = {"cuda": ("h264", "av1"), "vaapi": ("h264",)}
+    monkeypatch.setattr(hardware, "offered_devices", lambda: offered)
+    monkeypatch.setattr(pool, "check_device", check)
+    findings = list(doctor.check_video())
+    assert the(findings, "decode with cuda").text == "h264, av1: vlm index build --decode-with cuda"
+    absent = the(findings, "decode with vaapi")
+    assert absent.status == "ok" and "not in use" in absent.text and "no DRI" in absent.text
+
+
 def test_both_builds_of_faiss_are_a_problem(versions, monkeypatch, capsys):
     versions(faiss_cpu="1.15.1", faiss_gpu="1.15.1")
     monkeypatch.setattr(doctor, "CHECKS", (doctor.check_search,))
@@ -74,6 +91,16 @@ def test_a_faiss_that_does_not_load_is_a_problem(versions, broken):
     broken("faiss", "ImportError: libcudart.so.12: cannot open shared object file")
     (finding,) = doctor.check_search()
     assert finding.status == "problem" and "faiss-gpu 1.15.1: ImportError: libcudart" in finding.text
+
+
+def test_a_faiss_with_gpus_says_whether_they_are_used(versions, monkeypatch):
+    home = pytest.importorskip("vlm.retrieval.backends.faiss")
+    versions(faiss_gpu="1.15.1")
+    (finding,) = doctor.check_search()
+    assert finding.status == "note" and "finds no GPU" in finding.text and "nvidia-smi" in finding.advice
+    monkeypatch.setattr(home, "count_gpus", lambda: 2)
+    (finding,) = doctor.check_search()
+    assert finding.status == "ok" and "search structures on the first of 2 GPUs" in finding.text
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from vlm.data.frame_sampling import (
     dense_frames,
     dense_view,
+    grid_step,
+    grid_times,
     middle_frames,
     random_frames,
     segment_frames,
@@ -137,3 +139,80 @@ def test_views_that_do_not_exist_and_empty_clips_are_refused(view):
         view(10, 4, 3, 3)
     with pytest.raises(ValueError, match="at least 1"):
         view(0, 4, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("segment_s", "stride_s", "num_frames", "step_s"),
+    [
+        (8, 4, 8, 1.0),
+        (8, 8, 8, 1.0),
+        (8, 3, 8, 1.0),
+        (10, 4, 8, 1.0),  # 1.25 s would do for the length, but not divide the stride
+        (8, 0.5, 8, 0.5),
+        (8, 6.5, 8, 6.5 / 7),
+        (4, 1.2, 10, 0.4),  # neither is a float's exact value
+        (1e9, 1e9, 8, 1.25e8),
+    ],
+)
+def test_the_step_divides_the_stride_and_gives_a_segment_its_frames(
+    segment_s, stride_s, num_frames, step_s
+) -> None:
+    step = grid_step(segment_s, stride_s, num_frames)
+    assert step == pytest.approx(step_s)
+    assert stride_s / step == pytest.approx(round(stride_s / step))
+    # the next longer step that divides the stride would leave a segment too few
+    assert segment_s / step >= num_frames - 1e-6
+    longer = stride_s / (round(stride_s / step) - 1) if stride_s / step > 1.5 else np.inf
+    assert segment_s / longer < num_frames
+
+
+@pytest.mark.parametrize("values", [(0, 4, 8), (8, 0, 8), (8, 4, 0), (np.nan, 4, 8), (8, np.inf, 8)])
+def test_a_grid_needs_lengths(values) -> None:
+    with pytest.raises(ValueError, match="above 0 s and at least 1 frame"):
+        grid_step(*values)
+
+
+def test_times_of_the_grid_are_the_nearest_inside() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        step, num_frames = rng.uniform(0.1, 3), int(rng.integers(1, 12))
+        start = rng.uniform(0, 50)
+        end = start + rng.choice([rng.uniform(0.05, 1), rng.uniform(1, 40)])
+        (found,) = grid_times([(start, end)], num_frames, step)
+        inside = [t for t in ((k + 0.5) * step for k in range(2000)) if start <= t < end]
+        if not inside:
+            assert found.tolist() == [(start + end) / 2] * num_frames
+            continue
+        for place, time in enumerate(found.tolist()):
+            middle = start + (place + 0.5) * (end - start) / num_frames
+            assert min(abs(t - time) for t in inside) < 1e-9
+            assert abs(time - middle) <= min(abs(t - middle) for t in inside) + 1e-9
+        assert (np.diff(found) >= 0).all()
+
+
+def test_segments_that_overlap_share_the_times_of_the_grid() -> None:
+    times = grid_times([(4 * i, 4 * i + 8) for i in range(1000)], 8, 1.0)
+    assert (times == 4 * np.arange(1000)[:, None] + np.arange(8) + 0.5).all()
+    # rounding: 0.4 and 1.2 are no floats, yet every time is one of the grid, and four are new each time
+    step = grid_step(3.2, 1.6, 8)
+    times = grid_times([(1.6 * i, 1.6 * i + 3.2) for i in range(5000)], 8, step)
+    assert len(np.unique(times)) == 4 * 5000 + 4
+    # the last segment ends with the video and lies on the grid as it comes: still all of it are different
+    (last,) = grid_times([(13.5, 21.5)], 8, 1.0)
+    assert len(set(last.tolist())) == 8 and ((last >= 13.5) & (last < 21.5)).all()
+
+
+def test_segments_half_a_step_off_the_grid_skip_none_of_its_times() -> None:
+    # each wanted time lies between two of the grid, and rounding pushes it to either side
+    starts = 0.2 + 0.4 * np.arange(2000)
+    times = grid_times(np.stack([starts, starts + 3.2], axis=1), 8, 0.4)
+    np.testing.assert_allclose(times, starts[:, None] + 0.4 * np.arange(8), atol=1e-9)
+
+
+def test_a_short_segment_gets_what_it_holds() -> None:
+    assert grid_times([(0.4, 2.2)], 4, 1.0).tolist() == [[0.5, 1.5, 1.5, 1.5]]
+    assert grid_times([(3.0, 3.5)], 2, 1.0).tolist() == [[3.25, 3.25]]  # it ends where 3.5 is on
+    assert grid_times([(3.5, 4.0)], 2, 1.0).tolist() == [[3.5, 3.5]]
+    assert grid_times([], 2, 1.0).shape == (0, 2)
+    with pytest.raises(ValueError, match="end > start"):
+        grid_times([(0.0, 1.0), (2.0, 2.0)], 2, 1.0)

@@ -33,9 +33,12 @@ def write_clip(
     fps: int = 4,
     size: tuple[int, int] = (32, 32),
     tags: dict[str, str] | None = None,
+    texture: int | None = None,
 ) -> Path:
-    """Write an mp4 that shows each colour for so many seconds."""
+    """Write an mp4 that shows each colour for so many seconds, plain or under the patches of a seed."""
     import av
+
+    generator = np.random.default_rng(texture)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # the muxer is named: odd file names must not decide it; and FFmpeg must not read the name as a URL
@@ -47,6 +50,11 @@ def write_clip(
         stream.thread_count = 1
         for colour, seconds in scenes:
             pixels = np.full((size[1], size[0], 3), colour, np.uint8)
+            if texture is not None:
+                patches = (
+                    generator.integers(-20, 21, (size[1] // 4, size[0] // 4, 1)).repeat(4, 0).repeat(4, 1)
+                )
+                pixels = np.clip(pixels + patches, 0, 255).astype(np.uint8)
             for _ in range(round(seconds * fps)):
                 for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")):
                     container.mux(packet)
@@ -301,7 +309,7 @@ def main(arguments: list[str]) -> int:
     """Build an index through the command line, with the toy model in the place of a real one.
 
     In the environment, `FILE_SIZE` limits the size of files, `PART_SEGMENTS` makes commits more frequent,
-    `SLOW_S` makes the model slow, and `KILL_AFTER_S` ends it all.
+    `SLOW_S` makes the model slow, and `KILL_AFTER_S` ends it all. `COMMAND` is another command to run.
     """
     import resource
 
@@ -317,6 +325,8 @@ def main(arguments: list[str]) -> int:
     run.PART_SEGMENTS = int(os.environ.get("PART_SEGMENTS", run.PART_SEGMENTS))
     command.load = lambda source: (ColourEncoder(), source)
     index, *paths = arguments
+    if words := os.environ.get("COMMAND"):
+        return vlm_main(words.split())
     return vlm_main(["index", "build", *paths, "--out", index, "--model", "colours", "--json"])
 
 

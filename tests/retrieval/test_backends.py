@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vlm.errors import InvalidInput
+from vlm.errors import InvalidInput, MissingExtra
 from vlm.retrieval.backends import ExactBackend, open_backend
 
 
@@ -180,3 +180,11 @@ class TestFaissCache:
     def test_a_place_that_cannot_be_written_is_no_obstacle(self, rows, tmp_path) -> None:
         (tmp_path / "ann").write_text("a file where the folder should be")
         self.check(rows, tmp_path / "ann")
+
+
+def test_a_store_without_lancedb_names_the_extra(tmp_path, monkeypatch):
+    from vlm.retrieval.store.tables import Tables
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"pip install 'videomamba-vlm\[lance\]'"):
+        Tables(str(tmp_path))

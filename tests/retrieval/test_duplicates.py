@@ -117,12 +117,33 @@ def test_the_common_stretch_is_found_where_it_lies() -> None:
     assert find_overlap(one, Frames(times_s=np.zeros(0), hashes=np.zeros(0, np.uint64)), 12.0, 20.0) is None
 
 
+def test_footage_turned_round_is_no_copy() -> None:
+    # frame by frame one bit more differs, so each of them is like each other
+    drifting = np.uint64(2**63) + (np.uint64(1) << np.arange(12, dtype=np.uint64)) - np.uint64(1)
+    one = Frames(times_s=np.arange(12.0), hashes=drifting)
+    backwards = Frames(times_s=np.arange(12.0), hashes=drifting[::-1])
+    assert find_overlap(one, backwards, 0.0, 11.0) is None
+    noisy = Frames(times_s=np.arange(12.0), hashes=drifting ^ np.uint64(2**62))
+    assert find_overlap(one, noisy, 0.0, 11.0) is not None
+    still = Frames(times_s=np.arange(12.0), hashes=drifting[:1].repeat(12))
+    assert find_overlap(still, still.turned(), 0.0, 11.0) is not None
+
+
 def test_frames_of_overlapping_segments_come_once_and_in_order() -> None:
     bounds = np.array([[4.0, 12.0], [0.0, 8.0]])
     hashes = np.array([[5, 6, 7, 8], [3, 4, 5, 6]], np.uint64)
     frames = Frames.of_segments(bounds, hashes)
     assert frames.times_s.tolist() == [1, 3, 5, 7, 9, 11]
     assert frames.hashes.tolist() == [3, 4, 5, 6, 7, 8]
+
+
+def test_frames_of_a_grid_are_known_by_its_times() -> None:
+    # the last segment begins at no time of the grid, whose step is 2 s, and shows frames of it all the same
+    bounds = np.array([[0.0, 8.0], [1.3, 9.3]])
+    hashes = np.array([[3, 4, 5, 6], [4, 5, 6, 7]], np.uint64)
+    frames = Frames.of_segments(bounds, hashes, 2.0)
+    assert frames.times_s.tolist() == [1, 3, 5, 7, 9]
+    assert frames.hashes.tolist() == [3, 4, 5, 6, 7]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from vlm.errors import DataError, InvalidInput
 from vlm.retrieval import Searcher, VideoIndex
 from vlm.retrieval.embedding import choose_layout
 from vlm.retrieval.ingest.estimating import estimate_build
-from vlm.retrieval.ingest.pool import DecodeSettings
+from vlm.retrieval.ingest.events import DecodeSettings
 from vlm.retrieval.ingest.scanning import scan_paths
 
 

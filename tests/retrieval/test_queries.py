@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vlm.errors import CapabilityError, InvalidInput, UsageError
+from vlm.models import load_model
 from vlm.retrieval import Mix, Moment, Part, Searcher, VideoIndex
+from vlm.retrieval.queries.encoding import QueryEncoder
 from vlm.retrieval.queries.terms import parse_moment, parse_term
 
 
@@ -148,3 +151,21 @@ def test_the_command_line_says_how_strong_hits_are_and_when_there_are_none(call_
     assert code == 0 and " strong " in printed
     code, printed, said = call_vlm("search", str(built), "grey", "--min-strength", "weak")
     assert (code, printed) == (0, "") and "nothing found that is at least weak" in said
+
+
+def test_a_text_is_the_same_vector_however_many_threads_there_are() -> None:
+    encoder, before = QueryEncoder(load_model("demo", device="cpu")), torch.get_num_threads()
+    texts = [f"a red {digit} moves left" + " and a blue one jumps" * (digit % 4) for digit in range(12)]
+    found = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(np.stack([encoder.encode(text).vector for text in texts]))
+            # what is not a text keeps its threads
+            assert torch.get_num_threads() == count
+        with pytest.raises(InvalidInput):
+            encoder.encode("  ")
+        assert torch.get_num_threads() == 5
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()

@@ -67,7 +67,7 @@ def test_readers_see_whole_generations_and_never_wait(tmp_path, root) -> None:
         readers = [start(READER, folder / "index", stop) for _ in range(2)]
         for reader in readers:
             assert reader.stdout.readline() == "ready\n", reader.communicate()
-        written, errors = writer.communicate("go\n", timeout=100)
+        written, errors = writer.communicate("go\n", timeout=200)
         assert writer.returncode == 0, errors
     finally:
         stop.touch()

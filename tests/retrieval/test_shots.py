@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vlm.retrieval import Searcher, VideoIndex
-from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Opened, decode_files
+from vlm.retrieval.ingest.events import DecodedSegment, DecodeSettings, Opened
+from vlm.retrieval.ingest.pool import decode_files
 from vlm.retrieval.shots import FRAMES_PER_SECOND, cut_shots, find_cuts, sample_times
 from vlm.types import Preprocessing
 

@@ -7,8 +7,7 @@ an index of made-up videos and are killed at seeded random times, or at a random
 Then the index must open, verify clean, answer a search, and hold every video that an earlier command had
 finished with, exactly once and to the bit; and the command, run again, must end where an undisturbed one
 ends, with no file left over. What must be there is computed from the videos, without any index. Decoding is
-made up (how decoders die is tested elsewhere); everything else is the real command line. Run again with the
-same ``--out``, it goes on where it was stopped.
+made up; all else is the real command line. Run again with the same ``--out``, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -39,7 +38,8 @@ from vlm.cli import main as vlm_main
 from vlm.errors import VlmError
 from vlm.evaluation.speed import machine
 from vlm.retrieval import Searcher, VideoIndex
-from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Finished, Opened
+from vlm.retrieval.duplicates.hashing import grey_of, hash_frames
+from vlm.retrieval.ingest.events import DecodedSegment, DecodeSettings, Finished, Opened
 from vlm.retrieval.segments import cut_segments
 from vlm.retrieval.upkeep import compaction, merging, repair  # noqa: F401 - imported before the forks
 from vlm.types import Preprocessing, TextFeatures, VideoFeatures
@@ -50,9 +50,7 @@ WRITES = (
     "after-seal",
 )  # fmt: skip
 POINTS = {
-    "build": (*WRITES, "after-encode", "after-part"),
-    "add": (*WRITES, "after-encode", "after-part"),
-    "update": (*WRITES, "after-encode", "after-part"),
+    **dict.fromkeys(("build", "add", "update"), (*WRITES, "after-encode", "after-part")),
     "remove": WRITES,
     "compact": (*WRITES, "after-part", "after-vacuum", "after-sweep"),
     "merge": (*WRITES, "after-part", "after-merged-part"),
@@ -101,7 +99,9 @@ def decode_made_up(
         facts: dict[str, Any] = {"width": SIDE, "height": SIDE, "codec": "none", "fps": 1.0, "tags": {}}
         yield Opened(file=file, duration_s=values["seconds"], segments=bounds, **facts)
         for number in range(len(bounds)):
-            yield DecodedSegment(file=file, number=number, video=pixels(values["seed"], number))
+            video = pixels(values["seed"], number)
+            looks = hash_frames(video, grey_of(settings.preprocessing))
+            yield DecodedSegment(file=file, number=number, video=video, hashes=looks)
         sha256 = hashlib.sha256(content).hexdigest()
         yield Finished(file=file, size_bytes=state.st_size, mtime_ns=state.st_mtime_ns, sha256=sha256)
 

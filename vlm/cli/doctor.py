@@ -245,6 +245,22 @@ def check_video() -> Iterator[Finding]:
         for name in ("libavcodec", "libavformat")
     )
     yield Finding("video", "ok", f"PyAV {av.__version__}, FFmpeg {libraries}")
+    yield from _check_decoding_devices()
+
+
+def _check_decoding_devices() -> Iterator[Finding]:
+    """Say what PyAV could decode with, and whether it is here."""
+    from vlm.data.decoding.hardware import offered_devices
+    from vlm.retrieval.ingest.pool import check_device
+
+    for kind, codecs in offered_devices().items():
+        name, known = f"decode with {kind}", f"{', '.join(codecs)}: vlm index build --decode-with {kind}"
+        try:
+            check_device(kind)
+        except InvalidInput as error:
+            yield Finding(name, "ok", f"not in use, the CPU decodes: {error}")
+        else:
+            yield Finding(name, "ok", known)
 
 
 def check_search() -> Iterator[Finding]:
@@ -261,6 +277,16 @@ def check_search() -> Iterator[Finding]:
     problem = _import_problem("faiss")
     if problem is not None:
         yield Finding("faiss", "problem", f"{installed[0]}: {problem}", "reinstall it")
+        return
+    from vlm.retrieval.backends.faiss import count_gpus
+
+    count = count_gpus()
+    if count:
+        text = f"{installed[0]}, which makes search structures on the first of {count} GPUs"
+        yield Finding("faiss", "ok", text)
+    elif "gpu" in installed[0]:
+        advice = "look at nvidia-smi, or install faiss-cpu"
+        yield Finding("faiss", "note", f"{installed[0]} finds no GPU: the CPU does everything", advice)
     else:
         yield Finding("faiss", "ok", installed[0])
 

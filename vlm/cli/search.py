@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING
 from vlm.errors import RejectedItems, UsageError
 
 if TYPE_CHECKING:
+    from vlm.retrieval.queries.searching import SnapshotSearcher
     from vlm.retrieval.queries.values import Query, SingleQuery
     from vlm.types import Hit
 
 EXAMPLE = 'vlm search my-index "a dog jumps into the water" --top-k 5 --where "duration_s > 60"'
 
+_BACKENDS = ("auto", "exact", "faiss", "lance")
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
-    parser.add_argument("index", metavar="INDEX", help="an index folder")
+    parser.add_argument(
+        "index", metavar="INDEX", help="an index folder; what vlm index publish wrote, for lance"
+    )
     parser.add_argument("text", nargs="?", metavar="TEXT", help="what happens in the video")
     parser.add_argument("--image", metavar="FILE", help="search by an image instead")
     parser.add_argument("--video", metavar="FILE", help="search by a video instead")
@@ -74,7 +79,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cuts", metavar="DIR", help="cut the hits out as mp4 files, into a new folder")
     parser.add_argument("--model", metavar="SOURCE", help="where the index's model lies now")
-    parser.add_argument("--backend", choices=("auto", "exact", "faiss"), default="auto", help="how to search")
+    parser.add_argument("--backend", choices=_BACKENDS, default="auto", help="how to search; lance: a store")
     parser.add_argument("--json", action="store_true", help="print a JSON list of hits")
 
 
@@ -83,18 +88,14 @@ def run(arguments: argparse.Namespace) -> int:
     query = _query(arguments)
     if arguments.top_k < 1 or arguments.rerank < 0 or arguments.offset < 0:
         raise UsageError("--top-k must be at least 1, --rerank and --offset at least 0")
-    from vlm.cli.index import load
     from vlm.retrieval.filters import parse_filter
-    from vlm.retrieval.index import VideoIndex
     from vlm.retrieval.queries.terms import parse_moment
-    from vlm.retrieval.searcher import Searcher
 
     unlike = [parse_moment(word) for word in arguments.unlike]
     if arguments.where is not None:
         parse_filter(arguments.where)  # a slip is told before a model is loaded
-    index = VideoIndex.open(arguments.index)
-    model, _ = load(arguments.model or index.manifest.model.source)
-    searcher = Searcher(index, model, backend=arguments.backend)
+    searcher = _open(arguments)
+    model = searcher.model
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         hits = searcher.search(
@@ -120,6 +121,22 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print_hits(hits, arguments.min_strength)
     return _hand_over(hits, arguments)
+
+
+def _open(arguments: argparse.Namespace) -> SnapshotSearcher:
+    from vlm.cli.index import load
+
+    if arguments.backend == "lance":
+        from vlm.retrieval.store.searcher import StoreSearcher, source_of
+
+        model, _ = load(arguments.model or source_of(arguments.index))
+        return StoreSearcher(arguments.index, model)
+    from vlm.retrieval.index import VideoIndex
+    from vlm.retrieval.searcher import Searcher
+
+    index = VideoIndex.open(arguments.index)
+    model, _ = load(arguments.model or index.manifest.model.source)
+    return Searcher(index, model, backend=arguments.backend)
 
 
 def _hand_over(hits: list[Hit], arguments: argparse.Namespace) -> int:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
+# half a microsecond is below any frame gap, and above the rounding of times kept as floats
+_ROUNDING_S = 5e-7
 
 
 def middle_frames(num_available: int, num_frames: int) -> Indices:
@@ -146,13 +151,67 @@ def segment_frames(
     """
     if not end_s > start_s:
         raise ValueError(f"expected a segment with end > start, got [{start_s}, {end_s})")
-    # half a microsecond is below any frame gap, and above the rounding of times kept as floats
-    first, last = np.searchsorted(times_s, np.array([start_s, end_s]) - 5e-7, side="left").tolist()
+    first, last = np.searchsorted(times_s, np.array([start_s, end_s]) - _ROUNDING_S, side="left").tolist()
     if first == last:
         on_screen = int(np.searchsorted(times_s, start_s, side="right")) - 1
         first = min(max(on_screen, 0), len(times_s) - 1)
         last = first + 1
     return middle_frames(last - first, num_frames) + np.int64(first)
+
+
+def grid_step(segment_s: float, stride_s: float, num_frames: int) -> float:
+    """Return how many seconds apart frames are taken from a video that is cut into overlapping segments.
+
+    It is the longest step that divides the stride, so that all segments lie alike on the grid, and of which a
+    segment holds ``num_frames``.
+
+    Args:
+        segment_s: Length of a segment, in seconds; above 0.
+        stride_s: From one start to the next, in seconds; above 0.
+        num_frames: Frames wanted of a segment; at least 1.
+
+    Raises:
+        ValueError: One of them is below that.
+    """
+    if not (0 < segment_s < math.inf and 0 < stride_s < math.inf and num_frames >= 1):
+        raise ValueError(
+            f"expected a length and a stride above 0 s and at least 1 frame, got {segment_s} s, {stride_s} s "
+            f"and {num_frames} frames"
+        )
+    return stride_s / math.ceil(stride_s * num_frames / segment_s - 1e-9)
+
+
+def grid_times(
+    segments: Sequence[tuple[float, float]] | npt.NDArray[np.float64], num_frames: int, step_s: float
+) -> npt.NDArray[np.float64]:
+    """Return when the frames of segments are on screen, where all come from one grid over the video.
+
+    The grid holds the middles of equal steps from the video's first frame on. A segment gets those nearest to
+    the middles of its ``num_frames`` equal spans, of the ones inside it; a short segment gets some of them
+    more than once. One that holds none gets its own middle, which is no time of the grid.
+
+    Args:
+        segments: (n, 2) seconds, [start, end).
+        num_frames: Frames wanted of each; at least 1.
+        step_s: Seconds from one time of the grid to the next; above 0.
+
+    Returns:
+        (n, num_frames) seconds, ascending within each segment.
+
+    Raises:
+        ValueError: A segment is empty.
+    """
+    bounds = np.asarray(segments, np.float64).reshape(-1, 2)
+    starts, ends = bounds[:, :1], bounds[:, 1:]
+    if not (ends > starts).all():
+        raise ValueError(f"expected segments with end > start, got {bounds[(ends <= starts)[:, 0]][0]}")
+    slack = _ROUNDING_S / step_s
+    first = np.ceil(starts / step_s - 0.5 - slack)
+    last = np.ceil(ends / step_s - 0.5 - slack) - 1
+    wanted = starts + (np.arange(num_frames) + 0.5) / num_frames * (ends - starts)
+    # of two as near, the earlier: a segment that begins with a time of the grid then keeps it
+    steps = np.clip(np.ceil(wanted / step_s - slack) - 1, first, last)
+    return np.where(first <= last, (steps + 0.5) * step_s, (starts + ends) / 2)
 
 
 def _spans(num_available: int, num_frames: int) -> tuple[Indices, Indices]:

@@ -159,6 +159,26 @@ def _metrics(results: Mapping[str, Any]) -> str:
     return _markdown(["", "processor time", "peak memory"], rows)
 
 
+def _long(study: Mapping[str, Any]) -> str:
+    """Return what more frames of a long clip give, mean over seeds, beside the best that they allow."""
+    claims = ("presence", "order")
+    rows = []
+    for arm, tests in study["arms"].items():
+        found = tests["test"]["itm"]
+        ceilings = " and ".join(_percent({"value": found[claim]["ceiling"]}) for claim in claims)
+        rows.append(
+            [arm, *(_percent({**found[claim], "value": found[claim]["mean"]}) for claim in claims), ceilings]
+        )
+    table = _markdown(["frames of a reel", *claims, "most that they allow"], rows)
+    gains = [
+        f"{row['to']} less {row['from']} {100 * row['mean']:+.1f} "
+        f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        for row in study["differences"]
+        if row["measure"] == "order" and row["to"] in ("32 frames", "64 frames")
+    ]
+    return f"{table}\n\nPoints of order: {'; '.join(gains)}."
+
+
 def _cost(entry: Mapping[str, float]) -> str:
     return f"{entry['processor_s']:.2g} s"
 
@@ -173,5 +193,6 @@ TABLES: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "world": ("eval/results/world-demo.json", _world),
     "scan": ("kernels/benchmarks/results/cpu-xeon-avx512.json", _scan),
     "scaling": ("eval/results/scaling-tiny-cpu.json", _scaling),
+    "long": ("eval/results/studies/long/study.json", _long),
     "metrics": ("eval/results/metrics-speed-cpu.json", _metrics),
 }

@@ -112,6 +112,11 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def is_leftover(entry: Path) -> bool:
+    """Whether an entry may lie in a folder where an index is created: what a killed creation leaves."""
+    return entry.name == "writer.lock" or entry.name.startswith((TEMPORARY_PREFIX, "catalog."))
+
+
 def sweep_temporaries(folder: Path) -> None:
     """Remove what a killed writer left half-written; only the holder of the lock may call this."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from vlm.data.frame_sampling import grid_step
 from vlm.errors import CapabilityError
 from vlm.retrieval.vector_log import TokenBlock, quantise
 from vlm.types import VideoTextEncoder
@@ -91,6 +92,34 @@ def choose_layout(
     return FeatureLayout(
         dim=dim, store_tokens="pooled", token_pool=pool, num_tokens=stored, token_dim=token_dim
     )
+
+
+def choose_grid(
+    model: VideoTextEncoder, layout: FeatureLayout, segment_s: float, stride_s: float
+) -> float | None:
+    """Return how many seconds apart frames are taken from a whole video; None if each segment has its own.
+
+    A model that sees frames one by one can then encode each of them once, however many segments show it. One
+    that sees them together cannot, nor can tokens of a segment be put together.
+
+    Args:
+        model: The encoder.
+        layout: What is stored of a segment.
+        segment_s: Length of a segment, in seconds.
+        stride_s: From one segment's start to the next, in seconds.
+    """
+    if model.kind != "frames" or layout.store_tokens != "none":
+        return None
+    return grid_step(segment_s, stride_s, model.preprocessing.num_frames)
+
+
+def encode_frames(model: VideoTextEncoder, frames: Sequence[np.ndarray]) -> np.ndarray:
+    """Encode preprocessed frames, each (3, height, width) float32, one by one.
+
+    Returns:
+        (frames, dim) float32; the vector of a segment is the mean of its frames'.
+    """
+    return _encode(model, np.stack(frames)[:, None])[0]
 
 
 def encode_segments(

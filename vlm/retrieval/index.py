@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -17,13 +18,20 @@ from vlm.config import build, to_dict
 from vlm.errors import ConfigError, IntegrityError, InvalidInput, VlmError
 from vlm.retrieval.backends.cache import stated
 from vlm.retrieval.catalog import Catalog, Changes, VideoRow
-from vlm.retrieval.durability import WriterLock, sweep_temporaries, write_bytes_durably
-from vlm.retrieval.embedding import StoreTokens, choose_layout
-from vlm.retrieval.ingest.planning import plan_sources
-from vlm.retrieval.ingest.pool import DecodeSettings
-from vlm.retrieval.ingest.run import Ingest
+from vlm.retrieval.durability import WriterLock, is_leftover, sweep_temporaries, write_bytes_durably
+from vlm.retrieval.embedding import StoreTokens, choose_grid, choose_layout
+from vlm.retrieval.ingest.adding import add_files
 from vlm.retrieval.ingest.scanning import scan_paths
-from vlm.retrieval.manifest import FORMAT, Manifest, Snapshot, identify, load_snapshot
+from vlm.retrieval.manifest import (
+    FORMAT,
+    Manifest,
+    Snapshot,
+    check_model,
+    describe,
+    go_on,
+    identify,
+    load_snapshot,
+)
 from vlm.retrieval.reports import Finding, Report, report_of
 from vlm.retrieval.segments import Segmentation
 from vlm.retrieval.upkeep.verification import verify_folder
@@ -104,14 +112,16 @@ class VideoIndex:
                 f"expected 0 < stride <= segment length, got a stride of {stride_s:g} s and segments of "
                 f"{segment_s:g} s"
             )
+        features = choose_layout(model, store_tokens, stride_s)
         manifest = Manifest(
             format=FORMAT,
             model=identify(model, source),
             preprocessing=model.preprocessing,
-            features=choose_layout(model, store_tokens, stride_s),
+            features=features,
             segment_s=float(segment_s),
             stride_s=float(stride_s),
             segmentation=segmentation,
+            grid_step_s=choose_grid(model, features, segment_s, stride_s),
         )
         return cls.create_for(path, manifest)
 
@@ -124,7 +134,7 @@ class VideoIndex:
         """
         folder = Path(os.path.abspath(path))
         if folder.exists() and (
-            not folder.is_dir() or any(not _is_ours(entry) for entry in folder.iterdir())
+            not folder.is_dir() or any(not is_leftover(entry) for entry in folder.iterdir())
         ):
             raise InvalidInput(f"{folder}: exists and is no index; choose another place for --out")
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,22 +168,33 @@ class VideoIndex:
         return self._snapshot
 
     def refresh(self) -> Snapshot:
-        """Go on to the newest generation."""
+        """Go on to the newest generation; only what is new is read, unless the index was compacted."""
         with self._catalog() as catalog:
+            catalog.query("BEGIN")  # a compaction must not come between two readings
             generation = catalog.latest()
-            if self._snapshot is None or self._snapshot.generation != generation:
+            if self._snapshot is None:
                 self._snapshot = load_snapshot(catalog, generation)
+            elif self._snapshot.generation != generation:
+                self._snapshot = go_on(catalog, generation, self._snapshot)
         return self._snapshot
+
+    def fork(self) -> VideoIndex:
+        """Return another reader that holds the same generation, and goes on by itself."""
+        return copy.copy(self)
+
+    def is_newest(self) -> bool:
+        """Whether nothing was committed since."""
+        with self._catalog() as catalog:
+            return catalog.latest().id == self.snapshot.generation.id
+
+    def roots(self) -> tuple[Path, ...]:
+        """Return the files and folders that were ever indexed, all links followed."""
+        with self._catalog() as catalog:
+            return tuple(Path(os.path.realpath(os.fsdecode(root))) for root in catalog.roots())
 
     def check_model(self, model: VideoTextEncoder) -> None:
         """Raise InvalidInput unless `model` is the one that made this index."""
-        mine = self.manifest.model
-        if model.fingerprint != mine.fingerprint or model.preprocessing != self.manifest.preprocessing:
-            raise InvalidInput(
-                f"{self.folder} was made by model {mine.name!r} ({mine.fingerprint[:12]}), but the model at "
-                f"hand is {model.name!r} ({model.fingerprint[:12]}): their vectors cannot be compared. Use "
-                f"--model {mine.source}, or build a new index: vlm index build PATH --out NEW --model MODEL"
-            )
+        check_model(self.manifest, model, self.folder)
 
     def add(
         self,
@@ -183,6 +204,7 @@ class VideoIndex:
         batch_size: int = 8,
         num_workers: int = 1,
         patience_s: float = 60.0,
+        decode_with: str = "cpu",
         allow_narrow_model: bool = False,
         rehash: bool = False,
         drop_gone: bool = False,
@@ -199,6 +221,7 @@ class VideoIndex:
             batch_size: Segments encoded at once.
             num_workers: Processes that decode.
             patience_s: Longest time that opening a file, or decoding one segment, may take.
+            decode_with: ``cpu``, or a device (``cuda``, ``cuda:1``, ``vaapi``); the frames are the same.
             allow_narrow_model: Index videos that are not of the model's domain.
             rehash: Compare contents even where size and modification time are as they were.
             drop_gone: Remove the videos whose files are gone.
@@ -212,20 +235,21 @@ class VideoIndex:
         scan = scan_paths(paths := list(paths), self.folder, first)
         model, started = self._usable(model), time.monotonic()
         with self.writing() as catalog:
-            plan = plan_sources(catalog, scan.files, rehash=rehash, drop_gone=drop_gone)
-            if plan.changes:
-                catalog.commit(plan.changes)
-            ingest = Ingest(
+            outcome, plan = add_files(
                 catalog,
                 self.log,
+                self.manifest,
                 model,
-                self.manifest.features,
-                self._settings(num_workers, patience_s),
-                batch_size=batch_size,
-                allow_narrow_model=allow_narrow_model,
+                scan.files,
                 roots=[os.fsencode(os.path.abspath(path)) for path in paths],
+                batch_size=batch_size,
+                num_workers=num_workers,
+                patience_s=patience_s,
+                decode_with=decode_with,
+                allow_narrow_model=allow_narrow_model,
+                rehash=rehash,
+                drop_gone=drop_gone,
             )
-            outcome = ingest.run(plan.new)
         self.refresh()
         return report_of(outcome, plan, scan.other_files, time.monotonic() - started)
 
@@ -277,29 +301,16 @@ class VideoIndex:
         snapshot, manifest = self.snapshot, self.manifest
         with self.held() as catalog:
             rejections = catalog.rejections(snapshot.generation.id)
-            files = catalog.files(snapshot.generation.id)
         return {
             "path": str(self.folder),
-            "generation": snapshot.generation.id,
-            "num_videos": snapshot.generation.num_videos,
-            "num_segments": snapshot.generation.num_segments,
-            "num_rejected": snapshot.generation.num_rejected,
+            **describe(manifest, snapshot),
             "rejected": [
                 {"path": os.fsdecode(r.path), "reason": r.reason, "detail": r.detail} for r in rejections
             ],
-            "model": manifest.model.source,
-            "model_name": manifest.model.name,
-            "model_domain": manifest.model.domain,
-            "model_fingerprint": manifest.model.fingerprint,
-            "segment_s": manifest.segment_s,
-            "stride_s": manifest.stride_s,
-            "segmentation": manifest.segmentation,
-            "dim": manifest.features.dim,
             "store_tokens": manifest.features.store_tokens,
             "token_bytes_per_segment": manifest.features.token_bytes,
-            "size_bytes": sum(file.size_bytes for file in files),
+            "size_bytes": sum(file.size_bytes for file in snapshot.files),
             "num_dead_segments": int(np.count_nonzero(~snapshot.alive)),
-            "duration_s": sum(video.duration_s for video in snapshot.videos),
             "structure": stated(self.folder / "ann"),
         }
 
@@ -319,18 +330,18 @@ class VideoIndex:
 
     def files(self) -> list[LogFile]:
         """Return the files of the vector log that this reader's generation consists of."""
-        with self.held() as catalog:
-            return catalog.files(self.snapshot.generation.id)
+        self.check_held()
+        return list(self.snapshot.files)
 
-    def vectors(self) -> LogVectors:
-        """Return all vectors of this reader's generation, to be read for as long as they are held.
+    def vectors(self, known: LogVectors | None = None) -> LogVectors:
+        """Return all vectors of this reader's generation; files that `known` ones hold are not opened again.
 
         Raises:
             BusyError: It was compacted away; `refresh` goes on.
             IntegrityError: A file is missing or not the array that was written.
         """
         try:
-            return LogVectors(self.log, self.files(), self.manifest.features.dim)
+            return LogVectors(self.log, self.files(), self.manifest.features.dim, known)
         except IntegrityError:
             self.check_held()
             raise
@@ -376,16 +387,6 @@ class VideoIndex:
     def _catalog(self, write: bool = False) -> Catalog:
         return Catalog.open(self.folder / "catalog.sqlite", write)
 
-    def _settings(self, num_workers: int, patience_s: float) -> DecodeSettings:
-        return DecodeSettings(
-            preprocessing=self.manifest.preprocessing,
-            segment_s=self.manifest.segment_s,
-            stride_s=self.manifest.stride_s,
-            segmentation=self.manifest.segmentation,
-            patience_s=patience_s,
-            num_workers=num_workers,
-        )
-
     def _usable(self, model: VideoTextEncoder | None) -> VideoTextEncoder:
         if model is None:
             from vlm.retrieval.words.no_model import load_encoder
@@ -393,8 +394,3 @@ class VideoIndex:
             model = load_encoder(self.manifest.model.source)
         self.check_model(model)
         return model
-
-
-def _is_ours(entry: Path) -> bool:
-    """Whether an entry of a folder may lie there when an index is created: leftovers of a killed creation."""
-    return entry.name == "writer.lock" or entry.name.startswith((".tmp-", "catalog."))

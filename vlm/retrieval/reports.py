@@ -24,6 +24,8 @@ class Report:
         rejected: Files that could not be indexed, with path, reason and detail.
         other_files: How many files of other kinds lay in the folders, by suffix.
         duration_s: How long it took.
+        num_on_device: Videos of which a device decoded every frame, where one was asked for.
+        fallbacks: Videos of which the CPU decoded frames though a device was to, by reason.
     """
 
     num_added: int = 0
@@ -35,6 +37,8 @@ class Report:
     rejected: tuple[Rejection, ...] = ()
     other_files: dict[str, int] = field(default_factory=dict)
     duration_s: float = 0.0
+    num_on_device: int = 0
+    fallbacks: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,4 +68,6 @@ def report_of(outcome: Outcome, plan: Plan, other_files: Mapping[str, int], dura
         rejected=tuple(outcome.rejected),
         other_files=dict(other_files),
         duration_s=duration_s,
+        num_on_device=outcome.num_on_device,
+        fallbacks=dict(outcome.fallbacks),
     )

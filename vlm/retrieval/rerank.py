@@ -13,7 +13,8 @@ import numpy as np
 from vlm.errors import IntegrityError
 from vlm.retrieval.embedding import FeatureLayout, encode_segments
 from vlm.retrieval.index import VideoIndex
-from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, decode_files
+from vlm.retrieval.ingest.events import DecodedSegment, DecodeSettings
+from vlm.retrieval.ingest.pool import decode_files
 from vlm.types import TextFeatures, VideoTextEncoder
 
 _PAIRS_AT_ONCE = 32

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,6 @@ from vlm.errors import IntegrityError
 from vlm.retrieval.durability import HashingWriter, hash_file, write_durably
 
 NumpyArray = np.ndarray
-
-_ROWS_PER_MASK = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,11 +164,18 @@ class LogVectors:
         key: Hash that changes whenever the vectors do.
     """
 
-    def __init__(self, log: VectorLog, files: Sequence[LogFile], dim: int) -> None:
+    def __init__(
+        self, log: VectorLog, files: Sequence[LogFile], dim: int, known: LogVectors | None = None
+    ) -> None:
         self._log, self.dim = log, dim
         self._files = [file for file in files if file.name.startswith("vectors/")]
         # mapped at once: what is mapped stays readable when compaction removes the file
-        self._arrays = [self._map(file) for file in self._files]
+        there: dict[LogFile, NumpyArray] = {}
+        if known is not None:
+            there.update(zip(known._files, known._arrays, strict=True))
+        self._arrays: list[NumpyArray] = [
+            there[file] if file in there else self._map(file) for file in self._files
+        ]
         self._firsts = np.cumsum([0, *(file.num_rows for file in self._files)])
         self.num_rows = int(self._firsts[-1])
         self.key = self._key(len(self._files))
@@ -205,15 +211,15 @@ class LogVectors:
         result = np.empty((len(rows), self.dim), np.float16)
         owners = np.searchsorted(self._firsts, rows, side="right") - 1
         inner = rows - self._firsts[owners]
-        used = np.unique(owners)
-        # rows from all over the log, as a structure's candidates are: masks would cost more than the reading
-        if len(rows) < _ROWS_PER_MASK * len(used):
+        borders = np.flatnonzero(np.diff(owners)) + 1
+        # rows from all over the log, in no order
+        if 2 * len(borders) >= len(rows):
             for place, (position, row) in enumerate(zip(owners.tolist(), inner.tolist(), strict=True)):
                 result[place] = self._arrays[position][row]
             return result
-        for position in used.tolist():
-            mine = owners == position
-            result[mine] = self._arrays[position][inner[mine]]
+        # runs of rows of one part: all of them in one go, as rows that ascend come
+        for start, end in pairwise([0, *borders.tolist(), len(rows)]):
+            self._arrays[owners[start]].take(inner[start:end], 0, result[start:end], "clip")
         return result
 
     def _key(self, num_files: int) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.cli.index import planning, quality, upkeep
+from vlm.cli.index import engines, planning, quality, upkeep, watching
 from vlm.cli.index.upkeep import add_action, print_rejected
 from vlm.errors import InvalidInput, RejectedItems, UsageError
 
@@ -49,7 +49,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--dry-run", action="store_true", help="try a sample for half a minute, say what it all will cost"
     )
+    engines.configure_build(build)
     _add_embedding_flags(build)
+    _add_choice_flags(build)
     add = add_action(actions, "add", "index more videos", "vlm index add my-index new-clips")
     add.add_argument("index", metavar="INDEX")
     add.add_argument("paths", nargs="+", metavar="PATH", help="video files and folders")
@@ -60,6 +62,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for action in (add, update):
         action.add_argument("--model", metavar="SOURCE", help="where the index's model lies now")
         _add_embedding_flags(action)
+        _add_choice_flags(action)
+    _add_embedding_flags(watching.configure(actions))
     remove = add_action(
         actions, "remove", "take videos out; their files stay", "vlm index remove my-index holiday.mp4"
     )
@@ -77,17 +81,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     quality.configure(check)
     upkeep.configure(actions)
+    engines.configure_task(actions)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do one action and return its exit code."""
+    # read when torch is loaded: threads of the encoder that wait must not take a core from the decoders
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return {
         "build": _build,
         "add": _add,
         "update": _update,
+        "watch": lambda arguments: watching.run_watch(arguments, _options(arguments)),
         "remove": _remove,
         "info": _info,
         "check": quality.run_check,
+        "task": engines.run_task,
         **upkeep.ACTIONS,
     }[arguments.action](arguments)
 
@@ -96,19 +105,17 @@ def _add_embedding_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="segments encoded at once (8)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode")
     parser.add_argument(
+        "--decode-with",
+        default="cpu",
+        metavar="DEVICE",
+        help="cpu, or a device of 'vlm doctor', as cuda, cuda:1, vaapi, which decodes what it can (cpu)",
+    )
+    parser.add_argument(
         "--timeout",
         type=float,
         default=60.0,
         metavar="SECONDS",
         help="longest wait for one segment of a file (60)",
-    )
-    parser.add_argument(
-        "--first",
-        metavar="recent|PATH",
-        help="embed what changed last first, or one folder; it can be searched while the rest follows",
-    )
-    parser.add_argument(
-        "--rehash", action="store_true", help="compare contents even where size and time are as they were"
     )
     parser.add_argument(
         "--allow-demo-model",
@@ -118,10 +125,22 @@ def _add_embedding_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON object")
 
 
+def _add_choice_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--first",
+        metavar="recent|PATH",
+        help="embed what changed last first, or one folder; it can be searched while the rest follows",
+    )
+    parser.add_argument(
+        "--rehash", action="store_true", help="compare contents even where size and time are as they were"
+    )
+
+
 def _build(arguments: argparse.Namespace) -> int:
     from vlm.retrieval.index import VideoIndex
 
     options = _options(arguments)
+    engines.check_flags(arguments)
     _need_videos(arguments.paths, arguments.out)
     model, source = load(arguments.model)
     if arguments.dry_run:
@@ -141,7 +160,10 @@ def _build(arguments: argparse.Namespace) -> int:
         index = VideoIndex.open(arguments.out)
         _check_settings(index, arguments)
     try:
-        report = index.add(arguments.paths, model=model, **options)
+        if arguments.engine == "local":
+            report = index.add(arguments.paths, model=model, **options)
+        else:
+            report = engines.build_elsewhere(arguments, index, model, options)
     except InvalidInput:
         if is_new:
             index.discard_if_empty()
@@ -193,6 +215,8 @@ def _info(arguments: argparse.Namespace) -> int:
         f"{info['num_segments']} segments of {info['segment_s']:g} s every {info['stride_s']:g} s "
         f"({info['segmentation']}), {info['size_bytes'] / 2**20:.1f} MiB"
     )
+    if info["grid_step_s"]:
+        print(f"frames every {info['grid_step_s']:g} s of a video, shared by its segments")
     print(f"model {info['model_name']} (domain {info['model_domain']}), tokens {info['store_tokens']}")
     print(_describe_structure(info["structure"], info["num_segments"] + info["num_dead_segments"]))
     print_rejected([(entry["path"], entry["reason"], entry["detail"]) for entry in info["rejected"]])
@@ -212,7 +236,10 @@ def _describe_structure(structure: dict[str, Any] | None, num_rows: int) -> str:
         f"{share:.3f} of {structure['num_queries'][name]} {name}"
         for name, share in structure["recall_at_10"].items()
     )
-    return f"{title}: recall@10 {found}, measured against exact search{rest}"
+    made = (
+        "" if structure["made_on"] == "cpu" else f", made on the {structure['made_on'].replace('gpu', 'GPU')}"
+    )
+    return f"{title}: recall@10 {found}, measured against exact search{made}{rest}"
 
 
 def load(source: str) -> tuple[VideoTextEncoder, str]:
@@ -232,11 +259,16 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--batch-size and --workers must be at least 1")
     if not arguments.timeout > 0:
         raise UsageError("--timeout must be above 0 seconds")
+    if arguments.decode_with != "cpu" and getattr(arguments, "engine", "local") == "local":
+        from vlm.retrieval.ingest.pool import check_device
+
+        check_device(arguments.decode_with)  # before a model is loaded for nothing
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "batch_size": arguments.batch_size,
         "num_workers": arguments.workers or max(1, min(8, cores - 1)),
         "patience_s": arguments.timeout,
+        "decode_with": arguments.decode_with,
         "allow_narrow_model": arguments.allow_demo_model,
         "rehash": arguments.rehash,
         "first": arguments.first,
@@ -268,14 +300,8 @@ def _check_settings(index: VideoIndex, arguments: argparse.Namespace) -> None:
             )
 
 
-def _conclude(index: VideoIndex, model: VideoTextEncoder, report: Report, as_json: bool) -> int:
-    """Print the report; 3 if some files were rejected, 4 if none was usable."""
-    from vlm.retrieval.backends.plan import FLAT_ROWS
-
-    if len(index.snapshot.row_video) > FLAT_ROWS:
-        from vlm.retrieval.searcher import Searcher
-
-        Searcher(index, model)  # trains what the first search would have to wait for
+def print_report(index: VideoIndex, report: Report, as_json: bool) -> list[tuple[str, str, str]]:
+    """Print what a change of an index did; return path, reason and detail of the rejected files."""
     rejected = [(os.fsdecode(item.path), item.reason, item.detail) for item in report.rejected]
     if as_json:
         values = dataclasses.asdict(report)
@@ -287,7 +313,28 @@ def _conclude(index: VideoIndex, model: VideoTextEncoder, report: Report, as_jso
             f"{report.num_unchanged} unchanged, {report.num_removed} removed, {len(rejected)} rejected; "
             f"{report.num_segments} segments in {report.duration_s:.1f} s"
         )
+        if report.num_on_device or report.fallbacks:
+            print(_describe_decoding(report))
         print_rejected(rejected)
+    return rejected
+
+
+def _describe_decoding(report: Report) -> str:
+    """Say how many videos a device decoded, and why it did not decode the others."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.fallbacks.items()))
+    rest = f"; {sum(report.fallbacks.values())} fell back to the CPU: {reasons}" if reasons else ""
+    return f"decoded on the device: {report.num_on_device} videos{rest}"
+
+
+def _conclude(index: VideoIndex, model: VideoTextEncoder, report: Report, as_json: bool) -> int:
+    """Print the report; 3 if some files were rejected, 4 if none was usable."""
+    from vlm.retrieval.backends.plan import FLAT_ROWS
+
+    if len(index.snapshot.row_video) > FLAT_ROWS:
+        from vlm.retrieval.searcher import Searcher
+
+        Searcher(index, model)  # trains what the first search would have to wait for
+    rejected = print_report(index, report, as_json)
     if report.other_files:
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(report.other_files).most_common(5))
         print(f"vlm: not video files, left alone: {kinds}", file=sys.stderr)

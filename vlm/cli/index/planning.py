@@ -15,22 +15,26 @@ if TYPE_CHECKING:
 
 def show(arguments: argparse.Namespace, model: VideoTextEncoder, options: dict[str, Any]) -> int:
     """Print the estimate for `vlm index build`; nothing is written."""
-    from vlm.retrieval.embedding import choose_layout
+    from vlm.retrieval.embedding import choose_grid, choose_layout
     from vlm.retrieval.ingest.estimating import estimate_build
-    from vlm.retrieval.ingest.pool import DecodeSettings
+    from vlm.retrieval.ingest.events import DecodeSettings
     from vlm.retrieval.ingest.scanning import scan_paths
 
+    segment_s, stride_s = arguments.segment_seconds, arguments.stride_seconds
+    layout = choose_layout(model, arguments.store_tokens, stride_s)
     estimate = estimate_build(
         scan_paths(arguments.paths, Path(arguments.out)).files,
         model,
-        choose_layout(model, arguments.store_tokens, arguments.stride_seconds),
+        layout,
         DecodeSettings(
             preprocessing=model.preprocessing,
-            segment_s=arguments.segment_seconds,
-            stride_s=arguments.stride_seconds,
+            segment_s=segment_s,
+            stride_s=stride_s,
             segmentation=arguments.segments,
+            grid_step_s=choose_grid(model, layout, segment_s, stride_s),
             patience_s=options["patience_s"],
             num_workers=options["num_workers"],
+            decode_with=options["decode_with"],
         ),
         batch_size=options["batch_size"],
     )
@@ -54,4 +58,5 @@ def _print(estimate: Estimate) -> None:
 
 def _words(cost: Cost) -> str:
     time = f"{cost.hours:.1f} h" if cost.hours >= 1 else f"{cost.hours * 60:.1f} min"
-    return f"{time:>9}, {cost.disk_bytes / 2**30:7.2f} GiB, {cost.num_segments} segments"
+    counts = f"{cost.num_segments} segments, {cost.num_frames} frames to encode"
+    return f"{time:>9}, {cost.disk_bytes / 2**30:7.2f} GiB, {counts}"

@@ -36,6 +36,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="K=SHARE",
         help="end with code 3 if recall@K is below, as in 5=0.8 (otherwise a finished check ends with 0)",
     )
+    parser.add_argument(
+        "--fail-on-drift",
+        action="store_true",
+        help="end with code 3 if something became worse or moved since the run before",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
 
 
@@ -47,6 +52,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     from vlm.cli import index as command
     from vlm.retrieval.index import VideoIndex
     from vlm.retrieval.quality.check import check_index, compare_runs, keep_run, read_runs
+    from vlm.retrieval.quality.drift import find_drift
     from vlm.retrieval.quality.known_items import read_known_items
     from vlm.retrieval.searcher import Searcher
 
@@ -58,14 +64,16 @@ def run_check(arguments: argparse.Namespace) -> int:
     searcher = Searcher(index, model, backend=arguments.backend)
     run = check_index(searcher, items, queries.parent, arguments.rerank)
     changes = compare_runs(runs[-1], run) if runs else None
+    alarms = find_drift(runs[-1], run) if runs else []
     keep_run(kept, runs, run)
     if arguments.json:
         before = None if not runs else {name: runs[-1][name] for name in ("time", "index", "model", "recall")}
-        print(json.dumps({**run, "before": before, "changes": changes}, indent=2))
+        print(json.dumps({**run, "before": before, "changes": changes, "drift": alarms}, indent=2))
     else:
         _print_run(run)
         if runs:
             _print_changes(runs[-1], changes)
+        _print_alarms(alarms)
     for item in run["missing"][:_MOST_NAMED]:
         print(f"vlm: not in the index, left out: {_shown(item['video'])}", file=sys.stderr)
     if len(run["missing"]) > _MOST_NAMED:
@@ -73,7 +81,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     if limit is not None and run["recall"][limit[0]]["value"] < limit[1]:
         print(f"vlm: {limit[0]} is below {limit[1]:g}", file=sys.stderr)
         return RejectedItems.exit_code
-    return 0
+    return RejectedItems.exit_code if alarms and arguments.fail_on_drift else 0
 
 
 def _limit(text: str | None) -> tuple[str, float] | None:
@@ -110,8 +118,18 @@ def _print_changes(before: dict[str, Any], changes: dict[str, Any] | None) -> No
             print(f"  {title}: {_shown(item['query'])} ({_shown(item['video'])})")
         if len(changes[title]) > _MOST_NAMED:
             print(f"  {title}: {len(changes[title]) - _MOST_NAMED} more; --json lists them")
-    if changes["is_worse"]:
-        print("worse than before, beyond what chance explains")
+
+
+def _print_alarms(alarms: list[dict[str, Any]]) -> None:
+    for alarm in alarms:
+        if "items" in alarm:
+            videos = list(dict.fromkeys(_shown(item["video"]) for item in alarm["items"]))
+            rest = "" if len(videos) <= _MOST_NAMED else f" and {len(videos) - _MOST_NAMED} more"
+            print(f"drift: {alarm['what']}: {', '.join(videos[:_MOST_NAMED])}{rest}")
+        else:
+            print(
+                f"drift: {alarm['what']}: {alarm['value']:+.3f} [{alarm['low']:+.3f}, {alarm['high']:+.3f}]"
+            )
 
 
 def _shown(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Keep an index: verify, repair, compact, export, merge."""
+"""Keep an index: verify, repair, compact, export, merge, publish."""
 
 from __future__ import annotations
 
@@ -45,7 +45,18 @@ def configure(actions: Any) -> None:
     )
     merge.add_argument("indexes", nargs="+", metavar="INDEX", help="made by one model in one way")
     merge.add_argument("--out", required=True, metavar="INDEX", help="made if it is not there")
-    for action in (verify, compact, export, merge):
+    publish = add_action(
+        actions,
+        "publish",
+        "write what servers without the index search (LanceDB)",
+        "vlm index publish my-index --to /mnt/shared/store",
+    )
+    publish.add_argument("index", metavar="INDEX")
+    publish.add_argument("--to", required=True, metavar="URI", help="a folder, or s3://... or gs://...")
+    publish.add_argument(
+        "--group-size", type=int, metavar="N", help="segments in a table (what it has, or 1000000)"
+    )
+    for action in (verify, compact, export, merge, publish):
         action.add_argument("--json", action="store_true", help="print a JSON object")
 
 
@@ -126,7 +137,28 @@ def _merge(arguments: argparse.Namespace) -> int:
     return RejectedItems.exit_code if rejected else 0
 
 
-ACTIONS = {"verify": _verify, "compact": _compact, "export": _export, "merge": _merge}
+def _publish(arguments: argparse.Namespace) -> int:
+    from vlm.retrieval.index import VideoIndex
+    from vlm.retrieval.store.publishing import publish
+
+    done = publish(VideoIndex.open(arguments.index), arguments.to, group_size=arguments.group_size)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(done)))
+    else:
+        print(
+            f"{arguments.to}: generation {done.generation}, {done.num_videos} videos, {done.num_segments} "
+            f"segments in {done.num_groups} groups; {done.num_added} written, {done.num_removed} removed"
+        )
+    return 0
+
+
+ACTIONS = {
+    "verify": _verify,
+    "compact": _compact,
+    "export": _export,
+    "merge": _merge,
+    "publish": _publish,
+}
 
 
 def add_action(actions: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:

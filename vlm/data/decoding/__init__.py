@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from vlm.data.decoding.hardware import Device
 from vlm.data.decoding.opening import DecodeLimits, Source
 from vlm.data.decoding.picture import Picture, read_picture
 from vlm.data.decoding.video import Frames, SegmentFrames, Video, VideoInfo
 
 __all__ = [
     "DecodeLimits",
+    "Device",
     "Frames",
     "Picture",
     "SegmentFrames",
@@ -27,15 +29,20 @@ __all__ = [
 ]
 
 
-def open_video(source: Source, limits: DecodeLimits | None = None) -> Video:
+def open_video(source: Source, limits: DecodeLimits | None = None, device: Device | None = None) -> Video:
     """Open a video file, or a file's bytes, and index when each of its frames is shown.
+
+    Args:
+        source: A path, or the bytes of a file.
+        limits: What the video may cost.
+        device: Decodes its frames if it can, the CPU if not (`Video.fallback`); the frames are the same.
 
     Raises:
         DataError: ``reason`` is one of ``missing``, ``not_a_file``, ``unreadable``, ``empty``,
             ``not_a_video``, ``audio_only``, ``no_video``, ``encrypted``, ``decoder_missing``, ``too_large``,
             ``no_frames``, ``timeout``.
     """
-    return Video(source, limits)
+    return Video(source, limits, device)
 
 
 def probe(source: Source, limits: DecodeLimits | None = None) -> VideoInfo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from av.error import FFmpegError
 
+from vlm.data.decoding.hardware import Device, DeviceError
 from vlm.data.decoding.opening import (
     Deadline,
     DecodeLimits,
@@ -85,15 +86,23 @@ class Video:
 
     Nothing stays open between calls, so holding many is cheap.
 
+    Attributes:
+        info: What it is.
+        fallback: Why the CPU decoded frames of it though a device was to; empty if it did not. It is a reason
+            of `DeviceError`, ``no_times`` (packets do not tell which frame is which) or ``frames_missing``.
+
     Raises:
         DataError: See `open_video`.
     """
 
-    def __init__(self, source: Source, limits: DecodeLimits | None = None) -> None:
-        self._source, self._limits = source, limits or DecodeLimits()
+    def __init__(
+        self, source: Source, limits: DecodeLimits | None = None, device: Device | None = None
+    ) -> None:
+        self._source, self._limits, self._device = source, limits or DecodeLimits(), device
         self._name = source_name(source)
         self._deadline = Deadline(self._limits.max_seconds, self._name)
         self._reference: Timeline | None = None
+        self.fallback = ""
         check_source(source)
         with open_container(source, self._limits) as container:
             stream = video_stream(container, self._name, self._limits)
@@ -152,18 +161,14 @@ class Video:
             raise ValueError(f"expected ascending frame indices in [0, {self.info.num_frames}), got {wanted}")
         self._deadline.restart()
         done = 0
-        if self._timeline.is_exact and self._reference is None:
-            for frame in self._walk(wanted):
+        for find in self._ways():
+            for frame in find(wanted[done:]):
                 yield int(wanted[done]), self._pause_for(frame)
                 self._deadline.resume()
                 done += 1
-        if done < len(wanted):
-            for frame in self._count_to(wanted[done:]):
-                yield int(wanted[done]), self._pause_for(frame)
-                self._deadline.resume()
-                done += 1
-        if done < len(wanted):
-            raise DataError(f"{self._name}: frame {wanted[done]} can no longer be decoded", "truncated")
+            if done == len(wanted):
+                return
+        raise DataError(f"{self._name}: frame {wanted[done]} can no longer be decoded", "truncated")
 
     def restart_clock(self) -> None:
         """Allow the decoding that goes on as long again as `DecodeLimits.max_seconds`; between two frames."""
@@ -196,20 +201,51 @@ class Video:
                 if left[index] == 0:
                     del held[index]
 
-    def _walk(self, wanted: npt.NDArray[np.int64]) -> Iterator[Any]:
-        """Yield the frames whose times the packets promised; end early if one does not come."""
+    def _ways(self) -> Iterator[Callable[[npt.NDArray[np.int64]], Iterator[Any]]]:
+        """Yield the ways to find frames, each of which may end early: the next goes on where it did."""
+        can_walk = self._timeline.is_exact and self._reference is None
+        if self._device is not None and not self.fallback:
+            if can_walk:
+                yield self._walk_on_device
+            else:
+                self.fallback = "no_times"
+        if can_walk:
+            yield self._walk
+        yield self._count_to
+
+    def _walk_on_device(self, wanted: npt.NDArray[np.int64]) -> Iterator[Any]:
+        """Yield what the device decodes; where it does not, end early, and never ask it again."""
+        done = 0
+        try:
+            for frame in self._walk(wanted, self._device):
+                yield frame
+                done += 1
+        except DeviceError as error:
+            self.fallback = error.reason
+        else:
+            self.fallback = "frames_missing" if done < len(wanted) else ""
+
+    def _walk(self, wanted: npt.NDArray[np.int64], device: Device | None = None) -> Iterator[Any]:
+        """Yield the frames whose times the packets promised; end early if one does not come.
+
+        Raises:
+            DeviceError: The device cannot go on.
+        """
         timeline = self._timeline
         targets = timeline.pts[wanted].tolist()
         keys = [timeline.key_of(frame) if timeline.is_seekable else 0 for frame in wanted.tolist()]
         done = 0
         with self._opened() as (container, stream):
+            context = stream.codec_context
+            if device is not None:
+                context = device.decoder(stream, self.info.pixel_format)
             while True:
-                for frame in self._decode_from(container, stream, keys[done], set(targets[done:])):
+                for frame in self._decode_from(container, stream, context, keys[done], set(targets[done:])):
                     if frame.pts is None or frame.pts < targets[done]:
                         continue
                     if frame.pts > targets[done]:
                         return
-                    yield frame
+                    yield frame if device is None else context.fetched(frame)
                     done += 1
                     if done == len(targets):
                         return
@@ -218,16 +254,19 @@ class Video:
                 else:
                     break
         if done < len(targets) and not self._timeline.is_seekable and timeline.is_seekable:
-            yield from self._walk(wanted[done:])
+            yield from self._walk(wanted[done:], device)
 
-    def _decode_from(self, container: Any, stream: Any, key: int, targets: set[int]) -> Iterator[Any]:
+    def _decode_from(
+        self, container: Any, stream: Any, context: Any, key: int, targets: set[int]
+    ) -> Iterator[Any]:
         """Decode from a key packet on (0 = the start), skipping what neither is nor serves a target."""
-        context, timeline = stream.codec_context, self._timeline
+        timeline = self._timeline
         can_skip = context.name in _SKIPPABLE
         if key > 0:
             in_order_of_dts = "mov" in container.format.name
             offset = (timeline.key_dts if in_order_of_dts else timeline.key_pts)[key]
             container.seek(int(offset), stream=stream)
+            context.flush_buffers()  # the stream's own was, one on a device was not
         for number, packet in enumerate(packets(container, stream, self._deadline)):
             if number == 0 and key > 0 and not (packet.is_keyframe and packet.pts <= timeline.key_pts[key]):
                 # the container's seek table lies: read this video from its start from now on

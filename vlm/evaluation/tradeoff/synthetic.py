@@ -47,7 +47,8 @@ class SyntheticVectors:
             scenes = self._scenes(number)
             details = self._shaped(np.random.default_rng([self._seed, 2, number]), BLOCK_ROWS)
             rows = np.repeat(scenes, SEGMENTS_PER_VIDEO, axis=0) + _SEGMENT * details
-            yield self._finish(rows[: num_rows - start], self._means[0])
+            # the whole block, however few are wanted: the last bit of a product may depend on its height
+            yield self._finish(rows, self._means[0])[: num_rows - start]
 
     def texts(self, count: int, num_rows: int, seed: int = 0) -> Floats:
         """Return float32 (count, dim), each about one of the videos of the first `num_rows` rows."""

@@ -18,7 +18,11 @@ __all__ = ["Backend", "BackendName", "ExactBackend", "VectorSource", "open_backe
 
 
 def open_backend(
-    name: str, vectors: VectorSource, cache: Path, texts: Callable[[], np.ndarray] | None = None
+    name: str,
+    vectors: VectorSource,
+    cache: Path,
+    texts: Callable[[], np.ndarray] | None = None,
+    known: Backend | None = None,
 ) -> Backend:
     """Return a backend over some vectors.
 
@@ -28,6 +32,7 @@ def open_backend(
         cache: Folder for structures that can be rebuilt from the vectors.
         texts: Returns embedded texts (texts, dim); called when a structure is built that is not exact, to
             measure what it finds.
+        known: A backend of earlier rows of the same vectors, whose structure is copied instead of read.
 
     Raises:
         InvalidInput: The name is unknown.
@@ -42,4 +47,4 @@ def open_backend(
         raise MissingExtra("faiss", "faiss-cpu", "the faiss backend")
     from vlm.retrieval.backends.structured import FaissBackend
 
-    return FaissBackend(vectors, cache, texts=texts)
+    return FaissBackend(vectors, cache, texts=texts, known=known if isinstance(known, FaissBackend) else None)

@@ -40,6 +40,7 @@ class Label:
         plan: The structure, and how far it looks.
         num_trained: The number of rows when it was trained.
         recalls: What it found of the truth when it held `num_rows`; empty where it is exact.
+        made_on: ``cpu``, ``gpu``, or ``cpu, since the GPU failed: ...``.
         sha256: The data's hash.
         size_bytes: Their length.
     """
@@ -50,6 +51,7 @@ class Label:
     plan: Plan
     num_trained: int
     recalls: tuple[Recall, ...] = ()
+    made_on: str = "cpu"
     sha256: str = ""
     size_bytes: int = 0
 
@@ -82,8 +84,9 @@ def stated(folder: Path) -> dict[str, Any] | None:
     """Return what is known of the cached structure, JSON-ready; None if there is none.
 
     Returns:
-        ``kind``, ``num_rows`` in it, ``bytes_per_vector``, ``breadth`` and ``depth`` of a search, and for
-        approximate ones ``recall_at_10`` and ``num_queries`` by kind of queries (``stored``, ``texts``).
+        ``kind``, ``num_rows`` in it, ``bytes_per_vector``, ``breadth`` and ``depth`` of a search, ``made_on``
+        (see `Label`), and for approximate ones ``recall_at_10`` and ``num_queries`` by kind of queries
+        (``stored``, ``texts``).
     """
     try:
         label = _label(folder)
@@ -97,6 +100,7 @@ def stated(folder: Path) -> dict[str, Any] | None:
         "num_queries": {recall.queries: recall.num_queries for recall in label.recalls},
         "breadth": label.plan.breadth,
         "depth": label.plan.depth,
+        "made_on": label.made_on,
     }
 
 

@@ -7,17 +7,26 @@ vectors are looked at together, which a matrix product does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
 
 _BLOCK_ROWS = 16384
+# PyTorch shares work between threads from this many numbers on
+_PIECE = 32_768
 # bound on the rounding of a float32 inner product, a term; see `tolerance`
 _ROUNDING_PER_TERM = 1.2e-7
 
 
-class VectorSource(Protocol):
+class Gatherable(Protocol):
+    """Vectors that can be had by row."""
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Return float16 (len(rows), dim)."""
+
+
+class VectorSource(Gatherable, Protocol):
     """Vectors by row.
 
     Attributes:
@@ -39,18 +48,20 @@ class VectorSource(Protocol):
         `first` is 0 or one of the numbers of rows that `prefix_key` knows.
         """
 
-    def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Return float16 (len(rows), dim)."""
-
 
 class Backend(Protocol):
     """What a search structure offers.
 
     Attributes:
-        name: ``exact`` or ``faiss``.
+        name: ``exact``, ``faiss`` or ``lance``.
+        shares_passes: Whether several queries together cost much less than one after another.
     """
 
     name: str
+
+    @property
+    def shares_passes(self) -> bool:
+        """See above."""
 
     def search(
         self, queries: np.ndarray, top_k: int, allowed: np.ndarray | None = None
@@ -69,19 +80,28 @@ class Backend(Protocol):
 
 
 class ExactBackend:
-    """Looks at every vector."""
+    """Looks at every vector.
+
+    Args:
+        vectors: What is searched.
+        product: Returns inner products (queries, rows) of queries and vectors, rounded as float32 is; NumPy's
+            if None. It only proposes: scores are by definition.
+    """
 
     name = "exact"
+    shares_passes = True
 
-    def __init__(self, vectors: VectorSource) -> None:
-        self._vectors = vectors
+    def __init__(
+        self, vectors: VectorSource, product: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    ) -> None:
+        self._vectors, self._product = vectors, product or (lambda queries, values: queries @ values.T)
         self._largest_norms: dict[int, float] = {}
 
     def search(
         self, queries: np.ndarray, top_k: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the best rows of each query; see `Backend.search`."""
-        queries = check_queries(queries, self._vectors, top_k)
+        queries = check_queries(queries, self._vectors.dim, top_k)
         candidates: list[list[np.ndarray]] = [[] for _ in queries]
         for first, block in self._vectors.blocks(_BLOCK_ROWS):
             rows = np.arange(first, first + len(block))
@@ -90,9 +110,9 @@ class ExactBackend:
                 rows, block = rows[keep], block[keep]
             if not len(rows):
                 continue
-            values = block.astype(np.float32)
+            values = widened(block)
             slack = tolerance(queries, self._largest_norm(first, values, allowed is None))
-            scores = queries @ values.T
+            scores = self._product(queries, values)
             for query, line in enumerate(scores):
                 candidates[query].append(rows[_near_best(line, top_k, slack[query])])
         return settle(self._vectors, queries, candidates, top_k)
@@ -119,27 +139,28 @@ def search_rows(
         top_k: How many to return at most.
         largest_norm: Bound on the norm of these vectors.
     """
-    candidates: list[list[np.ndarray]] = [[] for _ in queries]
+    found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in queries]
     slack = tolerance(queries, largest_norm)
     for first in range(0, len(rows), _BLOCK_ROWS):
         part = rows[first : first + _BLOCK_ROWS]
-        values = vectors.gather(part).astype(np.float32)
+        values = widened(vectors.gather(part))
         # no matrix product for one query: its threads would be waited for, on a busy machine for long
         scores = np.einsum("rd,d->r", values, queries[0])[None] if len(queries) == 1 else queries @ values.T
         for query, line in enumerate(scores):
-            candidates[query].append(part[_near_best(line, top_k, slack[query])])
-    return settle(vectors, queries, candidates, top_k)
+            near = _near_best(line, top_k, slack[query])
+            found[query].append((_defined(values[near], queries[query]), part[near]))
+    return _ranked(found, top_k)
 
 
-def check_queries(queries: np.ndarray, vectors: VectorSource, top_k: int) -> np.ndarray:
+def check_queries(queries: np.ndarray, dim: int, top_k: int) -> np.ndarray:
     """Return the queries as contiguous float32 (queries, dim).
 
     Raises:
         ValueError: The shape is another, a number is not finite, or `top_k` is below 1.
     """
     queries = np.ascontiguousarray(queries, np.float32)
-    if queries.ndim != 2 or queries.shape[1] != vectors.dim:
-        raise ValueError(f"queries must have shape (queries, {vectors.dim}), got {queries.shape}")
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise ValueError(f"queries must have shape (queries, {dim}), got {queries.shape}")
     if not np.isfinite(queries).all():
         raise ValueError("queries must be finite")
     if top_k < 1:
@@ -154,27 +175,60 @@ def tolerance(queries: np.ndarray, largest_norm: float) -> np.ndarray:
 
 
 def settle(
-    vectors: VectorSource, queries: np.ndarray, candidates: list[list[np.ndarray]], top_k: int
+    vectors: Gatherable, queries: np.ndarray, candidates: list[list[np.ndarray]], top_k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score candidate rows by the definition and keep the best; see `Backend.search`."""
-    all_scores = np.full((len(queries), top_k), -np.inf, np.float32)
-    all_rows = np.full((len(queries), top_k), -1, np.int64)
-    for query, found in enumerate(candidates):
-        rows = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
-        scores = exact_scores(vectors, queries[query], rows)
+    found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in queries]
+    for query, parts in enumerate(candidates):
+        if parts:
+            rows = np.unique(np.concatenate(parts))
+            found[query].append((exact_scores(vectors, queries[query], rows), rows))
+    return _ranked(found, top_k)
+
+
+def _ranked(found: list[list[tuple[np.ndarray, np.ndarray]]], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best of scores and rows that were found part by part for each query."""
+    all_scores = np.full((len(found), top_k), -np.inf, np.float32)
+    all_rows = np.full((len(found), top_k), -1, np.int64)
+    for query, parts in enumerate(found):
+        if not parts:
+            continue
+        scores, rows = (np.concatenate(both) for both in zip(*parts, strict=True))
         order = np.lexsort((rows, -scores))[:top_k]
         all_scores[query, : len(order)] = scores[order]
         all_rows[query, : len(order)] = rows[order]
     return all_scores, all_rows
 
 
-def exact_scores(vectors: VectorSource, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def exact_scores(vectors: Gatherable, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return the defined scores (rows,) float32 of some rows."""
     scores = np.empty(len(rows), np.float32)
     for first in range(0, len(rows), _BLOCK_ROWS):
         part = rows[first : first + _BLOCK_ROWS]
-        products = vectors.gather(part).astype(np.float64) * query.astype(np.float64)
-        scores[first : first + len(part)] = products.sum(axis=1)
+        scores[first : first + len(part)] = _defined(widened(vectors.gather(part)), query)
+    return scores
+
+
+def widened(vectors: np.ndarray) -> np.ndarray:
+    """Return float16 (rows, dim) as float32, which holds them exactly."""
+    if not vectors.flags.writeable:  # mapped from a file; PyTorch takes no array that it must not write
+        return vectors.astype(np.float32)
+    import torch
+
+    # NumPy turns one number after another, PyTorch many at once; so few that it calls no threads of its own:
+    # where PyTorch has MKL, to forbid them here would also change what another thread computes meanwhile
+    wide = torch.empty(vectors.shape, dtype=torch.float32)
+    stored, rows = torch.from_numpy(vectors), max(1, _PIECE // max(1, vectors.shape[1]))
+    for first in range(0, len(vectors), rows):
+        wide[first : first + rows].copy_(stored[first : first + rows])
+    numbers: np.ndarray = wide.numpy()
+    return numbers
+
+
+def _defined(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Return the scores (rows,) float32 that vectors have by definition."""
+    products = vectors.astype(np.float64) * query.astype(np.float64)
+    scores: np.ndarray = products.sum(axis=1).astype(np.float32)
     return scores
 
 

@@ -6,6 +6,7 @@ Nothing here is exact or durable: scores are settled by the definition of the ex
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import faiss
@@ -14,6 +15,60 @@ import numpy as np
 from vlm.retrieval.backends.plan import Plan
 
 _KMEANS_ROUNDS = 10
+
+
+class Gpu:
+    """A GPU that helps to make structures until it fails; what comes of it lives on the CPU like any other.
+
+    It finds the nearest centre of lists, in training and when vectors are added. Codes of 4 bits have no form
+    on a GPU, so searching stays where it is.
+
+    Attributes:
+        failure: Why it does not help any more; empty while it does.
+    """
+
+    def __init__(self) -> None:
+        self._resources: Any = faiss.StandardGpuResources()
+        self.failure = ""
+
+    def help(self, lists: Any, part: str, index: Any, run: Callable[[], None]) -> None:
+        """Run something while a part of lists is an index on the GPU, and again without if that fails."""
+        if not self.failure:
+            own, num_rows = getattr(lists, part), lists.ntotal
+            try:
+                lent = faiss.index_cpu_to_gpu(self._resources, 0, index)
+                setattr(lists, part, lent)
+                run()
+                return
+            except RuntimeError as error:  # mostly memory
+                if lists.ntotal != num_rows:
+                    raise
+                self.failure = _first_line(error)
+            finally:
+                setattr(lists, part, own)
+        run()
+
+    def product(self, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """Return the float32 inner products (queries, rows) of float32 queries and vectors."""
+        if not self.failure:
+            try:
+                scores: np.ndarray = faiss.pairwise_distance_gpu(
+                    self._resources, queries, vectors, metric=faiss.METRIC_INNER_PRODUCT, device=0
+                )
+                return scores
+            except RuntimeError as error:
+                self.failure = _first_line(error)
+        product: np.ndarray = queries @ vectors.T
+        return product
+
+
+def count_gpus() -> int:
+    """Return how many GPUs this build of FAISS can use; 0 for one without."""
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 class Structure:
@@ -27,13 +82,14 @@ class Structure:
         self._index, self.kind = index, plan.kind
 
     @classmethod
-    def train(cls, plan: Plan, dim: int, sample: np.ndarray) -> Structure:
+    def train(cls, plan: Plan, dim: int, sample: np.ndarray, gpu: Gpu | None = None) -> Structure:
         """Return an empty structure.
 
         Args:
             plan: Which.
             dim: Length of a vector.
             sample: (rows, dim) float32 vectors like those to come; only ``lists`` looks at them.
+            gpu: Helps with ``lists``.
         """
         if plan.kind == "flat":
             return cls(faiss.IndexFlatIP(dim), plan)
@@ -41,7 +97,10 @@ class Structure:
         lists: Any = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         lists.cp.niter = _KMEANS_ROUNDS
         lists.cp.min_points_per_centroid = lists.pq.cp.min_points_per_centroid = 1
-        lists.train(sample)
+        if gpu is None:
+            lists.train(sample)
+        else:
+            gpu.help(lists, "clustering_index", faiss.IndexFlatIP(dim), lambda: lists.train(sample))
         return cls(lists, plan)
 
     @classmethod
@@ -54,6 +113,12 @@ class Structure:
         expected = faiss.IndexFlat if plan.kind == "flat" else faiss.IndexIVFPQFastScan
         is_it = isinstance(index, expected) and index.metric_type == faiss.METRIC_INNER_PRODUCT
         return cls(index, plan) if is_it else None
+
+    def clone(self) -> Structure:
+        """Return a copy, to which vectors can be added while this one is searched."""
+        copied = Structure.__new__(Structure)
+        copied._index, copied.kind = faiss.clone_index(self._index), self.kind
+        return copied
 
     @property
     def num_rows(self) -> int:
@@ -70,9 +135,13 @@ class Structure:
         packed: bytes = faiss.serialize_index(self._index).tobytes()
         return packed
 
-    def add(self, vectors: np.ndarray) -> None:
-        """Append vectors (rows, dim) float32."""
-        self._index.add(vectors)
+    def add(self, vectors: np.ndarray, gpu: Gpu | None = None) -> None:
+        """Append vectors (rows, dim) float32; a GPU helps with ``lists``."""
+        index: Any = self._index
+        if gpu is None or self.kind == "flat":
+            index.add(vectors)
+        else:
+            gpu.help(index, "quantizer", index.quantizer, lambda: index.add(vectors))
 
     def nearest(
         self, queries: np.ndarray, count: int, breadth: int, allowed: np.ndarray | None = None

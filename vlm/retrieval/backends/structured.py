@@ -23,7 +23,7 @@ from vlm.retrieval.backends.exact import (
     settle,
     tolerance,
 )
-from vlm.retrieval.backends.faiss import Structure
+from vlm.retrieval.backends.faiss import Gpu, Structure, count_gpus
 from vlm.retrieval.backends.plan import MAX_GROWTH, Kind, Plan, kind_for, plan_for
 
 _BLOCK_ROWS = 16384
@@ -39,13 +39,14 @@ _ROWS_PER_LIST = 40
 
 
 class FaissBackend:
-    """Searches by a structure chosen for the number of rows.
+    """Searches by a structure chosen for the number of rows; a GPU that FAISS knows helps to make ``lists``.
 
     Args:
         vectors: What is searched.
         folder: Where the structure is kept.
         texts: Returns embedded texts (texts, dim) by which recall is measured when a structure is built.
         kind: The structure, whatever the number of rows.
+        known: A backend of earlier rows of the same vectors; its structure is copied instead of read.
 
     Attributes:
         label: What the structure is of, how far it looks, and the recall that was measured.
@@ -60,12 +61,14 @@ class FaissBackend:
         *,
         texts: Callable[[], np.ndarray] | None = None,
         kind: Kind | None = None,
+        known: FaissBackend | None = None,
     ) -> None:
         self._vectors, self._exact = vectors, ExactBackend(vectors)
         kind = kind or kind_for(vectors.num_rows)
-        found = _load(vectors, folder, kind)
-        self._structure, self.label = found or _train(vectors, kind)
-        self._fill()
+        found = (known._grown(vectors, kind) if known else None) or _load(vectors, folder, kind)
+        gpu = Gpu() if found is None and kind == "lists" and count_gpus() else None
+        self._structure, self.label = found or _train(vectors, kind, gpu)
+        self._fill(gpu)
         num_missing = vectors.num_rows - self.label.num_rows
         # repaired without a model at hand, it was measured by stored vectors alone, and looks not far enough
         is_unmeasured = (
@@ -74,7 +77,10 @@ class FaissBackend:
         # a small addition must not cost the writing of all that was there
         if found is None or is_unmeasured or num_missing * _MAX_MISSING > vectors.num_rows:
             if kind == "lists":
-                self._calibrate(texts() if texts else None)
+                self._calibrate(texts() if texts else None, gpu)
+            if gpu is not None:
+                made_on = f"cpu, since the GPU failed: {gpu.failure}" if gpu.failure else "gpu"
+                self.label = dataclasses.replace(self.label, made_on=made_on)
             self.label = dataclasses.replace(self.label, key=vectors.key, num_rows=vectors.num_rows)
             cache.save(folder, self._structure.pack(), self.label)
 
@@ -83,11 +89,16 @@ class FaissBackend:
         """The structure, and how far it looks."""
         return self.label.plan
 
+    @property
+    def shares_passes(self) -> bool:
+        """Whether queries share what is read: all vectors, or the lists and candidates of each."""
+        return self.plan.kind == "flat"
+
     def search(
         self, queries: np.ndarray, top_k: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the best rows of each query; see `Backend.search`."""
-        queries = check_queries(queries, self._vectors, top_k)
+        queries = check_queries(queries, self._vectors.dim, top_k)
         num_allowed = self._vectors.num_rows if allowed is None else int(np.count_nonzero(allowed))
         if self.plan.kind == "flat":
             return self._search_flat(queries, top_k, allowed, num_allowed)
@@ -104,6 +115,14 @@ class FaissBackend:
         if not found:
             return settle(self._vectors, queries, [], top_k)
         return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
+
+    def _grown(self, vectors: VectorSource, kind: Kind) -> tuple[Structure, cache.Label] | None:
+        """Return a copy of the structure if more rows of the same vectors can be added to it."""
+        if vectors.prefix_key(self._vectors.num_rows) != self._vectors.key or not _fits(
+            self.label, vectors, kind
+        ):
+            return None
+        return self._structure.clone(), self.label
 
     def _search_flat(
         self, queries: np.ndarray, top_k: int, allowed: np.ndarray | None, num_allowed: int
@@ -144,23 +163,24 @@ class FaissBackend:
             open_queries, breadth = open_queries[is_short], min(most, breadth * 4)
         return candidates
 
-    def _fill(self) -> None:
+    def _fill(self, gpu: Gpu | None) -> None:
         """Add the rows that the structure lacks."""
         largest_norm = self.label.largest_norm
         for _, block in self._vectors.blocks(_BLOCK_ROWS, self._structure.num_rows):
             values = np.ascontiguousarray(block, np.float32)
             largest_norm = max(largest_norm, float(np.linalg.norm(values, axis=1).max(initial=0.0)))
-            self._structure.add(values)
+            self._structure.add(values, gpu)
         self.label = dataclasses.replace(self.label, largest_norm=largest_norm)
 
-    def _calibrate(self, texts: np.ndarray | None) -> None:
+    def _calibrate(self, texts: np.ndarray | None, gpu: Gpu | None) -> None:
         """Find out how far this structure has to look, and state the recall that it then has."""
 
         def search(queries: np.ndarray, top_k: int, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
             self.label = dataclasses.replace(self.label, plan=plan)
             return self.search(queries, top_k)
 
-        plan, recalls = calibrate(self._vectors, self._exact, self.plan, search, texts)
+        exact = self._exact if gpu is None else ExactBackend(self._vectors, gpu.product)
+        plan, recalls = calibrate(self._vectors, exact, self.plan, search, texts)
         self.label = dataclasses.replace(self.label, plan=plan, recalls=recalls)
 
 
@@ -169,9 +189,7 @@ def _load(vectors: VectorSource, folder: Path, kind: Kind) -> tuple[Structure, c
     if (found := cache.load(folder)) is None:
         return None
     label, content = found
-    if vectors.prefix_key(label.num_rows) != label.key or label.plan.kind != kind:
-        return None
-    if kind == "lists" and vectors.num_rows > MAX_GROWTH * label.num_trained:
+    if vectors.prefix_key(label.num_rows) != label.key or not _fits(label, vectors, kind):
         return None
     structure = Structure.unpack(content, label.plan)
     if structure is None or (structure.num_rows, structure.dim) != (label.num_rows, vectors.dim):
@@ -179,7 +197,13 @@ def _load(vectors: VectorSource, folder: Path, kind: Kind) -> tuple[Structure, c
     return structure, label
 
 
-def _train(vectors: VectorSource, kind: Kind) -> tuple[Structure, cache.Label]:
+def _fits(label: cache.Label, vectors: VectorSource, kind: Kind) -> bool:
+    """Whether a structure is of the kind that so many rows call for, and was trained on enough of them."""
+    has_outgrown = kind == "lists" and vectors.num_rows > MAX_GROWTH * label.num_trained
+    return label.plan.kind == kind and not has_outgrown
+
+
+def _train(vectors: VectorSource, kind: Kind, gpu: Gpu | None) -> tuple[Structure, cache.Label]:
     """Return an empty structure fit for some vectors."""
     plan = plan_for(vectors.num_rows, vectors.dim, kind)
     sample = np.zeros((0, vectors.dim), np.float32)
@@ -190,4 +214,4 @@ def _train(vectors: VectorSource, kind: Kind) -> tuple[Structure, cache.Label]:
     label = cache.Label(
         key=vectors.key, num_rows=0, largest_norm=0.0, plan=plan, num_trained=vectors.num_rows
     )
-    return Structure.train(plan, vectors.dim, sample), label
+    return Structure.train(plan, vectors.dim, sample, gpu), label

@@ -129,8 +129,7 @@ class Catalog:
             BusyError: It was compacted away.
         """
         self.query("BEGIN")
-        found = self.query("SELECT digest FROM generations WHERE id = ?", (generation.id,))
-        if found != [(generation.digest,)]:
+        if not self.holds(generation):
             raise BusyError(
                 f"{self.path.parent}: was compacted since it was opened; generation {generation.id} is gone, "
                 "open it again (VideoIndex.refresh, Searcher.refresh)"
@@ -153,21 +152,33 @@ class Catalog:
             digest=str(digest),
         )
 
-    def videos(self, generation: int) -> list[VideoRow]:
-        """Return the videos that are in the index at a generation, in the order they came."""
+    def holds(self, generation: Generation) -> bool:
+        """Whether a generation is still there: not compacted away, and of this very index."""
+        return self.query("SELECT digest FROM generations WHERE id = ?", (generation.id,)) == [
+            (generation.digest,)
+        ]
+
+    def videos(self, generation: int, since: int = 0) -> list[VideoRow]:
+        """Return the videos of a generation in the order they came; those alone that came after another."""
         rows = self.query(
             "SELECT id, video_id, path, size_bytes, sha256, duration_s, width, height, codec, domain, "
-            f"num_segments, tags FROM videos WHERE {_ALIVE.format('video')} ORDER BY id",
-            {"g": generation},
+            f"num_segments, tags FROM videos WHERE {_after(since)} {_ALIVE.format('video')} ORDER BY id",
+            {"g": generation, "since": since},
         )
         return [VideoRow(**dict(zip(VideoRow.__slots__, row, strict=True))) for row in rows]
 
-    def spans(self, generation: int) -> list[Span]:
-        """Return where the segments of the videos lie, those of removed ones included, by part and row."""
+    def removed_videos(self, generation: int, since: int = 0) -> list[int]:
+        """Return the keys of the videos that were removed up to a generation, and after another."""
+        statement = f"SELECT target FROM removals WHERE {_after(since)} generation <= :g AND kind = 'video'"
+        rows = self.query(statement, {"g": generation, "since": since})
+        return [_integer(row) for (row,) in rows]
+
+    def spans(self, generation: int, since: int = 0) -> list[Span]:
+        """Return where segments lie, those of removed videos included, by part and row; see `videos`."""
         rows = self.query(
-            "SELECT video, part, first_row, bounds, hashes FROM spans WHERE generation <= ? "
-            "ORDER BY part, first_row",
-            (generation,),
+            f"SELECT video, part, first_row, bounds, hashes FROM spans WHERE {_after(since)} "
+            "generation <= :g ORDER BY part, first_row",
+            {"g": generation, "since": since},
         )
         return [Span(**dict(zip(Span.__slots__, row, strict=True))) for row in rows]
 
@@ -179,9 +190,12 @@ class Catalog:
         )
         return [Rejection(**dict(zip(Rejection.__slots__, row, strict=True))) for row in rows]
 
-    def files(self, generation: int) -> list[LogFile]:
-        """Return every file of the vector log, in the order they were written."""
-        rows = self.query("SELECT parts FROM generations WHERE id <= ? ORDER BY id", (generation,))
+    def files(self, generation: int, since: int = 0) -> list[LogFile]:
+        """Return every file of the vector log in the order they were written; see `videos`."""
+        rows = self.query(
+            f"SELECT parts FROM generations WHERE {_after(since, 'id')} id <= :g ORDER BY id",
+            {"g": generation, "since": since},
+        )
         try:
             return [LogFile(**values) for (text,) in rows for values in json.loads(str(text))]
         except (ValueError, TypeError) as error:
@@ -331,6 +345,12 @@ class Catalog:
             f"SELECT count(*) FROM rejected WHERE {_ALIVE.format('rejected')}", alive
         ).fetchone()
         return videos, segments, rejected
+
+
+def _after(since: int, column: str = "generation") -> str:
+    """Return a condition that names the generations after one; nothing where that is all of them."""
+    # of all rows, an index by generation would only put them in the wrong order
+    return f"{column} > :since AND" if since else ""
 
 
 def _connect(uri: str) -> sqlite3.Connection:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from vlm.retrieval.ingest.pool import DecodeSettings, Failed, Opened, decode_files
+from vlm.retrieval.ingest.events import DecodeSettings, Failed, Opened
+from vlm.retrieval.ingest.pool import decode_files
 from vlm.types import Hit, Preprocessing
 
 _USUAL_RATE = Fraction(25)

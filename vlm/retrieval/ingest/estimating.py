@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from vlm.data.frame_sampling import grid_step, grid_times
 from vlm.errors import DataError
 from vlm.retrieval.embedding import FeatureLayout, encode_segments
-from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, Opened, decode_files
+from vlm.retrieval.ingest.encoding import Batches, make_batches
+from vlm.retrieval.ingest.events import DecodedSegment, DecodeSettings, Failed, Opened
+from vlm.retrieval.ingest.pool import decode_files
 from vlm.retrieval.segments import cut_segments
 from vlm.types import VideoTextEncoder
 
@@ -30,12 +34,14 @@ class Cost:
     Attributes:
         flags: The flags of `vlm index build` that ask for it; empty for the way that was asked about.
         num_segments: Segments it makes.
+        num_frames: Frames it encodes; those that segments share count once where they are encoded once.
         hours: How long it takes on this machine as it is now.
         disk_bytes: How large the index becomes.
     """
 
     flags: str
     num_segments: int
+    num_frames: int
     hours: float
     disk_bytes: int
 
@@ -50,6 +56,7 @@ class Estimate:
         num_broken: How many of those could not be opened.
         video_hours: Footage in all.
         segments_per_s: Measured, decoding and encoding together.
+        frames_per_s: The same in encoded frames, by which other ways of cutting are judged.
         num_measured: Segments that were measured.
         cost: As asked for.
         cheaper: Other ways, the nearest first.
@@ -60,6 +67,7 @@ class Estimate:
     num_broken: int
     video_hours: float
     segments_per_s: float
+    frames_per_s: float
     num_measured: int
     cost: Cost
     cheaper: tuple[Cost, ...]
@@ -87,17 +95,22 @@ def estimate_build(
     Raises:
         DataError: None of the sample can be decoded.
     """
-    order = list(files)
-    random.Random(0).shuffle(order)
+    order = random.Random(0).sample(files, len(files))
     durations, num_broken = _durations(order, settings, budget_s * _OPENING_SHARE)
-    rate, num_measured = _rate(order, model, layout, settings, batch_size, budget_s * (1 - _OPENING_SHARE))
+    rates = _measure(order, model, layout, settings, batch_size, budget_s * (1 - _OPENING_SHARE))
     scale = _scale(files, list(durations), num_broken)
 
     def cost(flags: str, layout: FeatureLayout, segment_s: float, stride_s: float) -> Cost:
-        known = sum(len(cut_segments(seconds, segment_s, stride_s)) for seconds in durations.values())
-        count = round(scale * known)
+        known = _count(list(durations.values()), settings, segment_s, stride_s)
+        count, frames = (round(scale * number) for number in known)
         row_bytes = 2 * layout.dim + layout.token_bytes + _ROW_BYTES
-        return Cost(flags=flags, num_segments=count, hours=count / rate / 3600, disk_bytes=count * row_bytes)
+        return Cost(
+            flags=flags,
+            num_segments=count,
+            num_frames=frames,
+            hours=frames / rates.frames_per_s / 3600,
+            disk_bytes=count * row_bytes,
+        )
 
     asked = cost("", layout, settings.segment_s, settings.stride_s)
     others = []
@@ -114,8 +127,9 @@ def estimate_build(
         num_opened=len(durations) + num_broken,
         num_broken=num_broken,
         video_hours=scale * sum(durations.values()) / 3600,
-        segments_per_s=rate,
-        num_measured=num_measured,
+        segments_per_s=rates.segments_per_s,
+        frames_per_s=rates.frames_per_s,
+        num_measured=rates.num_segments,
         cost=asked,
         cheaper=tuple(others),
     )
@@ -141,43 +155,70 @@ def _durations(
     return found, num_broken
 
 
-def _rate(
+def _count(
+    durations: Sequence[float], settings: DecodeSettings, segment_s: float, stride_s: float
+) -> tuple[int, int]:
+    """Return how many segments videos of these lengths have, and how many frames are encoded for them."""
+    wanted = settings.preprocessing.num_frames
+    num_segments = num_frames = 0
+    for seconds in durations:
+        segments = cut_segments(seconds, segment_s, stride_s)
+        num_segments += len(segments)
+        if settings.grid_step_s is None:
+            num_frames += wanted * len(segments)
+        else:
+            times_s = grid_times(segments, wanted, grid_step(segment_s, stride_s, wanted))
+            num_frames += len(np.unique(times_s))
+    return num_segments, num_frames
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rates:
+    """What was embedded in a second, and how many segments in all."""
+
+    segments_per_s: float
+    frames_per_s: float
+    num_segments: int
+
+
+def _measure(
     files: Sequence[Path],
     model: VideoTextEncoder,
     layout: FeatureLayout,
     settings: DecodeSettings,
     batch_size: int,
     budget_s: float,
-) -> tuple[float, int]:
-    """Return how many segments a second are embedded, and how many were."""
+) -> _Rates:
+    """Embed for some seconds."""
     side = model.preprocessing.image_size
     blank = np.zeros((model.preprocessing.num_frames, 3, side, side), np.float32)
     encode_segments(model, [blank] * batch_size, layout)  # the first batch takes longer
     begun, times, counts = time.monotonic(), [], []
+    waiting: Batches[None] = make_batches(model, layout, settings.grid_step_s, batch_size)
     with closing(decode_files(files, settings)) as events:
-        for batch in _batches(events, batch_size):
-            encode_segments(model, batch, layout)
-            times.append(time.monotonic())
-            counts.append(len(batch))
-            if times[-1] - times[0] > budget_s:
-                break
+        # None comes last, for what is left of a batch
+        for event in itertools.chain(events, [None]):
+            if isinstance(event, DecodedSegment):
+                waiting.add(None, event)
+            if not waiting.is_full and event is not None:
+                continue
+            if (encoded := waiting.encode()) is not None:
+                times.append(time.monotonic())
+                counts.append((len(encoded.keys), encoded.num_frames))
+                if times[-1] - times[0] > budget_s:
+                    break
     if not times:
         raise DataError("none of the files can be decoded; vlm index build says why", "undecodable")
     if len(times) == 1:  # start included: there is nothing else to go by
-        return counts[0] / max(times[0] - begun, 1e-6), counts[0]
-    return sum(counts[1:]) / max(times[-1] - times[0], 1e-6), sum(counts)
-
-
-def _batches(events: Iterator[object], batch_size: int) -> Iterator[list[np.ndarray]]:
-    batch: list[np.ndarray] = []
-    for event in events:
-        if isinstance(event, DecodedSegment):
-            batch.append(event.video)
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-    if batch:
-        yield batch
+        (segments, frames), took_s = counts[0], times[0] - begun
+    else:
+        segments, frames = (sum(column) for column in zip(*counts[1:], strict=True))
+        took_s = times[-1] - times[0]
+    return _Rates(
+        segments_per_s=segments / max(took_s, 1e-6),
+        frames_per_s=max(frames, 1) / max(took_s, 1e-6),
+        num_segments=sum(count for count, _ in counts),
+    )
 
 
 def _scale(files: Sequence[Path], opened: Sequence[Path], num_broken: int) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vlm.retrieval.catalog import Catalog, Changes, Span, VideoRow
 from vlm.retrieval.durability import hash_file
+from vlm.retrieval.ingest.presence import is_gone, state_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,11 @@ class Plan:
 
 
 def plan_sources(
-    catalog: Catalog, files: Sequence[Path], *, rehash: bool = False, drop_gone: bool = False
+    catalog: Catalog,
+    files: Sequence[Path],
+    *,
+    rehash: bool = False,
+    drop_gone: bool | Collection[bytes] = False,
 ) -> Plan:
     """Divide files into those to embed and those whose vectors are there, perhaps under another name.
 
@@ -50,7 +55,8 @@ def plan_sources(
         catalog: What is indexed.
         files: The files found.
         rehash: Look at the content of every file.
-        drop_gone: Remove the videos whose file is gone.
+        drop_gone: Remove the videos whose file is gone, and forget rejected files that are; all, or those of
+            these paths.
 
     Returns:
         The plan. Files that were rejected before come last among the new ones, so that trying them again does
@@ -62,7 +68,7 @@ def plan_sources(
     planner.rename(moved)
     planner.divide([file for file in others if file not in moved])
     if drop_gone:
-        planner.drop_gone()
+        planner.drop_gone(None if drop_gone is True else drop_gone)
     return planner.plan
 
 
@@ -82,7 +88,7 @@ class _Planner:
         """Return the files that are unknown or hold something else than they did."""
         others = []
         for file in files:
-            path, state = os.fsencode(file), _state(file)
+            path, state = os.fsencode(file), state_of(file)
             video, was = self._known.get(path), self._seen.get(path, (None, None, ""))[:2]
             if video is not None and state == was and not rehash:
                 self.plan.num_unchanged += 1
@@ -102,9 +108,9 @@ class _Planner:
             by_size.setdefault(video.size_bytes, []).append(video)
         moved: dict[Path, VideoRow] = {}
         for file in files:
-            state = _state(file)
+            state = state_of(file)
             candidates = by_size.get(state[0], []) if state else []
-            candidates = [v for v in candidates if v.path in emptied or not os.path.lexists(v.path)]
+            candidates = [v for v in candidates if v.path in emptied or is_gone(v.path)]
             sha256 = _content(file) if candidates else None
             for video in candidates:
                 if video.sha256 == sha256 and video.row not in self._taken:
@@ -121,7 +127,7 @@ class _Planner:
                 spans[span.video].append(span)
         changes = self.plan.changes
         for row, (file, video) in enumerate(moved.items(), start=self._catalog.next_video_row()):
-            path, state = os.fsencode(file), _state(file)
+            path, state = os.fsencode(file), state_of(file)
             changes.removed_videos.append(video.row)
             changes.videos.append(replace(video, row=row, path=path))
             changes.spans += [replace(span, video=row) for span in spans[video.row]]
@@ -150,23 +156,18 @@ class _Planner:
             )
         self.plan.new += again
 
-    def drop_gone(self) -> None:
-        """Remove the videos whose file is nowhere."""
+    def drop_gone(self, among: Collection[bytes] | None) -> None:
+        """Remove the videos whose file is nowhere, and rejections likewise."""
         changes = self.plan.changes
+        for path, rejection in self._rejections.items():
+            if (among is None or path in among) and is_gone(path):
+                changes.removed_rejections.append(rejection.row)
         for path, video in self._known.items():
-            if video.row not in self._taken and not os.path.lexists(path):
+            if video.row not in self._taken and (among is None or path in among) and is_gone(path):
                 changes.removed_videos.append(video.row)
                 self.plan.num_gone += 1
                 if path in self._roots:
                     changes.removed_roots.append(self._roots[path])
-
-
-def _state(file: Path) -> tuple[int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _content(file: Path) -> str | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import select
 import signal
 import subprocess
@@ -15,89 +14,26 @@ import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlm.data.preprocessing import preprocess
-from vlm.errors import DataError
-from vlm.retrieval.segments import Segmentation
+from vlm.errors import DataError, InvalidInput
+from vlm.retrieval.duplicates.hashing import grey_of, hash_frames
+from vlm.retrieval.ingest.events import CPU, DecodedSegment, DecodeSettings, Event, Failed, Finished, Opened
+from vlm.retrieval.ingest.lane import Lane
 from vlm.types import Preprocessing
 
-_SEGMENTS_AHEAD = 8
+# decoded frames that wait for the encoder, over all workers: some 100 segments of 8 frames of 224 x 224
+_BYTES_AHEAD = 512 << 20
+# what an event without frames counts as: its list of segments may be long
+_EVENT_BYTES = 4 << 10
 _MAX_HEADER_BYTES = 64 << 20
 _GRACE_S = 15.0
 _START_S = 300.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecodeSettings:
-    """How files become segments.
-
-    Attributes:
-        preprocessing: The model's.
-        segment_s: Length of a segment.
-        stride_s: From one segment's start to the next.
-        segmentation: ``shots`` cuts where one shot ends and another begins, and each shot evenly.
-        patience_s: Longest time that opening a file, or the next segment, may take.
-        num_workers: Processes that decode at the same time.
-        only_open: Read the files' facts, but no frames.
-    """
-
-    preprocessing: Preprocessing
-    segment_s: float = 8.0
-    stride_s: float = 4.0
-    segmentation: Segmentation = "even"
-    patience_s: float = 60.0
-    num_workers: int = 1
-    only_open: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Opened:
-    """A file is a video: `segments` are (start_s, end_s), `fps` its mean rate, `tags` its metadata."""
-
-    file: int
-    duration_s: float
-    width: int
-    height: int
-    codec: str
-    fps: float
-    tags: dict[str, str]
-    segments: list[tuple[float, float]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecodedSegment:
-    """Segment `number` of a file: `video` (frames, 3, height, width) float32, preprocessed."""
-
-    file: int
-    number: int
-    video: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """All segments of a file have come; size and hash are those of the bytes that were decoded."""
-
-    file: int
-    size_bytes: int
-    mtime_ns: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failed:
-    """A file cannot be decoded: a short countable reason, and a sentence."""
-
-    file: int
-    reason: str
-    detail: str
-
-
-Event = Opened | DecodedSegment | Finished | Failed
 
 
 def decode_files(
@@ -114,15 +50,19 @@ def decode_files(
         paths: The files; one may come more than once.
         settings: How they are cut and prepared.
         segments: Instead of cutting a file evenly: its (start_s, end_s), for each file.
+
+    Raises:
+        InvalidInput: The device that is to decode is not here.
     """
     count = max(1, min(settings.num_workers, len(paths)))
-    stop = threading.Event()
-    lanes: list[queue.Queue[Event | BaseException]] = [queue.Queue(_SEGMENTS_AHEAD) for _ in range(count)]
+    lanes: list[Lane[Event]] = [Lane(_BYTES_AHEAD // count) for _ in range(count)]
     workers = [_Worker(settings) for _ in range(count)]
+    if paths and settings.decode_with != CPU:
+        workers[0].start()
     threads = [
         threading.Thread(
             target=_feed,
-            args=(workers[k], paths, segments, range(k, len(paths), count), lanes[k], stop),
+            args=(workers[k], paths, segments, range(k, len(paths), count), lanes[k]),
             daemon=True,
         )
         for k in range(count)
@@ -133,18 +73,27 @@ def decode_files(
         for file in range(len(paths)):
             while True:
                 event = lanes[file % count].get()
-                if isinstance(event, BaseException):
-                    raise event
                 yield event
                 if isinstance(event, (Finished, Failed)):
                     break
     finally:
-        stop.set()
+        for lane in lanes:
+            lane.close()
         for worker in workers:
             worker.kill()
         for thread in threads:
             thread.join()
         for worker in workers:
+            worker.close()
+
+
+def check_device(decode_with: str) -> None:
+    """Raise InvalidInput unless a decoding process can open the device; the CPU always can."""
+    if decode_with != CPU:
+        worker = _Worker(DecodeSettings(preprocessing=Preprocessing(), decode_with=decode_with))
+        try:
+            worker.start()
+        finally:
             worker.close()
 
 
@@ -170,22 +119,38 @@ def _feed(
     paths: Sequence[Path],
     segments: Sequence[Sequence[tuple[float, float]]] | None,
     files: range,
-    lane: queue.Queue[Event | BaseException],
-    stop: threading.Event,
+    lane: Lane[Event],
 ) -> None:
     """Run one worker's share of the files, holding back while its lane is full."""
     try:
         for file in files:
             for event in worker.decode(file, paths[file], None if segments is None else segments[file]):
-                while not stop.is_set():
-                    with suppress(queue.Full):
-                        lane.put(event, timeout=0.2)
-                        break
-                if stop.is_set():
+                frames = event.video.nbytes if isinstance(event, DecodedSegment) else 0
+                if not lane.put(event, _EVENT_BYTES + frames):
                     return
     except BaseException as error:  # shown to whoever reads the lane, who would wait for ever otherwise
-        if not stop.is_set():
-            lane.put(error)
+        lane.fail(error)
+
+
+class _Grid:
+    """The frames of a file that its segments share: their hashes, and those that no segment brought yet."""
+
+    def __init__(self, image_size: int) -> None:
+        self._new = [np.zeros((0, 3, image_size, image_size), np.float32)]
+        self._hashes: list[np.ndarray] = []
+
+    def add(self, video: np.ndarray, hashes: np.ndarray) -> None:
+        self._new.append(video)
+        self._hashes.append(hashes)
+
+    def segment(self, file: int, number: int, shown: list[int]) -> DecodedSegment:
+        """Return a segment with the frames that came since the one before."""
+        video = np.concatenate(self._new)
+        del self._new[1:]
+        hashes = np.concatenate([self._hashes[frame] for frame in shown])
+        return DecodedSegment(
+            file=file, number=number, video=video, hashes=hashes, shown=np.array(shown, np.int64)
+        )
 
 
 class _WorkerDied(Exception):
@@ -196,54 +161,96 @@ class _WorkerSilent(Exception):
     """The worker lives, but says nothing."""
 
 
+# how a process is lost: what it said last is no answer
+_LOSSES = (_WorkerDied, _WorkerSilent, BrokenPipeError, ValueError)
+
+
 class _Worker:
     """One child process, started again after each file that killed it."""
 
     def __init__(self, settings: DecodeSettings) -> None:
         self._settings = settings
+        self._grey = grey_of(settings.preprocessing)
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = bytearray()
         self._patience_s = _START_S
+        self._problem = ""
         self._job = {
             "segment_s": settings.segment_s,
             "stride_s": settings.stride_s,
             "segmentation": settings.segmentation,
             "patience_s": settings.patience_s,
             "only_open": settings.only_open,
+            "grid_step_s": settings.grid_step_s,
             "num_frames": settings.preprocessing.num_frames,
         }
+
+    def start(self) -> None:
+        """Start the process.
+
+        Raises:
+            InvalidInput: The device that is to decode cannot be opened there.
+        """
+        name = self._settings.decode_with
+        try:
+            self._running()
+        except _LOSSES as error:
+            self._problem = f"cannot decode with {self._bury(0, Path(name), error).detail}"
+        if self._problem:
+            self.close()
+            raise InvalidInput(self._problem)
 
     def decode(
         self, file: int, path: Path, segments: Sequence[tuple[float, float]] | None
     ) -> Iterator[Event]:
-        """Yield the events of one file."""
-        try:
-            process = self._running()
-            job = {**self._job, "path": os.fspath(path), "segments": segments}
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(job).encode() + b"\n")
-            process.stdin.flush()
-            while True:
-                reply = json.loads(self._read_line())
-                kind = reply.pop("kind")
-                if kind == "segment":
-                    frames = np.empty(reply["shape"], np.uint8)
-                    self._read_into(frames.data.cast("B"))
-                    video = preprocess(frames, self._settings.preprocessing).numpy()
-                    yield DecodedSegment(file=file, number=int(reply["number"]), video=video)
-                elif kind == "opened":
-                    reply["segments"] = [(float(start), float(end)) for start, end in reply["segments"]]
-                    yield Opened(file=file, **reply)
-                elif kind == "working":
-                    continue
-                elif kind == "done":
-                    yield Finished(file=file, **reply)
-                    return
-                else:
-                    yield Failed(file=file, reason=str(reply["reason"]), detail=str(reply["detail"]))
-                    return
-        except (_WorkerDied, _WorkerSilent, BrokenPipeError, ValueError) as error:
-            yield self._bury(file, path, error)
+        """Yield the events of one file; where a device took the process down, the CPU goes on."""
+        num_given, reason = 0, ""
+        for on_device in (True, False) if self._settings.decode_with != CPU else (False,):
+            try:
+                for number, event in enumerate(self._attempt(file, path, segments, on_device)):
+                    if isinstance(event, (Finished, Failed)):
+                        yield (
+                            replace(event, fallback=reason)
+                            if reason and isinstance(event, Finished)
+                            else event
+                        )
+                        return
+                    if number == num_given:
+                        num_given += 1
+                        yield event
+            except _LOSSES as error:
+                failed = self._bury(file, path, error)
+                reason = failed.reason
+        yield failed
+
+    def _attempt(
+        self, file: int, path: Path, segments: Sequence[tuple[float, float]] | None, on_device: bool
+    ) -> Iterator[Event]:
+        process = self._running()
+        job = {**self._job, "path": os.fspath(path), "segments": segments, "on_device": on_device}
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(job).encode() + b"\n")
+        process.stdin.flush()
+        grid = _Grid(self._settings.preprocessing.image_size)
+        while True:
+            reply = json.loads(self._read_line())
+            kind = reply.pop("kind")
+            if kind == "segment":
+                video, hashes = self._read_frames(reply["shape"])
+                yield DecodedSegment(file=file, number=int(reply["number"]), video=video, hashes=hashes)
+            elif kind == "frame":
+                grid.add(*self._read_frames([1, *reply["shape"]]))
+            elif kind == "shown":
+                yield grid.segment(file, int(reply["number"]), reply["shown"])
+            elif kind == "opened":
+                reply["segments"] = [(float(start), float(end)) for start, end in reply["segments"]]
+                yield Opened(file=file, **reply)
+            elif kind == "done":
+                yield Finished(file=file, **reply)
+            elif kind == "failed":
+                yield Failed(file=file, reason=str(reply["reason"]), detail=str(reply["detail"]))
+            elif kind != "working":
+                raise ValueError(f"a reply of unknown kind {kind!r}")
 
     def kill(self) -> None:
         """End the process at once; `close` afterwards."""
@@ -272,13 +279,14 @@ class _Worker:
             self._patience_s = _START_S
             # -P: a file named like a library beside the user's videos must not be imported
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "vlm.retrieval.ingest.worker"],
+                [sys.executable, "-P", "-m", "vlm.retrieval.ingest.worker", self._settings.decode_with],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=environment,
             )
-            self._read_line()  # it is ready: its imports must not count as the first file's time
+            # it is ready: its imports must not count as the first file's time
+            self._problem = json.loads(self._read_line()).get("problem", "")
             self._patience_s = self._settings.patience_s + _GRACE_S
         return self._process
 
@@ -304,6 +312,13 @@ class _Worker:
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         return line
+
+    def _read_frames(self, shape: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Read (frames, height, width, 3) bytes; return them preprocessed, and their hashes."""
+        frames = np.empty(shape, np.uint8)
+        self._read_into(frames.data.cast("B"))
+        video = preprocess(frames, self._settings.preprocessing).numpy()
+        return video, hash_frames(video, self._grey)
 
     def _read_into(self, target: memoryview) -> None:
         count = min(len(self._buffer), len(target))

@@ -7,6 +7,7 @@ run again therefore encodes the same batches as one that was not, and ends with 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,10 +18,11 @@ from vlm.crashes import crash_point
 from vlm.errors import InvalidInput
 from vlm.progress import progress_bar
 from vlm.retrieval.catalog import Catalog, Changes, Rejection, Span, VideoRow
-from vlm.retrieval.duplicates.hashing import grey_of, hash_frames
-from vlm.retrieval.embedding import FeatureLayout, encode_segments
+from vlm.retrieval.embedding import FeatureLayout
+from vlm.retrieval.ingest.encoding import Batches, make_batches
+from vlm.retrieval.ingest.events import CPU, DecodedSegment, DecodeSettings, Failed, Finished, Opened
 from vlm.retrieval.ingest.planning import Source
-from vlm.retrieval.ingest.pool import DecodedSegment, DecodeSettings, Failed, Finished, Opened, decode_files
+from vlm.retrieval.ingest.pool import decode_files
 from vlm.retrieval.ingest.scanning import assign_video_id, domain_of
 from vlm.retrieval.vector_log import TokenBlock, VectorLog
 from vlm.retrieval.words.gathering import keep_tags
@@ -33,12 +35,14 @@ _LONGEST_PART = 4 * PART_SEGMENTS
 
 @dataclass(kw_only=True, slots=True)
 class Outcome:
-    """What became of the files: counts, and each rejection."""
+    """What became of the files: counts, and each rejection; see `vlm.retrieval.reports.Report`."""
 
     num_added: int = 0
     num_updated: int = 0
     num_segments: int = 0
     rejected: list[Rejection] = field(default_factory=list)
+    num_on_device: int = 0
+    fallbacks: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -70,9 +74,8 @@ class Ingest:
         allow_narrow_model: bool,
         roots: Sequence[bytes] = (),
     ) -> None:
-        self._catalog, self._log, self._model, self._layout = catalog, log, model, layout
-        self._settings, self._batch_size = settings, batch_size
-        self._grey = grey_of(settings.preprocessing)
+        self._catalog, self._log, self._model = catalog, log, model
+        self._settings = settings
         self._allow_narrow_model = allow_narrow_model
         generation = catalog.latest().id
         self._taken = {video.video_id for video in catalog.videos(generation)}
@@ -81,7 +84,9 @@ class Ingest:
         self._next_part = catalog.next_part()
         new_roots = [root for root in dict.fromkeys(roots) if root not in catalog.roots()]
         self._changes = Changes(roots=new_roots)
-        self._waiting: list[tuple[_Pending, int, np.ndarray]] = []
+        self._waiting: Batches[tuple[_Pending, int]] = make_batches(
+            model, layout, settings.grid_step_s, batch_size
+        )
         self._rows: list[tuple[_Pending, int]] = []
         self._vectors: list[np.ndarray] = []
         self._tokens: list[TokenBlock] = []
@@ -130,11 +135,11 @@ class Ingest:
         )
 
     def _take(self, item: _Pending, segment: DecodedSegment) -> None:
-        self._waiting.append((item, segment.number, segment.video))
-        item.hashes.append(hash_frames(segment.video, self._grey))
+        self._waiting.add((item, segment.number), segment)
+        item.hashes.append(segment.hashes)
         item.num_taken += 1
         self._since_commit += 1
-        if len(self._waiting) >= self._batch_size:
+        if self._waiting.is_full:
             self._encode()
         if len(self._rows) >= _LONGEST_PART:
             self._write_part()
@@ -153,18 +158,17 @@ class Ingest:
             self._commit()
 
     def _encode(self) -> None:
-        if not self._waiting:
+        encoded = self._waiting.encode()
+        if encoded is None:
             return
-        waiting, self._waiting = self._waiting, []
-        vectors, tokens = encode_segments(self._model, [clip for _, _, clip in waiting], self._layout)
-        for (item, _, _), vector in zip(waiting, vectors, strict=True):
+        for (item, _), vector in zip(encoded.keys, encoded.vectors, strict=True):
             if not np.isfinite(vector).all() and item.failure is None:
                 detail = f"{item.source.path}: the model gives numbers that are not finite"
                 item.failure = ("not_finite", detail)
-        self._rows.extend((item, number) for item, number, _ in waiting)
-        self._vectors.append(vectors)
-        if tokens is not None:
-            self._tokens.append(tokens)
+        self._rows.extend(encoded.keys)
+        self._vectors.append(encoded.vectors)
+        if encoded.tokens is not None:
+            self._tokens.append(encoded.tokens)
         crash_point("after-encode")
 
     def _write_part(self) -> None:
@@ -222,6 +226,10 @@ class Ingest:
         if (old := self._old_rejections.pop(path, None)) is not None:
             changes.removed_rejections.append(old.row)
         self.outcome.num_segments += video.num_segments
+        if finished.fallback:
+            self.outcome.fallbacks[finished.fallback] += 1
+        elif self._settings.decode_with != CPU:
+            self.outcome.num_on_device += 1
         if replaces is None:
             self.outcome.num_added += 1
         else:

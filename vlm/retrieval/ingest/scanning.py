@@ -64,7 +64,7 @@ def scan_paths(paths: Iterable[Path | str], exclude: Path, first: str | None = N
 
     Args:
         paths: Files and folders.
-        exclude: A folder that is not looked into.
+        exclude: An index, which is not looked into, nor is the folder of its tasks.
         first: ``recent`` lists the files that changed last first, the path of a folder or file what lies
             there; the others follow, by path.
 
@@ -73,10 +73,12 @@ def scan_paths(paths: Iterable[Path | str], exclude: Path, first: str | None = N
     """
     scan = Scan()
     found: set[Path] = set()
+    exclude = Path(os.path.abspath(exclude))
+    skipped = {exclude, tasks_folder(exclude)}
     for path in paths:
         absolute = Path(os.path.abspath(path))
         if absolute.is_dir():
-            _scan_folder(absolute, Path(os.path.abspath(exclude)), found, scan.other_files)
+            _scan_folder(absolute, skipped, found, scan.other_files)
         elif os.path.lexists(absolute):
             found.add(absolute)
         else:
@@ -92,6 +94,11 @@ def scan_paths(paths: Iterable[Path | str], exclude: Path, first: str | None = N
     return scan
 
 
+def tasks_folder(index: Path) -> Path:
+    """Return where the tasks of an index lie (`vlm.retrieval.engines`): beside it."""
+    return index.with_name(f"{index.name}.tasks")
+
+
 def _changed(file: Path) -> int:
     try:
         return file.stat().st_mtime_ns
@@ -99,10 +106,10 @@ def _changed(file: Path) -> int:
         return 0
 
 
-def _scan_folder(root: Path, exclude: Path, found: set[Path], other_files: Counter[str]) -> None:
+def _scan_folder(root: Path, skipped: set[Path], found: set[Path], other_files: Counter[str]) -> None:
     for folder, subfolders, names in os.walk(root):
         here = Path(folder)
-        subfolders[:] = [n for n in subfolders if not n.startswith(".") and here / n != exclude]
+        subfolders[:] = [n for n in subfolders if not n.startswith(".") and here / n not in skipped]
         for name in names:
             suffix = Path(name).suffix.lower()
             if not name.startswith(".") and suffix in _VIDEO_SUFFIXES:

@@ -1,8 +1,8 @@
 """The child process that decodes: jobs on its standard input, frames of segments on its standard output.
 
-Run as ``python -m vlm.retrieval.ingest.worker``. A job is one line of JSON; a reply is one line of JSON,
-followed by the frames' bytes if it has a ``shape``. A job ends with a ``done`` or ``failed`` reply. The
-process kills itself (SIGALRM) when one step of a job takes too long, whatever the codec is doing.
+Run as ``python -m vlm.retrieval.ingest.worker DEVICE``, or ``cpu``. A job is one line of JSON; a reply is one
+line of JSON, followed by the frames' bytes if it has a ``shape``. A job ends with a ``done`` or ``failed``
+reply. The process kills itself (SIGALRM) when one step of a job takes too long, whatever the codec is doing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm.errors import DataError
+from vlm.data.frame_sampling import grid_times
+from vlm.errors import DataError, InvalidInput
 from vlm.retrieval.segments import cut_segments
 from vlm.retrieval.shots import cut_shots, find_cuts, sample_times
 
 if TYPE_CHECKING:
-    from vlm.data.decoding import Video
+    from vlm.data.decoding import Device, Video
 
 _MEMORY_BYTES = 4 << 30
 _HASH_BYTES = 16 << 20
@@ -38,16 +39,16 @@ def main() -> int:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    import vlm.data.decoding  # noqa: F401 - before memory is limited
-
+    # before memory is limited: a driver reserves room for all that its card could hold
+    device, problem = _open_device(sys.argv[1])
     _limit_resources()
-    _send(replies, {"kind": "ready"}, 0.0)
+    _send(replies, {"kind": "ready", "problem": problem}, 0.0)
     for line in sys.stdin:
         job = json.loads(line)
         patience_s = float(job["patience_s"])
         reply: dict[str, Any]
         try:
-            reply = {"kind": "done", **_serve(job, replies, patience_s)}
+            reply = {"kind": "done", **_serve(job, replies, patience_s, device)}
         except DataError as error:
             reply = {"kind": "failed", "reason": error.reason, "detail": str(error)}
         except MemoryError:
@@ -60,15 +61,29 @@ def main() -> int:
     return 0
 
 
-def _serve(job: dict[str, Any], replies: IO[bytes], patience_s: float) -> dict[str, Any]:
-    """Decode one file; return the size, time and hash of what was decoded."""
+def _open_device(name: str) -> tuple[Device | None, str]:
+    """Return the device that decodes, None for the CPU, and why there is none though one was named."""
+    from vlm.data.decoding import Device
+
+    if name == "cpu":
+        return None, ""
+    try:
+        return Device(name), ""
+    except InvalidInput as error:
+        return None, str(error)
+
+
+def _serve(
+    job: dict[str, Any], replies: IO[bytes], patience_s: float, device: Device | None
+) -> dict[str, Any]:
+    """Decode one file; return the size, time and hash of what was decoded, and why the CPU had to."""
     from vlm.data.decoding import DecodeLimits, open_video
 
     signal.setitimer(signal.ITIMER_REAL, patience_s)
     path = job["path"]
     before = _state(path)
     limits = DecodeLimits(max_seconds=patience_s * 0.8)
-    with open_video(path, limits) as video:
+    with open_video(path, limits, device if job["on_device"] else None) as video:
         info = video.info
         if max(info.width, info.height) > _MAX_ASPECT * min(info.width, info.height):
             # keeping such a shape while its short side grows to the model's would take gigabytes
@@ -93,15 +108,39 @@ def _serve(job: dict[str, Any], replies: IO[bytes], patience_s: float) -> dict[s
         }
         _send(replies, opened, patience_s)
         segments = [] if job["only_open"] else segments
-        for item in video.iter_segments(segments, job["num_frames"]):
-            frames = np.ascontiguousarray(item.frames)
-            reply = {"kind": "segment", "number": item.number, "shape": frames.shape}
-            _send(replies, reply, patience_s, frames.data.cast("B"))
+        if job["grid_step_s"]:
+            _send_grid(video, segments, job, replies)
+        else:
+            for item in video.iter_segments(segments, job["num_frames"]):
+                reply = {"kind": "segment", "number": item.number}
+                _send_frames(replies, reply, patience_s, item.frames)
     sha256 = "" if job["only_open"] else _hash(path, patience_s)
     signal.setitimer(signal.ITIMER_REAL, 0)
     if _state(path) != before:
         raise DataError(f"{path}: the file changed while it was read", "changed")
-    return {"size_bytes": before[0], "mtime_ns": before[1], "sha256": sha256}
+    return {
+        "size_bytes": before[0],
+        "mtime_ns": before[1],
+        "sha256": sha256,
+        "fallback": "device_lost" if job["on_device"] and device is None else video.fallback,
+    }
+
+
+def _send_grid(
+    video: Video, segments: list[tuple[float, float]], job: dict[str, Any], replies: IO[bytes]
+) -> None:
+    """Send each frame of the video's grid once, in order, and each segment as soon as all of its are sent."""
+    patience_s = float(job["patience_s"])
+    times_s = grid_times(segments, job["num_frames"], job["grid_step_s"])
+    frames, places = np.unique(video.frames_at(times_s), return_inverse=True)
+    source, num_sent = video.iterate(frames), 0
+    for number, shown in enumerate(places.reshape(times_s.shape)):
+        while num_sent <= shown.max():
+            _, frame = next(source)
+            video.restart_clock()
+            _send_frames(replies, {"kind": "frame"}, patience_s, frame)
+            num_sent += 1
+        _send(replies, {"kind": "shown", "number": number, "shown": shown.tolist()}, patience_s)
 
 
 def _watch(video: Video, replies: IO[bytes], patience_s: float) -> Iterator[tuple[float, np.ndarray]]:
@@ -152,6 +191,11 @@ def _send(
     replies.flush()
     if patience_s:
         signal.setitimer(signal.ITIMER_REAL, patience_s)
+
+
+def _send_frames(replies: IO[bytes], reply: dict[str, Any], patience_s: float, frames: np.ndarray) -> None:
+    frames = np.ascontiguousarray(frames)
+    _send(replies, {**reply, "shape": frames.shape}, patience_s, frames.data.cast("B"))
 
 
 def _limit_resources() -> None:

@@ -39,8 +39,9 @@ def check_index(
     Returns:
         JSON-ready: ``format``, ``time``, ``index``, ``generation``, ``model``, ``model_fingerprint``,
         ``rerank``, ``recall`` ({"recall@k": {"value", "low", "high"}}), ``outcomes`` (each item with the
-        ``rank`` that found it, null beyond the last k), ``missing`` (items whose video is not in the index;
-        they do not count).
+        ``rank`` and ``score`` that found it, null beyond the last k, and the ``strength`` of the best hit),
+        ``missing`` (items whose video is not in the index; they do not count), ``bank_scores`` (the best
+        score of each unrelated text).
 
     Raises:
         InvalidInput: The index holds none of the videos.
@@ -52,14 +53,22 @@ def check_index(
             missing.append(dataclasses.asdict(item))
             continue
         hits = searcher.search(item.query, top_k=RECALL_AT[-1], rerank=rerank)
-        rank = next((hit.rank for hit in hits if item.is_found_by(hit, video_id)), None)
-        outcomes.append({**dataclasses.asdict(item), "video_id": video_id, "rank": rank})
+        found = next((hit for hit in hits if item.is_found_by(hit, video_id)), None)
+        outcomes.append(
+            {
+                **dataclasses.asdict(item),
+                "video_id": video_id,
+                "rank": None if found is None else found.rank,
+                "score": None if found is None else found.score,
+                "strength": hits[0].strength if hits else None,
+            }
+        )
     if not outcomes:
         raise InvalidInput(
             f"{searcher.index.folder}: holds none of the {len(items)} videos that the queries name, such as "
             f"{items[0].video!r}; name them by path or by the identifiers of vlm index info --json"
         )
-    intervals = bootstrap_means({f"recall@{k}": _within(outcomes, k) for k in RECALL_AT}, _groups(outcomes))
+    intervals = bootstrap_means({f"recall@{k}": within(outcomes, k) for k in RECALL_AT}, groups_of(outcomes))
     return {
         "format": FORMAT,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -71,6 +80,7 @@ def check_index(
         "recall": {name: interval._asdict() for name, interval in intervals.items()},
         "outcomes": outcomes,
         "missing": missing,
+        "bank_scores": [round(score, 6) for score in searcher.bank_scores()],
     }
 
 
@@ -81,14 +91,13 @@ def compare_runs(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any] 
         ``num_items``; ``differences`` {"recall@k": {"value", "low", "high"}}, now minus before; ``is_worse``,
         some interval lies wholly below zero; ``lost`` and ``found``, the items that left or entered the hits.
     """
-    earlier = {_key(outcome): outcome for outcome in before["outcomes"]}
-    both = [outcome for outcome in now["outcomes"] if _key(outcome) in earlier]
+    earlier = {key_of(outcome): outcome for outcome in before["outcomes"]}
+    both = [outcome for outcome in now["outcomes"] if key_of(outcome) in earlier]
     if not both:
         return None
-    old, groups = [earlier[_key(outcome)] for outcome in both], _groups(both)
+    old, groups = [earlier[key_of(outcome)] for outcome in both], groups_of(both)
     differences = {
-        f"recall@{k}": paired_difference(_within(old, k), _within(both, k), groups)._asdict()
-        for k in RECALL_AT
+        f"recall@{k}": paired_difference(within(old, k), within(both, k), groups)._asdict() for k in RECALL_AT
     }
     pairs = list(zip(old, both, strict=True))
     return {
@@ -129,14 +138,16 @@ def keep_run(path: Path, runs: Sequence[dict[str, Any]], run: dict[str, Any]) ->
     write_bytes_durably(path, ("\n".join(lines) + "\n").encode())
 
 
-def _within(outcomes: Sequence[dict[str, Any]], k: int) -> list[float]:
+def within(outcomes: Sequence[dict[str, Any]], k: int) -> list[float]:
+    """Return 1.0 for each outcome found among the first k, 0.0 for the others."""
     return [float(outcome["rank"] is not None and outcome["rank"] <= k) for outcome in outcomes]
 
 
-def _groups(outcomes: Sequence[dict[str, Any]]) -> np.ndarray:
+def groups_of(outcomes: Sequence[dict[str, Any]]) -> np.ndarray:
     """Return which outcomes are of one video: they stand or fall together."""
     return np.unique([outcome["video_id"] for outcome in outcomes], return_inverse=True)[1]
 
 
-def _key(outcome: dict[str, Any]) -> tuple[Any, ...]:
+def key_of(outcome: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what makes two outcomes, or items left out, those of one row."""
     return tuple(outcome[name] for name in ("query", "video", "start_s", "end_s"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from vlm.types import Hit
 
 _REQUIRED, _OPTIONAL = ("query", "video"), ("start_s", "end_s")
 _MOST_ROWS = 100_000
+# what spreadsheets take for a formula; an apostrophe before it says that it is text
+_FORMULA = re.compile(r"'*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,32 +51,58 @@ def read_known_items(path: Path) -> list[KnownItem]:
     """Read a CSV file with the columns query and video, and, if moments matter, start_s and end_s.
 
     Raises:
-        InvalidInput: It cannot be read, a column is missing or unknown, or a row says something impossible;
-            the line is named.
+        InvalidInput: It cannot be read, holds no row, or is not such a file; the line is named.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            columns = tuple(reader.fieldnames or ())
-            unknown = set(columns) - {*_REQUIRED, *_OPTIONAL}
-            if unknown or not set(_REQUIRED) <= set(columns) or len(set(columns)) != len(columns):
-                raise InvalidInput(
-                    f"{path}: expected the columns query, video and optionally start_s, end_s, got "
-                    f"{', '.join(map(repr, columns)) or 'nothing'}"
-                )
-            items = []
-            for row in reader:
-                items.append(_item(row, f"{path}, line {reader.line_num}"))
-                if len(items) > _MOST_ROWS:
-                    raise InvalidInput(f"{path}: more than {_MOST_ROWS:,} rows")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        items = parse_known_items(path.read_bytes(), path)
+    except OSError as error:
         raise InvalidInput(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
     if not items:
         raise InvalidInput(f"{path}: holds no queries; write one row a query: query,video,start_s,end_s")
-    twice, times = Counter(items).most_common(1)[0]
-    if times > 1:
-        raise InvalidInput(f"{path}: the query {twice.query!r} for {twice.video!r} is there {times} times")
     return items
+
+
+def parse_known_items(content: bytes, path: Path) -> list[KnownItem]:
+    """Return the rows of a file's content; `path` is only named in errors.
+
+    Raises:
+        InvalidInput: A column is missing or unknown, or a row says something impossible or is there twice.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        columns = tuple(reader.fieldnames or ())
+        unknown = set(columns) - {*_REQUIRED, *_OPTIONAL}
+        if unknown or not set(_REQUIRED) <= set(columns) or len(set(columns)) != len(columns):
+            raise InvalidInput(
+                f"{path}: expected the columns query, video and optionally start_s, end_s, got "
+                f"{', '.join(map(repr, columns)) or 'nothing'}"
+            )
+        items = []
+        for row in reader:
+            items.append(_item(row, f"{path}, line {reader.line_num}"))
+            if len(items) > _MOST_ROWS:
+                raise InvalidInput(f"{path}: more than {_MOST_ROWS:,} rows")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidInput(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
+    for twice, times in Counter(items).most_common(1):
+        if times > 1:
+            raise InvalidInput(
+                f"{path}: the query {twice.query!r} for {twice.video!r} is there {times} times"
+            )
+    return items
+
+
+def format_known_items(items: Iterable[KnownItem]) -> bytes:
+    """Return the content that `parse_known_items` reads back exactly, and no spreadsheet runs as formulas."""
+    stream = io.StringIO(newline="")
+    # its line ends make the writer quote every kind of line break within a cell
+    writer = csv.writer(stream, lineterminator="\r\n")
+    writer.writerow((*_REQUIRED, *_OPTIONAL))
+    for item in items:
+        texts = [f"'{text}" if _FORMULA.match(text) else text for text in (item.query, item.video)]
+        times = ["" if seconds is None else repr(seconds) for seconds in (item.start_s, item.end_s)]
+        writer.writerow((*texts, *times))
+    return stream.getvalue().encode()
 
 
 def find_videos(items: Iterable[KnownItem], videos: Iterable[VideoRow], folder: Path) -> list[str | None]:
@@ -93,7 +123,8 @@ def find_videos(items: Iterable[KnownItem], videos: Iterable[VideoRow], folder: 
 def _item(row: dict[str | None, str | None], place: str) -> KnownItem:
     if None in row or None in (row["query"], row["video"]):
         raise InvalidInput(f"{place}: expected as many cells as there are columns")
-    query, video = (str(row[name]).strip() for name in _REQUIRED)
+    texts = (str(row[name]).strip() for name in _REQUIRED)
+    query, video = (text[1:] if text[:1] == "'" and _FORMULA.match(text) else text for text in texts)
     if not query or not video:
         raise InvalidInput(f"{place}: query and video must not be empty")
     start_s, end_s = (_seconds(row.get(name), name, place) for name in _OPTIONAL)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,8 @@ import numpy as np
 from vlm.data.decoding.image import read_image
 from vlm.errors import InvalidInput
 from vlm.retrieval.duplicates.hashing import grey_of, hash_frames
-from vlm.retrieval.ingest.pool import DecodeSettings, decode_one
+from vlm.retrieval.ingest.events import DecodeSettings
+from vlm.retrieval.ingest.pool import decode_one
 from vlm.retrieval.queries.mixing import EncodedQuery
 from vlm.retrieval.words.search import NO_MODEL
 from vlm.text import TruncationWarning
@@ -84,7 +87,8 @@ class QueryEncoder:
                 TruncationWarning,
                 stacklevel=4,
             )
-        with torch.inference_mode():
+        # a text is then the same vector on every machine, and nobody waits for threads of a busy one
+        with torch.inference_mode(), _one_thread():
             return self.model.encode_text([query[:MAX_QUERY_CHARACTERS]])
 
     def _image_clip(self, pixels: np.ndarray) -> np.ndarray:
@@ -101,3 +105,19 @@ class QueryEncoder:
         # one clip over the whole file, however long: its gist, not one of its moments
         settings = DecodeSettings(preprocessing=self.model.preprocessing, segment_s=1e9, stride_s=1e9)
         return decode_one(path, settings)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep tensor operations in the calling thread.
+
+    A text is too little work to wait for other threads, and its sums then do not depend on their number.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

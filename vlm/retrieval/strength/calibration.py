@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class Calibration:
 
     def grade(self, scores: np.ndarray) -> list[Strength]:
         """Grade hits by their embedding scores (hits,)."""
-        return _grade(scores, np.array(self.scores))
+        return _grade(scores, self.scores)
 
     def grade_matched(self, scores: np.ndarray, logits: np.ndarray) -> list[Strength]:
         """Grade hits by their embedding scores and the matching head's logits, both (hits,).
@@ -54,8 +55,12 @@ class Calibration:
         own spread, and summed.
         """
         own_scores, own_logits = np.array(self.matched_scores), np.array(self.logits)
-        bank = _in_units(own_scores, own_scores) + _in_units(own_logits, own_logits)
-        return _grade(_in_units(scores, own_scores) + _in_units(logits, own_logits), bank)
+        bank = self._together(own_scores, own_logits).tolist()
+        return _grade(self._together(scores, logits), tuple(bank))
+
+    def _together(self, scores: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        together: np.ndarray = _in_units(scores, self.matched_scores) + _in_units(logits, self.logits)
+        return together
 
 
 def load(folder: Path) -> Calibration | None:
@@ -92,13 +97,21 @@ def drop(folder: Path) -> None:
     (folder / NAME).unlink(missing_ok=True)
 
 
-def _grade(values: np.ndarray, bank: np.ndarray) -> list[Strength]:
-    strong, weak = np.quantile(bank, (_STRONG, _WEAK))
+def _grade(values: np.ndarray, bank: tuple[float, ...]) -> list[Strength]:
+    weak, strong = _levels(bank)
     grades: Sequence[Strength] = ("unrelated", "weak", "strong")
-    return [grades[int(value > weak) + int(value > max(strong, weak))] for value in values]
+    places = (values > weak).astype(int) + (values > max(strong, weak))
+    return [grades[place] for place in places.tolist()]
 
 
-def _in_units(values: np.ndarray, bank: np.ndarray) -> np.ndarray:
-    middle, high = np.quantile(bank, (_WEAK, _STRONG))
-    units: np.ndarray = (values - middle) / max(float(high - middle), 1e-6)
+def _in_units(values: np.ndarray, bank: tuple[float, ...]) -> np.ndarray:
+    middle, high = _levels(bank)
+    units: np.ndarray = (values - middle) / max(high - middle, 1e-6)
     return units
+
+
+@lru_cache(maxsize=64)
+def _levels(bank: tuple[float, ...]) -> tuple[float, float]:
+    """Return what half of the unrelated texts reach, and what one in ten does."""
+    middle, high = np.quantile(np.array(bank), (_WEAK, _STRONG))
+    return float(middle), float(high)

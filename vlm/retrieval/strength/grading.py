@@ -26,9 +26,10 @@ class Grader:
         bank: The unrelated texts.
         backend: Searches the generation.
         alive: (rows,) bool, the segments that a search may return.
-        folder: Where the calibration is kept.
+        folder: Where the calibration is kept; None if nowhere.
         match: Scores rows against a text with the matching head, by row; None if there is no head, or if
             the segments would have to be decoded again.
+        known: A calibration that was kept elsewhere.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class Grader:
         bank: TextBank,
         backend: Backend,
         alive: np.ndarray,
-        folder: Path,
+        folder: Path | None,
         match: Callable[[TextFeatures, Sequence[int]], dict[int, float]] | None,
+        known: Calibration | None = None,
     ) -> None:
         self._bank, self._backend, self._alive = bank, backend, alive
         self._folder, self._match = folder, match
+        self._kept = known
         self._calibration: Calibration | None = None
         self._lock = threading.Lock()
 
@@ -68,16 +71,24 @@ class Grader:
             for together, alone, logit in zip(matched, capped, logits, strict=True)
         ]
 
+    def bank_scores(self) -> list[float]:
+        """Return the best embedding score of each unrelated text, searched now, whatever was kept."""
+        if not self._alive.any():
+            return []
+        allowed = None if self._alive.all() else self._alive
+        return [float(score) for score in self._backend.search(self._bank.embeddings(), 1, allowed)[0][:, 0]]
+
     def _calibrated(self, with_head: bool) -> Calibration:
         with_head = with_head and self._match is not None
         with self._lock:
             found, num_rows = self._calibration, int(np.count_nonzero(self._alive))
             if found is None:
-                kept = cache.load(self._folder)
+                kept = self._kept if self._folder is None else cache.load(self._folder)
                 found = kept if kept is not None and kept.fits(self._bank.key, num_rows) else None
             if found is None or (with_head and not found.logits):
                 found = self._measure(found, num_rows, with_head)
-                cache.save(self._folder, found)
+                if self._folder is not None:
+                    cache.save(self._folder, found)
             self._calibration = found
             return found
 

@@ -1,4 +1,7 @@
-"""Texts for the background bank: captions of a great many things, of which one library shows few."""
+"""Texts for the background bank: captions of a great many things, of which one library shows few.
+
+Hits are graded against them, and search structures are measured by them: like queries, they share subjects.
+"""
 
 from __future__ import annotations
 

@@ -149,7 +149,8 @@ def _keep(catalog: Catalog, generation: int, lost: set[int], changes: Changes) -
             continue
         detail = "its stored vectors or token features were damaged; vlm index update embeds it again"
         changes.rejected.append(Rejection(path=video.path, reason="damaged", detail=detail))
-    changes.rejected += catalog.rejections(generation)
+    rejected = catalog.rejections(generation)
+    changes.rejected += rejected
     changes.roots = list(catalog.roots())
-    kept = {video.path for video in changes.videos}
+    kept = {video.path for video in changes.videos} | {rejection.path for rejection in rejected}
     changes.seen = [(path, *state) for path, state in catalog.seen().items() if path in kept]

@@ -1,0 +1,138 @@
+"""How near building an index comes to the slower of what decoding alone and encoding alone could do."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from vlm.errors import DataError
+from vlm.retrieval.embedding import FeatureLayout, choose_layout, encode_segments
+from vlm.retrieval.index import VideoIndex
+from vlm.retrieval.ingest.estimating import estimate_build
+from vlm.retrieval.ingest.events import DecodedSegment, DecodeSettings
+from vlm.retrieval.ingest.pool import decode_files
+from vlm.types import VideoTextEncoder
+
+_ENCODE_S = 5.0
+
+RATES = ("decode", "encode", "build")
+
+
+def measure_build(
+    files: Sequence[Path],
+    model: VideoTextEncoder,
+    settings: DecodeSettings,
+    *,
+    batch_size: int,
+    rounds: int,
+    show: Callable[[str], None],
+) -> dict[str, Any]:
+    """Estimate a build, then decode, encode and build by turns, so that all see the machine in one state.
+
+    Args:
+        files: The videos.
+        model: What embeds them.
+        settings: How they are decoded; the same for all.
+        batch_size: Segments encoded at once.
+        rounds: Of the three.
+        show: Told each figure as it is found.
+
+    Returns:
+        JSON-ready: segments a second of each round, medians, ``share_of_limit`` (of the build, in the slower
+        of the limits), and ``estimate``: seconds the dry run said, and as a share of what the build took.
+
+    Raises:
+        DataError: None of the files can be decoded.
+    """
+    layout = choose_layout(model, None, settings.stride_s)
+    begun = time.monotonic()
+    said = estimate_build(files, model, layout, settings, batch_size=batch_size)
+    estimated_s = said.cost.hours * 3600
+    show(f"dry run: {estimated_s:.1f} s for {said.cost.num_segments} segments")
+    estimate = {"took_s": time.monotonic() - begun, "said_s": estimated_s, "segments": said.cost.num_segments}
+    figures: dict[str, list[float]] = {name: [] for name in RATES}
+    seconds = []
+    for number in range(1, rounds + 1):
+        rate, frames_per_segment, batch = _decode(files, settings, batch_size)
+        figures["decode"].append(rate)
+        # of a grid, a segment brings fewer frames than it has
+        share = frames_per_segment / settings.preprocessing.num_frames
+        figures["encode"].append(_encode(model, batch, layout) / share)
+        built, took_s = _build(files, model, settings, batch_size)
+        figures["build"].append(built)
+        seconds.append(took_s)
+        rates = ", ".join(f"{name} {rates[-1]:.2f}" for name, rates in figures.items())
+        show(f"round {number}, segments a second: {rates}")
+    middle = {name: median(rates) for name, rates in figures.items()}
+    limits = [min(pair) for pair in zip(figures["decode"], figures["encode"], strict=True)]
+    shares = [rate / limit for rate, limit in zip(figures["build"], limits, strict=True)]
+    estimate |= {"took_share": median(estimated_s / took_s for took_s in seconds)}
+    return {
+        "files": len(files),
+        "segments_per_s": figures,
+        "median": middle,
+        "share_of_limit": median(shares),
+        "shares": shares,
+        "estimate": estimate,
+    }
+
+
+def _decode(
+    files: Sequence[Path], settings: DecodeSettings, batch_size: int
+) -> tuple[float, float, list[np.ndarray]]:
+    """Return segments decoded a second once the decoders run, frames a segment, and a batch of clips."""
+    wanted = settings.preprocessing.num_frames
+    started, count, num_frames = None, 0, 0
+    frames: list[np.ndarray] = []
+    with closing(decode_files(files, settings)) as events:
+        for event in events:
+            started = started or time.monotonic()
+            if isinstance(event, DecodedSegment):
+                count += 1
+                num_frames += len(event.video)
+                frames.extend(event.video[: batch_size * wanted - len(frames)])
+    if not frames or started is None:
+        raise DataError("none of the files can be decoded; vlm index build says why", "undecodable")
+    rate = count / (time.monotonic() - started)
+    # a last clip that is not whole repeats the first frame
+    frames += frames[:1] * (-len(frames) % wanted)
+    batch = [np.stack(frames[first : first + wanted]) for first in range(0, len(frames), wanted)]
+    return rate, num_frames / count, batch
+
+
+def _encode(model: VideoTextEncoder, batch: list[np.ndarray], layout: FeatureLayout) -> float:
+    encode_segments(model, batch, layout)
+    begun, count = time.monotonic(), 0
+    while time.monotonic() - begun < _ENCODE_S:
+        encode_segments(model, batch, layout)
+        count += len(batch)
+    return count / (time.monotonic() - begun)
+
+
+def _build(
+    files: Sequence[Path], model: VideoTextEncoder, settings: DecodeSettings, batch_size: int
+) -> tuple[float, float]:
+    """Return segments indexed a second and the seconds in all, starting and committing included."""
+    with tempfile.TemporaryDirectory(prefix="vlm-index-build-") as scratch:
+        index = VideoIndex.create(
+            Path(scratch) / "index",
+            model,
+            segment_s=settings.segment_s,
+            stride_s=settings.stride_s,
+            segmentation=settings.segmentation,
+        )
+        report = index.add(
+            files,
+            model=model,
+            batch_size=batch_size,
+            num_workers=settings.num_workers,
+            allow_narrow_model=True,
+        )
+    return report.num_segments / report.duration_s, report.duration_s

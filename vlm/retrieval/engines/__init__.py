@@ -1,0 +1,1 @@
+"""Embedding on more than one machine: a list of tasks, engines that run them, the joining of their parts."""

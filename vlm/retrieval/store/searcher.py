@@ -1,0 +1,118 @@
+"""Searching a published store, with the hits that the index gives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from vlm.errors import CapabilityError
+from vlm.retrieval.backends import Backend
+from vlm.retrieval.filters import Condition
+from vlm.retrieval.manifest import Snapshot
+from vlm.retrieval.queries.mixing import EncodedQuery
+from vlm.retrieval.queries.options import SearchOptions
+from vlm.retrieval.queries.searching import SnapshotSearcher
+from vlm.retrieval.store.description import read_manifest
+from vlm.retrieval.store.reading import Store
+from vlm.retrieval.store.search import StoreBackend, StoredVectors
+from vlm.retrieval.store.tables import Tables
+from vlm.retrieval.strength import Grader, TextBank
+from vlm.retrieval.strength.calibration import Calibration
+from vlm.retrieval.words.search import WordSearch
+from vlm.types import Hit, TextFeatures, VideoTextEncoder
+
+
+class StoreSearcher(SnapshotSearcher):
+    """Searches one generation of a store with the model that made the index.
+
+    Any number of them may search one store; none writes anything.
+
+    Args:
+        uri: Where the index was published.
+        model: The model that made it.
+        around: As for `vlm.retrieval.searcher.Searcher`.
+        bank: The same.
+
+    Raises:
+        InvalidInput: There is no store, or another model made it.
+        IntegrityError: The store is damaged.
+        CapabilityError: The model cannot search.
+        MissingExtra: lancedb is not installed.
+    """
+
+    index: Store
+
+    def __init__(
+        self,
+        uri: str,
+        model: VideoTextEncoder,
+        *,
+        around: Callable[[Backend], Backend] | None = None,
+        bank: TextBank | None = None,
+    ) -> None:
+        super().__init__(model)
+        self._uri, self._around, self._bank = uri, around, bank or TextBank(model)
+        self._open(Store(uri))
+
+    def refresh(self) -> None:
+        """Go on to the newest generation of the store."""
+        if not self.index.is_newest():
+            self._open(Store(self._uri))
+
+    def newest(self) -> StoreSearcher:
+        """Return a searcher of the newest generation, which is read anew."""
+        other = copy.copy(self)
+        other.refresh()
+        return other
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the model can do, apart from reranking."""
+        return self.model.capabilities - {"rerank"}
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The generation that is searched."""
+        return self.index.snapshot
+
+    def page(self, encoded: EncodedQuery, options: SearchOptions) -> tuple[list[Hit], bool]:
+        """Return what `search` does, and whether more would follow.
+
+        Raises:
+            CapabilityError: Asked for reranking or words: a store holds neither tokens nor sidecar files.
+        """
+        if options.rerank or options.words:
+            what = "reranking" if options.rerank else "words"
+            raise CapabilityError(
+                f"{self._uri} is a published store, which has no {what}: leave that out, or search the index "
+                "itself with --backend auto"
+            )
+        return super().page(encoded, options)
+
+    def _open(self, store: Store) -> None:
+        store.check_model(self.model)
+        backend: Backend = StoreBackend(store)
+        self._backend = backend if self._around is None else self._around(backend)
+        self._vectors = StoredVectors(store)
+        self._words = WordSearch(store.snapshot)
+        grades = store.state.grades
+        known = None
+        if grades is not None:
+            known = Calibration(bank=grades.bank, num_rows=grades.num_rows, scores=grades.scores)
+        if known is not None and not known.fits(self._bank.key, store.state.num_segments):
+            known = None
+        self._grader = Grader(self._bank, self._backend, store.snapshot.alive, None, None, known)
+        self.index = store
+
+    def _rows_where(self, condition: Condition) -> np.ndarray:
+        return self.index.rows_where(condition.sql, condition.values)
+
+    def _match(self, text: TextFeatures, rows: Sequence[int]) -> dict[int, float]:
+        raise CapabilityError(f"{self._uri} is a published store, which has no reranking")
+
+
+def source_of(uri: str) -> str:
+    """Return where `load_model` finds the model of a store."""
+    return read_manifest(Tables(uri)).index.model.source
