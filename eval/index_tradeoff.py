@@ -225,6 +225,7 @@ class _Stopwatch:
     """A backend that knows how long it was asked."""
 
     name = "faiss"
+    shares_passes = False
 
     def __init__(self, backend: Any) -> None:
         self._backend, self.seconds = backend, 0.0

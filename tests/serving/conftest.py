@@ -181,9 +181,11 @@ def serving(model: Any, model_source: str) -> Callable[..., Any]:
     usual = model
 
     @contextmanager
-    def run(index: Path, cache: Path, model: Any = usual, **settings: Any) -> Iterator[Site]:
+    def run(
+        index: Path | str, cache: Path, model: Any = usual, backend: str = "auto", **settings: Any
+    ) -> Iterator[Site]:
         wanted = ServeSettings(port=0, cache_folder=cache, **settings)
-        state = open_state(index, model, model_source, wanted)
+        state = open_state(index, model, model_source, wanted, backend)
         addresses: list[str] = []
         with listen(wanted.host, wanted.port) as listener:
             server = Server(state, listener, addresses.append)

@@ -81,6 +81,18 @@ def filter_all(page: Page, text: str) -> None:
     find(page, text)
 
 
+def star(page: Page, text: str, end: bool = False) -> None:
+    """Star two hits; perhaps go to the end of the page."""
+    find(page, text)
+    for number in range(2):
+        page.locator(".star").nth(number).click()
+    until(page, "document.querySelectorAll('.star[aria-pressed=true]').length === 2")
+    page.mouse.move(2, 2)
+    if end:
+        page.locator("#known").scroll_into_view_if_needed()
+        page.wait_for_timeout(900)
+
+
 def hover(page: Page, text: str) -> None:
     """Look into a hit."""
     find(page, text)
@@ -117,6 +129,10 @@ def main() -> int:
         "ask-phone": (PHONE, "dark", lambda page: ask(page, arguments.question, arguments.choices)),
         "filters-empty": (DESKTOP, "light", lambda page: filter_all(page, text)),
         "filters-phone": (PHONE, "light", lambda page: filter_all(page, text)),
+        "stars-light": (DESKTOP, "light", lambda page: star(page, text)),
+        "stars-dark": (DESKTOP, "dark", lambda page: star(page, text + " fast", True)),
+        "stars-phone": (PHONE, "light", lambda page: star(page, text + " slowly")),
+        "stars-phone-end": (PHONE, "dark", lambda page: star(page, text + " up", True)),
         "error": (DESKTOP, "dark", lambda page: fail(page, text)),
         "ingest": (DESKTOP, "light", lambda page: page.locator("#open-ingest").click()),
     }
@@ -125,7 +141,14 @@ def main() -> int:
     model, source = load(index.manifest.model.source)
     with tempfile.TemporaryDirectory() as cache:
         folders = {"holidays": Path(cache)}
-        settings = ServeSettings(port=0, cache_folder=Path(cache) / "c", ingest_folders=folders)
+        # stars are part of the page only where they are wanted, as on the command line
+        is_starring = not arguments.only or any(name.startswith("stars") for name in arguments.only)
+        settings = ServeSettings(
+            port=0,
+            cache_folder=Path(cache) / "c",
+            ingest_folders=folders,
+            queries_file=Path(cache) / "known.csv" if is_starring else None,
+        )
         state = open_state(index.folder, model, source, settings)
         ready, addresses = threading.Event(), []
         with listen("127.0.0.1", 0) as listener:

@@ -33,8 +33,9 @@ class Slow:
 
     name = "slow"
 
-    def __init__(self, inner, error: Exception | None = None) -> None:
+    def __init__(self, inner, error: Exception | None = None, shares_passes: bool = True) -> None:
         self.inner, self.error, self.sizes = inner, error, []
+        self.shares_passes = shares_passes
 
     def search(self, queries, top_k, allowed=None):
         self.sizes.append(len(queries))
@@ -88,3 +89,28 @@ def test_an_error_reaches_everybody_and_ends_there(exact) -> None:
     assert failures == ["broken"] * 6
     slow.error = None
     assert batching.search(np.ones((1, 16), np.float32), 3)[1].shape == (1, 3)
+
+
+def test_what_shares_nothing_goes_alone_and_no_more_at_once_than_there_are_cores(exact, monkeypatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    now, most, lock = [0], [0], threading.Lock()
+
+    class Counting(Slow):
+        def search(self, queries, top_k, allowed=None):
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            found = super().search(queries, top_k, allowed)
+            with lock:
+                now[0] -= 1
+            return found
+
+    slow = Counting(exact, shares_passes=False)
+    batching = BatchingBackend(slow)
+    queries = np.random.default_rng(6).normal(size=(12, 16)).astype(np.float32)
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda n: batching.search(queries[n : n + 1], 4), range(12)))
+    for n, (scores, rows) in enumerate(found):
+        np.testing.assert_array_equal(rows, exact.search(queries[n : n + 1], 4)[1])
+        np.testing.assert_array_equal(scores, exact.search(queries[n : n + 1], 4)[0])
+    assert slow.sizes == [1] * 12 and 1 < most[0] <= 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from vlm.serving.openapi import document
+from vlm.serving.server import listen
 from vlm.serving.settings import Limits
 
 
@@ -62,6 +64,30 @@ def test_a_search_that_hangs_is_given_up_and_keeps_its_place(narrow, monkeypatch
     release.set()
     time.sleep(0.3)
     assert narrow.post("/api/search", {"text": "red"}).status == 200
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_searches_that_share_nothing_run_two_at_a_time(index, serving, tmp_path, monkeypatch, shares) -> None:
+    monkeypatch.setattr("vlm.retrieval.queries.searching.SnapshotSearcher.shares_passes", shares)
+    now, most, lock = [0], [0], threading.Lock()
+    with serving(index, tmp_path / "cache") as site:
+        real = type(site.state.service.library.searcher).page
+
+        def page(*arguments):
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            time.sleep(0.1)
+            with lock:
+                now[0] -= 1
+            return real(*arguments)
+
+        monkeypatch.setattr(type(site.state.service.library.searcher), "page", page)
+        site.post("/api/search", {"text": "red"})
+        with ThreadPoolExecutor(12) as pool:
+            replies = list(pool.map(lambda _: site.post("/api/search", {"text": "red"}), range(12)))
+    assert {reply.status for reply in replies} == {200}
+    assert most[0] > 2 if shares else most[0] == 2
 
 
 def test_slow_bodies_are_cut_off(narrow) -> None:
@@ -252,3 +278,26 @@ def test_the_client_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_answers_are_sent_at_once() -> None:
+    """With Nagle's algorithm a body waits for the acknowledgement of its head, 40 ms on Linux."""
+    seen: list[int] = []
+
+    async def accept() -> None:
+        done = asyncio.Event()
+
+        def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            taken = writer.get_extra_info("socket")
+            seen.append(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+            done.set()
+
+        with listen("127.0.0.1", 0) as listener:
+            async with await asyncio.start_server(note, sock=listener):
+                _, writer = await asyncio.open_connection(*listener.getsockname())
+                await asyncio.wait_for(done.wait(), 10)
+                writer.close()
+
+    asyncio.run(accept())
+    assert seen == [1]

@@ -16,7 +16,8 @@ from vlm import Client
 from vlm.cli import main
 from vlm.errors import BusyError, CapabilityError, DataError, InvalidInput
 from vlm.retrieval import Mix, Moment, Part, Searcher, VideoIndex
-from vlm.types import Hit
+from vlm.serving.schemas import hit_values
+from vlm.types import Duplicate, Hit
 
 
 @pytest.fixture(scope="module")
@@ -370,3 +371,17 @@ def test_the_client_sees_what_is_there(client, films, ids, tmp_path) -> None:
 def test_hits_have_the_fields_that_python_knows(site) -> None:
     hit = site.post("/api/search", {"text": "red"}).json["hits"][0]
     assert set(hit) == {field.name for field in dataclasses.fields(Hit)}
+
+
+def test_a_hit_is_written_field_by_field() -> None:
+    copy = Duplicate(
+        video_id="b", path="/v/\udcff.mp4", start_s=1.0, end_s=2.0, own_start_s=3.0, own_end_s=4.0
+    )
+    hit = Hit(
+        rank=1, video_id="a", path="/v/a.mp4", start_s=0.0, end_s=8.0, score=0.5, score_kind="itc",
+        warning=None, strength="weak", duplicates=(copy,),
+    )  # fmt: skip
+    expected = dataclasses.asdict(hit)
+    expected["duplicates"] = [{**dataclasses.asdict(copy), "path": "/v/\\udcff.mp4"}]
+    assert hit_values(hit) == expected
+    assert list(hit_values(hit)) == list(expected)

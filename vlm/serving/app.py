@@ -15,13 +15,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vlm.serving.routes import ingest, search, system, videos
+from vlm.serving.routes import ingest, queries, search, system, videos
 from vlm.serving.state import State
 from vlm.serving.transport.metrics import Metrics
 from vlm.serving.transport.problems import Problem, answer, to_problem
 from vlm.serving.transport.security import Guard
 
-ROUTES: list[Route] = [*system.ROUTES, *search.ROUTES, *videos.ROUTES, *ingest.ROUTES]
+ROUTES: list[Route] = [*system.ROUTES, *search.ROUTES, *videos.ROUTES, *ingest.ROUTES, *queries.ROUTES]
 
 
 def make_app(state: State) -> Starlette:
@@ -53,6 +53,14 @@ def make_app(state: State) -> Starlette:
     return app
 
 
+_PATHS = {route.endpoint: route.path for route in ROUTES}
+
+
+def _path_of(scope: Scope) -> str:
+    """Return the route of a request that did not reach one."""
+    return next((route.path for route in ROUTES if route.matches(scope)[0] != Match.NONE), "none")
+
+
 class Recorder:
     """Counts and times every request by the route that it took, never by what the client wrote."""
 
@@ -75,7 +83,7 @@ class Recorder:
         try:
             await self._app(scope, receive, note)
         finally:
-            route = next((r.path for r in ROUTES if r.matches(scope)[0] != Match.NONE), "none")
+            route = _PATHS.get(scope.get("endpoint", _no_route)) or _path_of(scope)
             method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "DELETE") else "other"
             self._metrics.count("http_requests_total", method=method, route=route, status=str(status))
             self._metrics.observe("http_request_duration_seconds", time.perf_counter() - started, route=route)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class _Request:
     top_k: int
     found: tuple[np.ndarray, np.ndarray] | None = None
     error: Exception | None = None
+    woken: threading.Event = field(default_factory=threading.Event)
 
     @property
     def is_done(self) -> bool:
@@ -29,40 +30,48 @@ class BatchingBackend:
     """A backend that answers all that wait at once; each answer is the one it would get alone.
 
     While one pass runs, further searches gather, and whoever is next makes the pass for all of them: a lone
-    search never waits. Filtered searches each look at other rows, so they run by themselves, a few at a time.
+    search never waits. Searches that share nothing, because they are filtered or the backend looks at other
+    rows for each, run by themselves, as many at a time as there are cores: more would only be in the way.
     """
 
     def __init__(self, inner: Backend) -> None:
-        self.name = inner.name
+        self.name, self.shares_passes = inner.name, inner.shares_passes
         self._inner = inner
         self._waiting: list[_Request] = []
-        self._changed, self._is_running = threading.Condition(), False
+        self._lock, self._is_running = threading.Lock(), False
         self._alone = threading.BoundedSemaphore(os.cpu_count() or 1)
 
     def search(
         self, queries: np.ndarray, top_k: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the best rows of each query; see `Backend.search`."""
-        if allowed is not None or len(queries) != 1:
+        if allowed is not None or len(queries) != 1 or not self.shares_passes:
             with self._alone:
                 return self._inner.search(queries, top_k, allowed)
         request = _Request(queries, top_k)
-        with self._changed:
+        with self._lock:
             self._waiting.append(request)
-            while self._is_running and not request.is_done:
-                self._changed.wait()
-            batch: list[_Request] = []
-            if not request.is_done:
-                batch, self._waiting, self._is_running = self._waiting, [], True
-        if batch:
-            self._run(batch)
-            with self._changed:
-                self._is_running = False
-                self._changed.notify_all()
+            is_next, self._is_running = not self._is_running, True
+        if not is_next:
+            request.woken.wait()
+        if not request.is_done:
+            self._lead()
         if request.error is not None:
             raise request.error
         assert request.found is not None
         return request.found
+
+    def _lead(self) -> None:
+        """Make a pass for all that wait, then wake them, and whoever makes the next."""
+        with self._lock:
+            batch, self._waiting = self._waiting, []
+        self._run(batch)
+        with self._lock:
+            following = self._waiting[:1]
+            self._is_running = bool(following)
+        # each by itself: all at once, they would only wait for one another
+        for request in (*following, *batch):
+            request.woken.set()
 
     def _run(self, batch: list[_Request]) -> None:
         try:

@@ -132,6 +132,24 @@ class Client:
         choices_found = reply["choices"] or [{"text": "", "score": hit.score}]
         return [Answer(text=c["text"], score=c["score"], evidence=(segment,)) for c in choices_found]
 
+    def star(self, query: str, moment: Hit | Segment) -> dict[str, Any]:
+        """Keep a text with the moment that it should find, for `vlm index check`; return the row.
+
+        The server must have been started with ``--queries``; the same twice is one row.
+        """
+        values = {"text": query, "video_id": moment.video_id, "start_s": moment.start_s}
+        return self._post("/api/queries", {**values, "end_s": moment.end_s})
+
+    def starred(self) -> list[dict[str, Any]]:
+        """Return the rows that `star` and people wrote; `video_id` is None if it left the index."""
+        rows: list[dict[str, Any]] = self._get("/api/queries")["queries"]
+        return rows
+
+    def unstar(self, key: str) -> dict[str, Any]:
+        """Take out the row of that `key`, and return it."""
+        with self._open("DELETE", f"/api/queries/{quote(key, safe='')}") as reply:
+            return _object(reply.read())
+
     def info(self) -> dict[str, Any]:
         """Return what the index holds and what its model can do."""
         return self._get("/api/info")

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm.errors import DataError
-from vlm.retrieval.catalog import Catalog, VideoRow
+from vlm.retrieval.catalog import VideoRow
 from vlm.retrieval.index import VideoIndex
+from vlm.retrieval.queries.searching import SnapshotSearcher
 from vlm.retrieval.searcher import Searcher
+from vlm.retrieval.store.searcher import StoreSearcher
 from vlm.retrieval.strength import TextBank
 from vlm.serving.batching import BatchingBackend
 from vlm.serving.transport.problems import NotFound, Problem
 from vlm.types import VideoTextEncoder
 
-_CATALOG = "catalog.sqlite"
+# the backend that searches a published store, where others search an index folder
+LANCE = "lance"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,30 +33,42 @@ class Library:
         roots: The files and folders that were ever indexed; no file outside them is served.
     """
 
-    searcher: Searcher
+    searcher: SnapshotSearcher
     generation: int
     videos: dict[str, VideoRow]
     roots: tuple[Path, ...]
 
     @classmethod
-    def open(cls, folder: Path, model: VideoTextEncoder, backend: str, bank: TextBank) -> Library:
-        """Open the newest generation of an index."""
-        index = VideoIndex.open(folder)
-        searcher = Searcher(index, model, backend=backend, around=BatchingBackend, bank=bank)
-        with Catalog.open(folder / _CATALOG) as catalog:
-            roots = tuple(Path(os.path.realpath(os.fsdecode(root))) for root in catalog.roots())
-        snapshot = searcher.index.snapshot
+    def open(cls, place: Path | str, model: VideoTextEncoder, backend: str, bank: TextBank) -> Library:
+        """Open the newest generation of an index, or of a store if the backend is ``lance``."""
+        if backend == LANCE:
+            # a store is asked about each query by itself: nothing is won by waiting for others
+            return cls._of(StoreSearcher(str(place), model, bank=bank))
+        index = VideoIndex.open(place)
+        return cls._of(Searcher(index, model, backend=backend, around=BatchingBackend, bank=bank))
+
+    def newest(self) -> Library | None:
+        """Return the newest generation; None if all is to be opened again, see `SnapshotSearcher.newest`."""
+        searcher = self.searcher.newest()
+        return None if searcher is None else self._of(searcher)
+
+    @classmethod
+    def _of(cls, searcher: SnapshotSearcher) -> Library:
         return cls(
             searcher=searcher,
-            generation=snapshot.generation.id,
-            videos={video.video_id: video for video in snapshot.videos},
-            roots=roots,
+            generation=searcher.snapshot.generation.id,
+            videos={video.video_id: video for video in searcher.snapshot.videos},
+            roots=searcher.index.roots(),
         )
 
+    @property
+    def is_store(self) -> bool:
+        """Whether this is a published store, without the index."""
+        return isinstance(self.searcher, StoreSearcher)
+
     def is_newest(self) -> bool:
-        """Whether nothing was committed since."""
-        with Catalog.open(self.searcher.index.folder / _CATALOG) as catalog:
-            return catalog.latest().id == self.generation
+        """Whether nothing was committed or published since."""
+        return self.searcher.index.is_newest()
 
     def video(self, video_id: str) -> VideoRow:
         """Return a video.

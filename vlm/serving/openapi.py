@@ -11,8 +11,20 @@ from vlm.serving.settings import Limits
 Schema = dict[str, Any]
 
 
-def document(limits: Limits) -> Schema:
-    """Return the description of every address, its parameters, bodies and answers."""
+def document(limits: Limits, keeps_queries: bool = False) -> Schema:
+    """Return the description of every address, its parameters, bodies and answers.
+
+    Args:
+        limits: What requests may cost.
+        keeps_queries: Whether starred hits are kept.
+    """
+    paths = (
+        _search_paths(limits),
+        _video_paths(),
+        _ingest_paths(),
+        _query_paths(keeps_queries),
+        _system_paths(),
+    )
     return {
         "openapi": "3.1.0",
         "info": {
@@ -27,7 +39,7 @@ def document(limits: Limits) -> Schema:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"token": []}, {}],
-        "paths": {**_search_paths(limits), **_video_paths(), **_ingest_paths(), **_system_paths()},
+        "paths": {address: calls for part in paths for address, calls in part.items()},
     }
 
 
@@ -86,7 +98,25 @@ def _schemas(limits: Limits) -> Schema:
         "Answer": _object(answer),
         "Job": _object(job),
         "Error": _object({"error": error}),
+        **_known_items(),
         **_requests(limits),
+    }
+
+
+def _known_items() -> Schema:
+    known = {
+        "key": {"type": "string"},
+        "text": {"type": "string"},
+        "video_id": {"type": ["string", "null"]},
+        "video": {"type": "string"},
+        "start_s": {"type": ["number", "null"]},
+        "end_s": {"type": ["number", "null"]},
+    }
+    return {
+        "KnownItem": _object(known),
+        "KnownItems": _object(
+            {"queries": {"type": "array", "items": _ref("KnownItem")}, "command": {"type": "string"}}
+        ),
     }
 
 
@@ -131,6 +161,7 @@ def _requests(limits: Limits) -> Schema:
             {"question": text, "choices": choices, "video_id": {**video_id, "type": ["string", "null"]}},
             required=["question"],
         ),
+        "StarRequest": _object({"text": text, **moment, "end_s": {"type": "number", "exclusiveMinimum": 0}}),
         "IngestRequest": _object({"folder": {"type": "string", "maxLength": 100}}),
     }
 
@@ -178,6 +209,25 @@ def _ingest_paths() -> Schema:
     one = _get("How a job stands", "Job", [_path("job_id")])
     stop = {"summary": "Stop a job", "parameters": [_path("job_id")], "responses": _answers("Job")}
     return {"/api/ingest": {**overview, **start}, "/api/ingest/{job_id}": {**one, "delete": stop}}
+
+
+def _query_paths(is_on: bool) -> Schema:
+    overview = _get(
+        "The texts whose moments are known, and the command that measures the index with them",
+        "KnownItems",
+        [],
+    )
+    star = _post(
+        "Keep a text with the moment that it should find; the same twice is one", "StarRequest", "KnownItem"
+    )
+    unstar = {"summary": "Forget one", "parameters": [_path("key")], "responses": _answers("KnownItem")}
+    paths = {"/api/queries": {**overview, **star}, "/api/queries/{key}": {"delete": unstar}}
+    off = "This server was started without --queries FILE.csv: it keeps none, and answers 404."
+    on = "They are rows of the file that this server was started with (--queries)."
+    for calls in paths.values():
+        for call in calls.values():
+            call["description"] = on if is_on else off
+    return paths
 
 
 def _system_paths() -> Schema:

@@ -14,7 +14,7 @@ from vlm.retrieval.queries.options import SearchOptions
 from vlm.retrieval.queries.values import MAX_PARTS, Moment
 from vlm.serving.service import NamedPart, Page
 from vlm.serving.settings import Limits
-from vlm.types import Hit
+from vlm.types import Duplicate, Hit
 
 _NAMED = ("text", "query_id", "parts")
 
@@ -62,6 +62,16 @@ class IngestRequest:
     """One of the folders that the server was started with."""
 
     folder: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StarRequest:
+    """A text and the moment that it should find."""
+
+    text: str
+    video_id: str
+    start_s: float
+    end_s: float
 
 
 def parse_search(values: Mapping[str, Any], limits: Limits) -> SearchRequest:
@@ -134,6 +144,20 @@ def parse_ingest(values: Mapping[str, Any]) -> IngestRequest:
     return IngestRequest(folder=_text(values, "folder", 100))
 
 
+def parse_star(values: Mapping[str, Any], limits: Limits) -> StarRequest:
+    """Read what a text should find; see `parse_search`."""
+    _known(values, *_names(StarRequest))
+    start, end = (_seconds(values, name) for name in ("start_s", "end_s"))
+    if not start < end:
+        raise InvalidInput(f"expected start_s < end_s, got {start:g} and {end:g}")
+    return StarRequest(
+        text=_text(values, "text", limits.max_text).strip(),
+        video_id=_text(values, "video_id", 64),
+        start_s=start,
+        end_s=end,
+    )
+
+
 def parse_span(values: Mapping[str, str], duration_s: float, max_s: float) -> tuple[float, float]:
     """Read `start_s` and `end_s` from an address, clipped to the video; see `parse_search`."""
     start, end = (_seconds({name: _number(values.get(name))}, name) for name in ("start_s", "end_s"))
@@ -145,9 +169,15 @@ def parse_span(values: Mapping[str, str], duration_s: float, max_s: float) -> tu
 
 def hit_values(hit: Hit) -> dict[str, Any]:
     """Return a hit as JSON; a file name that is no text is written with escapes."""
-    values = dataclasses.asdict(hit)
-    for one in (values, *values["duplicates"]):
-        one["path"] = one["path"].encode("utf-8", "backslashreplace").decode()
+    # by hand: `dataclasses.asdict` copies every value deeply, and takes as long as the search
+    values = _fields(hit)
+    values["duplicates"] = [_fields(copy) for copy in hit.duplicates]
+    return values
+
+
+def _fields(item: Hit | Duplicate) -> dict[str, Any]:
+    values = {name: getattr(item, name) for name in item.__dataclass_fields__}
+    values["path"] = item.path.encode("utf-8", "backslashreplace").decode()
     return values
 
 

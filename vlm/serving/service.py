@@ -20,8 +20,8 @@ from vlm.errors import InvalidInput
 from vlm.retrieval.filters import parse_filter
 from vlm.retrieval.queries.mixing import EncodedQuery
 from vlm.retrieval.queries.options import SearchOptions
+from vlm.retrieval.queries.searching import SnapshotSearcher
 from vlm.retrieval.queries.values import Mix, Moment, Part
-from vlm.retrieval.searcher import Searcher
 from vlm.retrieval.strength import TextBank
 from vlm.serving.library import Library
 from vlm.serving.settings import Limits
@@ -32,6 +32,7 @@ from vlm.types import Hit, VideoTextEncoder
 
 Result = TypeVar("Result")
 _KEPT_QUERIES = 1024
+_ALONE = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,26 +81,30 @@ class SearchService:
     The model runs in one thread, whatever asks for it; searches that need no model run beside it.
 
     Args:
-        folder: The index.
+        place: The index, or the URI of a published store.
         model: The model that made it.
-        backend: As for `Searcher`.
+        backend: As for `Searcher`; ``lance`` for a store.
         limits: How much at once.
         metrics: Where stages and counts are noted.
     """
 
     def __init__(
-        self, folder: Path, model: VideoTextEncoder, *, backend: str, limits: Limits, metrics: Metrics
+        self, place: Path | str, model: VideoTextEncoder, *, backend: str, limits: Limits, metrics: Metrics
     ) -> None:
         self.model, self.limits = model, limits
-        self._folder, self._backend, self._metrics = folder, backend, metrics
-        self.encoder = Gate("encoding", 1, limits.max_waiting, limits.timeout_s)
-        self.scanner = Gate("searching", limits.num_searches, limits.max_waiting, limits.timeout_s)
+        self._place, self._backend, self._metrics = place, backend, metrics
+        line = limits.max_waiting, limits.timeout_s, limits.max_wait_s
+        self.encoder = Gate("encoding", 1, *line)
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._bank = TextBank(model)
         # here, while nobody else uses the model
         self._bank.embeddings()
         self._refreshing = threading.Lock()
-        self.library = self._open()
+        self.library = library = self._open()
+        # of what is neither shared nor waited for elsewhere, Python does one thing at a time, beside one pass
+        is_alone = not (library.is_store or library.searcher.shares_passes)
+        num_searches = min(limits.num_searches, _ALONE) if is_alone else limits.num_searches
+        self.scanner = Gate("searching", num_searches, *line)
 
     def close(self) -> None:
         """Take no more work."""
@@ -111,7 +116,7 @@ class SearchService:
         with self._refreshing:  # or who opened an older one might be the last to end
             if self.library.is_newest():
                 return False
-            self.library = self._open()
+            self.library = self.library.newest() or self._open()
             return True
 
     def try_refresh(self) -> None:
@@ -122,7 +127,7 @@ class SearchService:
             self._metrics.count("index_refresh_failures_total")
 
     def _open(self) -> Library:
-        return Library.open(self._folder, self.model, self._backend, self._bank)
+        return Library.open(self._place, self.model, self._backend, self._bank)
 
     async def follow(self, every_s: float = 1.0) -> None:
         """Keep going on to new generations until cancelled."""
@@ -236,8 +241,10 @@ class SearchService:
         )
 
     async def _encoded(
-        self, kind: str, content: bytes, query: str | Path | np.ndarray | Mix, searcher: Searcher
+        self, kind: str, content: bytes, query: str | Path | np.ndarray | Mix, searcher: SnapshotSearcher
     ) -> tuple[str, _Known]:
+        # the model's work would be in vain
+        self.scanner.check()
         key = _key(kind.encode() + b"\0" + content)
         known = self._known.get(key)
         self._metrics.count("query_cache_total", result="miss" if known is None else "hit", kind=kind)

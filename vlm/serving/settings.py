@@ -22,14 +22,16 @@ class Limits:
         max_text: Characters of a text or question.
         max_where: Characters of a filter.
         max_choices: Answers to choose from.
+        max_known: Rows that the file of known items may grow to.
         max_json_bytes: Size of a JSON body.
         max_image_bytes: Size of an uploaded picture.
         max_video_bytes: Size of an uploaded video.
         max_uploads: Uploads at the same time.
         max_clip_s: Seconds of video that may be prepared for playing at once.
-        num_searches: Searches at the same time; those without a filter share passes over the vectors.
+        num_searches: Searches at the same time, which share passes over the vectors; two where they cannot.
         num_media_workers: Processes that decode and encode for viewers.
         max_waiting: Requests in line for each of these.
+        max_wait_s: Longest wait in line for the model, and for the vectors, that a search may have to expect.
         timeout_s: Longest time that a request may wait and work.
         media_timeout_s: The same for a clip that must be encoded.
         body_timeout_s: Longest pause between two pieces of a body; also the longest wait for a header.
@@ -40,6 +42,7 @@ class Limits:
     max_text: int = 2000
     max_where: int = 1500
     max_choices: int = 50
+    max_known: int = 10_000
     max_json_bytes: int = 1 << 20
     max_image_bytes: int = 32 << 20
     max_video_bytes: int = 512 << 20
@@ -48,6 +51,7 @@ class Limits:
     num_searches: int = 32
     num_media_workers: int = max(1, min(4, (os.cpu_count() or 1) // 2))
     max_waiting: int = 64
+    max_wait_s: float = 1.0
     timeout_s: float = 30.0
     media_timeout_s: float = 60.0
     body_timeout_s: float = 10.0
@@ -64,6 +68,7 @@ class ServeSettings:
         allow_no_token: Listen on other addresses than this machine's own without a token.
         allowed_hosts: Names, besides addresses, under which browsers may reach the service.
         ingest_folders: Name → folder that clients may have indexed.
+        queries_file: Where starred hits are kept as known items; None keeps none.
         allow_narrow_model: Index ordinary videos with a model that does not know them.
         cache_folder: Where pictures and clips are kept.
         cache_bytes: How much of them.
@@ -79,6 +84,7 @@ class ServeSettings:
     allow_no_token: bool = False
     allowed_hosts: tuple[str, ...] = ()
     ingest_folders: dict[str, Path] = field(default_factory=dict)
+    queries_file: Path | None = None
     allow_narrow_model: bool = False
     cache_folder: Path
     cache_bytes: int = 1 << 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -9,8 +10,12 @@ from pathlib import Path
 
 from starlette.requests import Request
 
+from vlm.errors import InvalidInput, UsageError
 from vlm.retrieval.catalog import Generation
+from vlm.retrieval.quality.starring import KnownItemFile
+from vlm.retrieval.store.tables import local_folder
 from vlm.serving.ingest.jobs import IngestJobs
+from vlm.serving.library import LANCE
 from vlm.serving.media.cache import FileCache
 from vlm.serving.media.pool import MediaWorkers
 from vlm.serving.service import SearchService
@@ -32,6 +37,7 @@ class State:
         workers: Processes that open files of unknown origin.
         media: Who may use them.
         cache: Pictures and clips.
+        known: Starred hits; None if the owner wants none kept.
         sessions: Who may ask.
         metrics: What happened.
         uploads: Where bodies lie while they are used; gone when the service ends.
@@ -45,6 +51,7 @@ class State:
     workers: MediaWorkers
     media: Gate
     cache: FileCache
+    known: KnownItemFile | None
     sessions: Sessions
     metrics: Metrics
     uploads: Path
@@ -67,28 +74,32 @@ class State:
 
 
 def open_state(
-    index: Path, model: VideoTextEncoder, source: str, settings: ServeSettings, backend: str = "auto"
+    index: Path | str, model: VideoTextEncoder, source: str, settings: ServeSettings, backend: str = "auto"
 ) -> State:
-    """Open an index for serving.
+    """Open an index, or a published store, for serving.
 
     Args:
-        index: Its folder.
+        index: Its folder; the store's URI.
         model: The model that made it.
         source: Where `load_model` finds that model again, for the process that indexes.
         settings: As the owner wants it.
-        backend: As for `Searcher`.
+        backend: As for `Searcher`; ``lance`` for a store.
 
     Raises:
         InvalidInput: There is no index, or another model made it.
         IntegrityError: It is damaged.
+        UsageError: See `check_for_store`.
+        MissingExtra: A store needs lancedb.
     """
+    if backend == LANCE:
+        check_for_store(str(index), settings)
     metrics, limits = Metrics(), settings.limits
     service = SearchService(index, model, backend=backend, limits=limits, metrics=metrics)
     state = State(
         settings=settings,
         service=service,
         jobs=IngestJobs(
-            index,
+            Path(index),
             source,
             settings.ingest_folders,
             settings.allow_narrow_model,
@@ -98,12 +109,33 @@ def open_state(
         workers=MediaWorkers(),
         media=Gate("media", limits.num_media_workers, limits.max_waiting, limits.media_timeout_s),
         cache=FileCache(settings.cache_folder, settings.cache_bytes),
+        known=None
+        if settings.queries_file is None
+        else KnownItemFile(settings.queries_file, limits.max_known),
         sessions=Sessions(settings.token),
         metrics=metrics,
         uploads=Path(tempfile.mkdtemp(prefix="vlm-uploads-")),
     )
     _watch(state)
     return state
+
+
+def check_for_store(uri: str, settings: ServeSettings) -> None:
+    """Check that a store can be served so: nothing is ever written into it.
+
+    Raises:
+        UsageError: Clients were to have folders indexed.
+        InvalidInput: The cache would lie in the store.
+    """
+    if settings.ingest_folders:
+        raise UsageError(
+            f"{uri} is a published store, into which nothing is indexed: leave --ingest out, and run "
+            "vlm index publish again after adding to the index"
+        )
+    folder = local_folder(uri)
+    cache = Path(os.path.realpath(settings.cache_folder))
+    if folder is not None and cache.is_relative_to(os.path.realpath(folder)):
+        raise InvalidInput(f"{cache}: expected a cache outside the store {uri}; choose another with --cache")
 
 
 def state_of(request: Request) -> State:
@@ -121,7 +153,7 @@ def _watch(state: State) -> None:
     gauge, service = state.metrics.gauge, state.service
 
     def generation() -> Generation:
-        return service.library.searcher.index.snapshot.generation
+        return service.library.searcher.snapshot.generation
 
     gauge("index_generation", lambda: single(service.library.generation))
     gauge("index_videos", lambda: single(generation().num_videos))

@@ -75,15 +75,17 @@ async def session(request: Request) -> Response:
 async def info(request: Request) -> Response:
     """Return what the index holds and what its model can do."""
     state = state_of(request)
-    service = state.service
-    values = await asyncio.to_thread(service.library.searcher.index.info)
+    library = state.service.library
+    values = await asyncio.to_thread(library.searcher.index.info)
     del values["rejected"]  # may be long, and names files; the command line lists it
     return JSONResponse(
         {
             **values,
             "path": values["path"].encode("utf-8", "backslashreplace").decode(),
-            "capabilities": sorted(service.model.capabilities),
+            "is_store": library.is_store,
+            "capabilities": sorted(library.searcher.capabilities),
             "ingest_folders": sorted(state.jobs.folders),
+            "keeps_queries": state.known is not None,
             "version": __version__,
             "limits": {
                 "max_top_k": state.limits.max_top_k,
@@ -98,7 +100,8 @@ async def info(request: Request) -> Response:
 
 async def openapi(request: Request) -> Response:
     """Return the description of this interface."""
-    return JSONResponse(document(state_of(request).limits))
+    state = state_of(request)
+    return JSONResponse(document(state.limits, state.known is not None))
 
 
 async def health(request: Request) -> Response:

@@ -52,6 +52,10 @@ export const video = (id) => call(`/api/videos/${encodeURIComponent(id)}`);
 export const ingest = () => call("/api/ingest");
 export const startIngest = (folder) => call("/api/ingest", { method: "POST", json: { folder } });
 export const cancelIngest = (id) => call(`/api/ingest/${encodeURIComponent(id)}`, { method: "DELETE" });
+export const starred = () => call("/api/queries");
+export const star = (text, { video_id, start_s, end_s }) =>
+  call("/api/queries", { method: "POST", json: { text, video_id, start_s, end_s } });
+export const unstar = (key) => call(`/api/queries/${encodeURIComponent(key)}`, { method: "DELETE" });
 export const login = (token) =>
   call("/api/session", { method: "POST", headers: { Authorization: `Bearer ${token}` } });
 

@@ -7,6 +7,7 @@ import { baseName, byId, counted, icon, length, make, say, span } from "./dom.js
 import * as filters from "./filters.js";
 import { makeIngest } from "./ingest.js";
 import { makePlayer } from "./player.js";
+import { makeStars } from "./stars.js";
 
 const PAGE = 24;
 const RERANKED = 50;
@@ -24,14 +25,17 @@ const player = makePlayer({ onSimilar: findSimilar, onAsk: askAbout });
 const ingest = makeIngest({ onChange: () => loadInfo().catch(() => {}) });
 const handlers = { onOpen: (hit) => player.open(hit), onSimilar: findSimilar };
 const rejecting = { ...handlers, onUnlike: reject };
+const stars = makeStars({ onError: (error) => note([], [error.message]) });
 
 async function loadInfo() {
   about = await api.info();
   const rejected = about.num_rejected ? ` · ${about.num_rejected.toLocaleString("en")} rejected` : "";
   byId("stats").textContent = `${counted(about.num_videos, "video")} · ${length(about.duration_s)}${rejected} · ${about.model_name}`;
+  await stars.load(about.keeps_queries).catch((error) => note([], [error.message]));
   byId("open-ingest").hidden = about.ingest_folders.length === 0;
   byId("player-ask").hidden = !about.capabilities.includes("choose");
   byId("rerank-area").hidden = !about.capabilities.includes("rerank");
+  byId("words-area").hidden = about.is_store;
   const examples = about.num_videos ? EXAMPLES[about.model_domain] ?? EXAMPLES.open : [];
   byId("examples").replaceChildren(
     ...examples.map((text) => make("button", { type: "button", onclick: () => { byId("text").value = text; submit(); } }, text)),
@@ -131,7 +135,7 @@ async function run(push) {
   pending.abort();
   pending = new AbortController();
   const { signal } = pending;
-  for (const id of ["note", "answer", "state", "more"]) byId(id).hidden = true;
+  for (const id of ["note", "answer", "state", "more", "known"]) byId(id).hidden = true;
   byId("summary").textContent = "";
   byId("details").textContent = "";
   byId("grid").replaceChildren();
@@ -170,7 +174,7 @@ function fetchPage(offset, signal) {
   if (query.file) return offset ? api.search({ ...common, offset, query_id: shown.id }, signal) : api.upload(query.file, common, signal);
   const rerank = byId("f-rerank").checked && about?.capabilities.includes("rerank") ? RERANKED : 0;
   const min_strength = filters.read().strength || null;
-  return api.search({ ...common, offset, rerank, min_strength, unlike: query.unlike, words: byId("f-words").checked, text: query.text }, signal);
+  return api.search({ ...common, offset, rerank, min_strength, unlike: query.unlike, words: byId("f-words").checked && !about?.is_store, text: query.text }, signal);
 }
 
 async function runAsk(signal) {
@@ -195,7 +199,12 @@ function showPage(page, started, isFirst) {
   const first = grid.children.length;
   // a meter compares only what is comparable: scores of the first hit's kind
   const meter = (hit) => (hit.score_kind === (shown.hits[0] ?? hits[0]).score_kind ? 0.06 + 0.94 * Math.max(0, (hit.score - shown.worst) / (shown.best - shown.worst || 1)) : null);
-  const cards = hits.map((hit) => card(hit, meter(hit), rejecting));
+  // a star says that a hit is right for a text
+  const isText = Boolean(query.text);
+  const star = isText ? (hit) => stars.button(hit, query.text) : null;
+  const cards = hits.map((hit) => card(hit, meter(hit), { ...rejecting, star }));
+  byId("known").hidden = !isText || (isFirst && !hits.length);
+  stars.tell();
   shown.hits.push(...hits);
   grid.append(...cards);
   Object.assign(shown, { next: page.next_offset, id: page.query_id });

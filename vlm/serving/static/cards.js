@@ -9,7 +9,7 @@ const STEP_MS = 450;
 
 const STRENGTHS = { strong: "strong", weak: "weak", unrelated: "no better than unrelated text" };
 
-export function card(hit, meter, { onOpen, onSimilar, onUnlike }) {
+export function card(hit, meter, { onOpen, onSimilar, onUnlike, star }) {
   const name = baseName(hit.path);
   const shot = make("span", { class: "shot" });
   const open = make(
@@ -44,6 +44,8 @@ export function card(hit, meter, { onOpen, onSimilar, onUnlike }) {
     );
     item.append(like);
   }
+  const mark = star?.(hit);
+  if (mark) item.append(mark);
   if (onUnlike) {
     const unlike = make(
       "button",

@@ -6,10 +6,19 @@ import logging
 
 from starlette.responses import JSONResponse
 
-from vlm.errors import BusyError, CapabilityError, DataError, IntegrityError, InvalidInput, VlmError
+from vlm.errors import (
+    BusyError,
+    CapabilityError,
+    DataError,
+    IntegrityError,
+    InvalidInput,
+    StoreError,
+    VlmError,
+)
 
 _LOG = logging.getLogger("vlm.serving")
 _RETRY_AFTER_S = 1
+_STORE_RETRY_AFTER_S = 5
 
 
 class Problem(Exception):
@@ -49,6 +58,10 @@ def to_problem(error: Exception) -> Problem:
             return Problem(422, error.reason, message)
         case InvalidInput() | ValueError():
             return Problem(400, "invalid_input", message)
+        case StoreError():
+            _LOG.error("%s", message)
+            headers = {"Retry-After": str(_STORE_RETRY_AFTER_S)}
+            return Problem(503, "store", "the published store cannot be read now; try again", headers)
         case IntegrityError():
             _LOG.error("%s", message)
             return Problem(500, "damaged", "the index is damaged; its owner should run vlm index verify")

@@ -1,0 +1,111 @@
+"""Who would wait too long is refused at once: at a pace of a clock that only the calls turn."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from vlm.errors import BusyError
+from vlm.serving.transport.admission import Gate
+
+CALL_S = 0.25
+
+
+class Clock:
+    """Stands still unless a call takes its time."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def work(self) -> str:
+        self.now_s += CALL_S
+        return "done"
+
+
+async def fill(gate: Gate, function, count: int) -> tuple[list[asyncio.Task], int]:
+    """Ask so often; return who is in line, and how many were refused."""
+    tasks = [asyncio.create_task(gate.run(function)) for _ in range(count)]
+    await asyncio.sleep(0)
+    while any(not task.done() for task in tasks) and sum(task.done() for task in tasks) + gate.depth < count:
+        await asyncio.sleep(0.001)
+    refused = [task for task in tasks if task.done() and isinstance(task.exception(), BusyError)]
+    return [task for task in tasks if task not in refused], len(refused)
+
+
+async def overloaded(max_wait_s: float | None) -> tuple[int, int, int]:
+    """Return how many of 100 were let in at a known pace, and of 3 that came when the line was gone."""
+    clock, release = Clock(), threading.Event()
+    gate = Gate("working", 1, 64, 30.0, max_wait_s, clock)
+    try:
+        for _ in range(200):  # one after another, so that the pace is what a call takes
+            assert await gate.run(clock.work) == "done"
+        assert gate.expected_s == pytest.approx(CALL_S, rel=1e-6)
+
+        def held() -> str:
+            release.wait()
+            return clock.work()
+
+        waiting, refused = await fill(gate, held, 100)
+        begun = clock.now_s
+        release.set()
+        assert await asyncio.gather(*waiting) == ["done"] * len(waiting)
+        longest = clock.now_s - begun
+        assert max_wait_s is None or longest <= max_wait_s
+        # a line that is gone lets everybody in again, whatever came before
+        after = [await gate.run(clock.work) for _ in range(3)]
+        return len(waiting), refused, len(after)
+    finally:
+        release.set()
+        gate.close()
+
+
+def test_the_line_is_as_long_as_can_be_answered_in_time() -> None:
+    assert asyncio.run(overloaded(2.0)) == (8, 92, 3)
+    assert asyncio.run(overloaded(4.0)) == (16, 84, 3)
+
+
+def test_without_a_limit_of_time_the_places_alone_count() -> None:
+    assert asyncio.run(overloaded(None)) == (65, 35, 3)
+
+
+def test_a_few_may_wait_however_slow_calls_are() -> None:
+    async def slow() -> tuple[int, int]:
+        clock, release = Clock(), threading.Event()
+        gate = Gate("working", 1, 64, 30.0, 0.001, clock)
+        try:
+            for _ in range(20):
+                await gate.run(clock.work)
+            waiting, refused = await fill(gate, release.wait, 20)
+            release.set()
+            await asyncio.gather(*waiting)
+            return len(waiting), refused
+        finally:
+            release.set()
+            gate.close()
+
+    assert asyncio.run(slow()) == (5, 15)
+
+
+def test_who_gives_up_in_line_does_not_change_the_pace() -> None:
+    async def given_up() -> float:
+        clock, release = Clock(), threading.Event()
+        gate = Gate("working", 1, 64, 30.0, 1.0, clock)
+        try:
+            for _ in range(200):
+                await gate.run(clock.work)
+            waiting, _ = await fill(gate, release.wait, 4)
+            for task in waiting[1:]:
+                task.cancel()
+            await asyncio.gather(*waiting[1:], return_exceptions=True)
+            assert gate.depth == 1
+            return gate.expected_s / 2
+        finally:
+            release.set()
+            gate.close()
+
+    assert asyncio.run(given_up()) == pytest.approx(CALL_S, rel=1e-6)
