@@ -18,6 +18,7 @@ CODES = {
     "KernelError": 4,
     "MissingExtra": 4,
     "IntegrityError": 5,
+    "StoreError": 5,
     "NoSpaceError": 6,
     "BusyError": 75,
 }

@@ -91,6 +91,10 @@ class IntegrityError(VlmError):
     exit_code = 5
 
 
+class StoreError(IntegrityError):
+    """A published store cannot be read: it is damaged, gone, or out of reach for now."""
+
+
 class NoSpaceError(VlmError):
     """The disk or quota is full; what was there before is still usable."""
 

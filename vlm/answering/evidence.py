@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from vlm.errors import InvalidInput
-from vlm.retrieval.ingest.pool import DecodeSettings, decode_one
-from vlm.retrieval.searcher import Searcher
+from vlm.retrieval.ingest.events import DecodeSettings
+from vlm.retrieval.ingest.pool import decode_one
+from vlm.retrieval.queries.searching import SnapshotSearcher
 from vlm.types import Hit
 
 _RERANKED = 32
 
 
-def find_evidence(searcher: Searcher, statements: Sequence[str], *, video: str | None = None) -> Hit:
-    """Return the segment that fits any of the statements best, by the matching head if the model has one.
+def find_evidence(searcher: SnapshotSearcher, statements: Sequence[str], *, video: str | None = None) -> Hit:
+    """Return the segment that fits any of the statements best, by the matching head if it can be asked.
 
     Args:
         searcher: The index and its model.
@@ -27,7 +28,7 @@ def find_evidence(searcher: Searcher, statements: Sequence[str], *, video: str |
         InvalidInput: The index is empty, or holds no such video.
     """
     where = None if video is None else f"video_id = '{_quoted(video)}'"
-    rerank = _RERANKED if "rerank" in searcher.model.capabilities else 0
+    rerank = _RERANKED if "rerank" in searcher.capabilities else 0
     found = [
         hit
         for statement in statements
@@ -39,7 +40,7 @@ def find_evidence(searcher: Searcher, statements: Sequence[str], *, video: str |
     return max(found, key=lambda hit: hit.score)
 
 
-def decode_evidence(searcher: Searcher, hit: Hit) -> np.ndarray:
+def decode_evidence(searcher: SnapshotSearcher, hit: Hit) -> np.ndarray:
     """Return a hit's frames (t, 3, h, w) float32, prepared as the index prepared them.
 
     Raises:

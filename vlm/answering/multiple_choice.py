@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from vlm.answering.evidence import decode_evidence, find_evidence
 from vlm.errors import CapabilityError, InvalidInput
-from vlm.retrieval.searcher import Searcher
+from vlm.retrieval.queries.searching import SnapshotSearcher
 from vlm.text import join_statement
 from vlm.types import Answer, Hit, Segment
 
@@ -32,7 +32,9 @@ class Choices:
     evidence: Hit
 
 
-def choose(searcher: Searcher, question: str, choices: Sequence[str], *, video: str | None = None) -> Choices:
+def choose(
+    searcher: SnapshotSearcher, question: str, choices: Sequence[str], *, video: str | None = None
+) -> Choices:
     """Answer a multiple-choice question from the moment that fits one of its choices best.
 
     Args:

@@ -48,9 +48,12 @@ def test_a_clip_is_the_mean_of_its_frames(model):
         features = model.encode_video(video)
         frames = torch.nn.functional.normalize(model.tower.encode_image(video.flatten(0, 1)), dim=-1)
         backwards = model.encode_video(video.flip(1))
+        alone = model.encode_video(video.flatten(0, 1)[:, None]).embedding
     assert features.tokens.shape == features.pooled.shape == (2, 3, 16)
     assert torch.allclose(features.embedding, frames.reshape(2, 3, 16).mean(1), atol=1e-6)
     assert torch.allclose(features.embedding, backwards.embedding, atol=1e-6)
+    # an index encodes frames alone and averages them
+    assert torch.allclose(features.embedding, alone.reshape(2, 3, 16).mean(1), atol=1e-6)
 
 
 def test_texts_and_similarity(model):
