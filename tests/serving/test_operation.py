@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -30,36 +31,32 @@ def narrow(index, serving, tmp_path):
         yield site
 
 
-def test_overload_is_answered_503_and_passes(narrow, monkeypatch) -> None:
-    searcher = narrow.state.service.library.searcher
-    release, real = threading.Event(), type(searcher).page
-    monkeypatch.setattr(type(searcher), "page", lambda *a, **k: (release.wait(1.5), real(*a, **k))[1])
-    assert narrow.post("/api/search", {"query_id": "x"}).status == 410
-    with ThreadPoolExecutor(12) as pool:
-        replies = [pool.submit(narrow.post, "/api/search", {"text": "red"}) for _ in range(12)]
-        time.sleep(0.5)
-        started = time.monotonic()
-        assert narrow.get("/healthz").status == 200  # what needs no search is answered all the while
-        assert time.monotonic() - started < 0.5
+def test_overload_is_answered_503_and_passes(index, serving, tmp_path, monkeypatch) -> None:
+    limits = Limits(num_searches=1, max_waiting=2, timeout_s=120.0)
+    with serving(index, tmp_path / "cache", limits=limits) as site, ThreadPoolExecutor(12) as pool:
+        searcher = site.state.service.library.searcher
+        release, real = threading.Event(), type(searcher).page
+        monkeypatch.setattr(type(searcher), "page", lambda *a, **k: (release.wait(100), real(*a, **k))[1])
+        assert site.post("/api/search", {"query_id": "x"}).status == 410
+        replies = [pool.submit(site.post, "/api/search", {"text": "red"}) for _ in range(12)]
+        # nothing is released before: these were turned away, while what needs no search is answered
+        refused = [reply.result() for reply in islice(as_completed(replies), 8)]
+        assert site.get("/healthz").status == 200 and not release.is_set()
         release.set()
         done = [reply.result() for reply in replies]
-    assert sorted({reply.status for reply in done}) == [200, 503]
-    assert sum(reply.status == 200 for reply in done) <= 4
-    for reply in done:
-        if reply.status == 503:
+        assert {reply.status for reply in refused} == {503} and {reply.status for reply in done} == {200, 503}
+        for reply in refused:
             assert reply.headers["retry-after"] == "1" and reply.json["error"]["code"] == "overloaded"
-    assert narrow.post("/api/search", {"text": "red"}).status == 200
-    assert narrow.state.service.scanner.depth == 0
+        assert site.post("/api/search", {"text": "red"}).status == 200
+        assert site.state.service.scanner.depth == 0
 
 
 def test_a_search_that_hangs_is_given_up_and_keeps_its_place(narrow, monkeypatch) -> None:
     searcher = narrow.state.service.library.searcher
     release, real = threading.Event(), type(searcher).page
     monkeypatch.setattr(type(searcher), "page", lambda *a, **k: (release.wait(20), real(*a, **k))[1])
-    started = time.monotonic()
     reply = narrow.post("/api/search", {"text": "red"})
     assert reply.status == 503 and "longer than 2 s" in reply.json["error"]["message"]
-    assert time.monotonic() - started < 5
     assert narrow.state.service.scanner.depth == 1
     release.set()
     time.sleep(0.3)
@@ -223,10 +220,8 @@ def test_sigterm_ends_in_order(process, ids) -> None:
     workers = children(child.pid)
     assert workers
     slow = socket.create_connection(address.removeprefix("http://").split(":"), timeout=10)
-    started = time.monotonic()
     child.send_signal(signal.SIGTERM)
-    assert child.wait(timeout=15) == 0
-    assert time.monotonic() - started < 10
+    assert child.wait(timeout=60) == 0
     assert child.stderr.read() == ""
     slow.close()
     assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
