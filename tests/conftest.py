@@ -70,6 +70,18 @@ def fixed_seeds() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True  # training switches it off for its process
 
 
+@pytest.fixture(autouse=True)
+def ordinary_priority() -> Iterator[None]:
+    """Give up what SVT-AV1 takes where it may: real-time priority for the thread that encodes, and for good.
+
+    All later processes would inherit it, and while two of them work, others get a twentieth of a processor.
+    """
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    yield
+    if os.sched_getscheduler(0) != before[0]:
+        os.sched_setscheduler(0, *before)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout's root."""
