@@ -140,18 +140,18 @@ def test_one_percent_more_costs_about_one_percent(tmp_path, soak, monkeypatch) -
     monkeypatch.setattr("vlm.retrieval.ingest.run.decode_files", soak.decode_made_up)
     model, folder = Encoder(), tmp_path / "v"
     folder.mkdir()
-    for number in range(800):
+    for number in range(1600):
         soak.write_video(folder / f"{number}.mp4", number, 5)
     begin = written()
     index = VideoIndex.create(tmp_path / "i", model)
     index.add([folder], model=model)
     Searcher(index, model)
     built_bytes, built_clips, model.num_clips = written() - begin, model.num_clips, 0
-    for number in range(800, 808):
+    for number in range(1600, 1616):
         soak.write_video(folder / f"{number}.mp4", number, 5)
     begin = written()
-    assert index.add([folder], model=model).num_added == 8
+    assert index.add([folder], model=model).num_added == 16
     searcher = Searcher(index, model)
-    assert (built_clips, model.num_clips) == (801, 8)  # one more to see the shapes
+    assert (built_clips, model.num_clips) == (1601, 16)  # one more to see the shapes
     assert written() - begin < 0.02 * built_bytes
-    assert len(searcher.search("anything", top_k=2000)) == 808
+    assert len(searcher.search("anything", top_k=2000)) == 1616
