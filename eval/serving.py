@@ -80,6 +80,7 @@ def _measure(arguments: argparse.Namespace, work: Path, scratch: Path) -> dict[s
         _tell("ordinary", figures["ordinary"])
         figures["new texts"] = phases.ordinary(site, phases.NewTexts(), arguments.clients, arguments.seconds)
         _tell("new texts", figures["new texts"])
+        texts = phases.warm_up(site)  # the new ones took their places
         figures["overload"] = phases.overload(
             site, texts, arguments.clients, arguments.overload_seconds, arguments.after_seconds
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from vlm.errors import BusyError
+from vlm.serving import app as application
 from vlm.serving.transport.admission import Gate
 
 CALL_S = 0.25
@@ -109,3 +111,30 @@ def test_who_gives_up_in_line_does_not_change_the_pace() -> None:
             gate.close()
 
     assert asyncio.run(given_up()) == pytest.approx(CALL_S, rel=1e-6)
+
+
+def test_refusals_are_told_after_a_pause_but_only_so_many_wait(monkeypatch) -> None:
+    async def full(scope, receive, send) -> None:
+        raise BusyError("the server is busy")
+
+    async def refusals() -> list[int]:
+        explainer, told, held = application.Explainer(full), [], asyncio.Event()
+        monkeypatch.setattr(application, "_MOST_PAUSED", 2)
+        monkeypatch.setattr(application, "asyncio", SimpleNamespace(sleep=lambda _: held.wait()))
+
+        def ask(number: int) -> asyncio.Task:
+            async def send(message) -> None:
+                if message["type"] == "http.response.start":
+                    told.append((number, message["status"]))
+
+            return asyncio.create_task(explainer({"type": "http"}, None, send))
+
+        first = [ask(number) for number in range(4)]
+        await asyncio.gather(*first[2:])
+        assert told == [(2, 503), (3, 503)]
+        held.set()
+        await asyncio.gather(*first)
+        await ask(4)  # places are given back
+        return [number for number, _ in told]
+
+    assert asyncio.run(refusals()) == [2, 3, 0, 1, 4]

@@ -15,11 +15,15 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vlm.errors import BusyError
 from vlm.serving.routes import ingest, queries, search, system, videos
 from vlm.serving.state import State
 from vlm.serving.transport.metrics import Metrics
 from vlm.serving.transport.problems import Problem, answer, to_problem
 from vlm.serving.transport.security import Guard
+
+# before a refusal is told, for so many at once: each keeps its connection
+_PAUSE_S, _MOST_PAUSED = 0.5, 500
 
 ROUTES: list[Route] = [*system.ROUTES, *search.ROUTES, *videos.ROUTES, *ingest.ROUTES, *queries.ROUTES]
 
@@ -90,10 +94,14 @@ class Recorder:
 
 
 class Explainer:
-    """Turns whatever a route raises into an answer, unless half of one was sent already."""
+    """Turns whatever a route raises into an answer, unless half of one was sent already.
+
+    Who is refused for want of room hears so after a pause: clients that come back at once, whatever they are
+    told, would else have the server do little but refuse them.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self._app, self._num_paused = app, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and answer its errors."""
@@ -110,7 +118,18 @@ class Explainer:
             problem = to_problem(error)
             if has_begun or scope["type"] != "http":
                 raise
+            if isinstance(error, BusyError):
+                await self._pause()
             await answer(problem)(scope, receive, send)
+
+    async def _pause(self) -> None:
+        if self._num_paused >= _MOST_PAUSED:
+            return
+        self._num_paused += 1
+        try:
+            await asyncio.sleep(_PAUSE_S)
+        finally:
+            self._num_paused -= 1
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
