@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,13 +26,16 @@ def test_a_build_is_held_to_the_slower_of_its_parts(clips, tmp_path, capsys) -> 
     assert main(["eval", "index_build", "--videos", str(clips), "--rounds", "2", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     rates = found["segments_per_s"]
-    assert {name: len(each) for name, each in rates.items()} == {"decode": 2, "encode": 2, "build": 2}
+    assert {name: len(each) for name, each in rates.items()} == dict.fromkeys(building.RATES, 2)
     shares = [
         build / min(decode, encode)
         for decode, encode, build in zip(rates["decode"], rates["encode"], rates["build"], strict=True)
     ]
     assert found["shares"] == pytest.approx(shares)
     assert found["share_of_limit"] == pytest.approx(np.median(shares))
+    limits = [min(rates[name][number] for name in building.RATES[:-1]) for number in range(2)]
+    of_all = [build / limit for build, limit in zip(rates["build"], limits, strict=True)]
+    assert found["share_of_all_limits"] == pytest.approx(np.median(of_all))
     # every clip of the world is shorter than a segment
     assert found["files"] == found["estimate"]["segments"] == 6
     assert f"{found['share_of_limit']:.0%} of the slower limit" in capsys.readouterr().out
@@ -50,8 +54,28 @@ def test_an_encoder_that_is_slower_bounds_the_build(clips, monkeypatch) -> None:
     ticks = iter(range(100))
     monkeypatch.setattr(building.time, "monotonic", lambda: next(ticks))
     monkeypatch.setattr(building, "encode_segments", lambda model, batch, layout: None)
+    used_s = iter((10.0, 16.0))
+    monkeypatch.setattr(building, "_processor_s", lambda: next(used_s))
     # begun at 0, looked at 1, 2, 3, 4 (encoding each time) and 5, read at 6
-    assert building._encode(None, [np.zeros(1)] * 3, None) == pytest.approx(3 * 4 / 6)
+    assert building._encode(None, [np.zeros(1)] * 3, None) == pytest.approx((3 * 4 / 6, 6 / 12))
+
+
+def test_cores_that_both_share_bound_the_build(clips, monkeypatch) -> None:
+    """Two cores, 0.3 s of them for decoding a segment and 0.5 s for encoding one: 2.5 segments a second."""
+    readings = iter((0.0, 0.3 * 6))
+    model = SimpleNamespace(preprocessing=SimpleNamespace(num_frames=8))
+    monkeypatch.setattr(building.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(building, "_processor_s", lambda: next(readings))
+    monkeypatch.setattr(building, "choose_layout", lambda *_: None)
+    cost = SimpleNamespace(hours=1 / 3600, num_segments=6)
+    monkeypatch.setattr(building, "estimate_build", lambda *_, **__: SimpleNamespace(cost=cost))
+    monkeypatch.setattr(building, "_decode", lambda *_: (4.0, 8.0, 6, []))
+    monkeypatch.setattr(building, "_encode", lambda *_: (5.0, 0.5))
+    monkeypatch.setattr(building, "_build", lambda *_: (2.0, 3.0))
+    settings = SimpleNamespace(preprocessing=model.preprocessing, stride_s=4.0)
+    found = building.measure_build([clips], model, settings, batch_size=8, rounds=1, show=lambda _: None)
+    assert found["median"]["processor"] == pytest.approx(2 / 0.8)
+    assert (found["share_of_limit"], found["share_of_all_limits"]) == pytest.approx((2 / 4, 2 / 2.5))
 
 
 def test_stored_tokens_cost_what_the_layout_says(tmp_path, capsys) -> None:
