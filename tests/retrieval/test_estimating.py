@@ -69,6 +69,26 @@ def test_the_time_is_within_three_tenths_and_the_segments_exact(
     assert estimate.cost.disk_bytes <= size  # which has the catalogue's fixed pages on top
 
 
+@pytest.mark.parametrize(("num_workers", "batches"), [(1, 1), (3, None)])
+def test_a_lone_decoder_does_not_get_far_ahead_of_what_is_measured(
+    num_workers, batches, many, make_encoder, monkeypatch
+) -> None:
+    used, decode = [], estimating.decode_files
+
+    def watched(files, settings):
+        used.append(settings)
+        return decode(files, settings)
+
+    monkeypatch.setattr(estimating, "decode_files", watched)
+    model = make_encoder()
+    estimated(many, model, budget_s=0.2, num_workers=num_workers)
+    opening, measuring = used
+    segment_bytes = 4 * 3 * model.preprocessing.num_frames * model.preprocessing.image_size**2
+    assert opening.only_open and not measuring.only_open
+    usual = DecodeSettings(preprocessing=model.preprocessing).ahead_bytes
+    assert measuring.ahead_bytes == (usual if batches is None else batches * 4 * segment_bytes)
+
+
 def test_cheaper_ways_are_cheaper_and_their_flags_are_real(many, make_encoder) -> None:
     from vlm.cli import _parser
 

@@ -141,10 +141,9 @@ def test_a_codec_that_never_returns_is_ended_by_its_own_alarm(tmp_path, clip, co
     assert isinstance(last, Failed) and last.reason == "timeout"
 
 
-def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path, clip, colours, monkeypatch) -> None:
+def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path, clip, colours) -> None:
     path = clip(tmp_path / "a.mp4", [(colours.red, 400)])
-    monkeypatch.setattr(pool, "_BYTES_AHEAD", 1 << 16)
-    events = decode_files([path], DecodeSettings(preprocessing=FLAT))
+    events = decode_files([path], DecodeSettings(preprocessing=FLAT, ahead_bytes=1 << 16))
     assert isinstance(next(events), Opened)
     os.utime(path, ns=(1, 1))  # the worker is held back by the lane, far from the end
     last = list(events)[-1]
@@ -217,9 +216,8 @@ def test_a_decoder_goes_on_with_the_next_files_while_nobody_reads(
     wait_until(lambda: sent.count(Finished) == 3)
     assert len(list(events)) == 3 * 4 - 1
     # a lane that holds one event lets nothing through before it is read
-    monkeypatch.setattr(pool, "_BYTES_AHEAD", 1)
     sent.clear()
-    events = decode_files(paths, DecodeSettings(preprocessing=FLAT))
+    events = decode_files(paths, DecodeSettings(preprocessing=FLAT, ahead_bytes=1))
     next(events)
     wait_until(lambda: len(sent) == 3)
     time.sleep(0.2)

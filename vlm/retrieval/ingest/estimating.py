@@ -193,6 +193,9 @@ def _measure(
     side = model.preprocessing.image_size
     blank = np.zeros((model.preprocessing.num_frames, 3, side, side), np.float32)
     encode_segments(model, [blank] * batch_size, layout)  # the first batch takes longer
+    if settings.num_workers == 1:
+        # what a lone decoder does ahead takes time from an encoder on the same cores; a build gets it back
+        settings = replace(settings, ahead_bytes=batch_size * blank.nbytes)
     begun, times, counts = time.monotonic(), [], []
     waiting: Batches[None] = make_batches(model, layout, settings.grid_step_s, batch_size)
     with closing(decode_files(files, settings)) as events:

@@ -26,6 +26,8 @@ class DecodeSettings:
         patience_s: Longest time that opening a file, or the next segment, may take.
         num_workers: Processes that decode at the same time.
         only_open: Read the files' facts, but no frames.
+        ahead_bytes: Decoded frames that may wait for the encoder, over all workers; by default some 100
+            segments of 8 frames of 224 x 224.
         decode_with: ``cpu``, or the name of a `vlm.data.decoding.Device` that decodes what it can.
     """
 
@@ -37,6 +39,7 @@ class DecodeSettings:
     patience_s: float = 60.0
     num_workers: int = 1
     only_open: bool = False
+    ahead_bytes: int = 512 << 20
     decode_with: str = CPU
 
 

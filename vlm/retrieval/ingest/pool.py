@@ -27,8 +27,6 @@ from vlm.retrieval.ingest.events import CPU, DecodedSegment, DecodeSettings, Eve
 from vlm.retrieval.ingest.lane import Lane
 from vlm.types import Preprocessing
 
-# decoded frames that wait for the encoder, over all workers: some 100 segments of 8 frames of 224 x 224
-_BYTES_AHEAD = 512 << 20
 # what an event without frames counts as: its list of segments may be long
 _EVENT_BYTES = 4 << 10
 _MAX_HEADER_BYTES = 64 << 20
@@ -55,7 +53,7 @@ def decode_files(
         InvalidInput: The device that is to decode is not here.
     """
     count = max(1, min(settings.num_workers, len(paths)))
-    lanes: list[Lane[Event]] = [Lane(_BYTES_AHEAD // count) for _ in range(count)]
+    lanes: list[Lane[Event]] = [Lane(settings.ahead_bytes // count) for _ in range(count)]
     workers = [_Worker(settings) for _ in range(count)]
     if paths and settings.decode_with != CPU:
         workers[0].start()
