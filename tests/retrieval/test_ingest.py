@@ -14,8 +14,8 @@ import pytest
 
 from vlm.retrieval.ingest import pool
 from vlm.retrieval.ingest.events import DecodedSegment, DecodeSettings, Failed, Finished, Opened
-from vlm.retrieval.ingest.lane import Lane
 from vlm.retrieval.ingest.pool import decode_files
+from vlm.retrieval.ingest.schedule import Schedule
 from vlm.types import Preprocessing
 
 FLAT = Preprocessing(num_frames=2, image_size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -145,7 +145,7 @@ def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path, clip, colour
     path = clip(tmp_path / "a.mp4", [(colours.red, 400)])
     events = decode_files([path], DecodeSettings(preprocessing=FLAT, ahead_bytes=1 << 16))
     assert isinstance(next(events), Opened)
-    os.utime(path, ns=(1, 1))  # the worker is held back by the lane, far from the end
+    os.utime(path, ns=(1, 1))  # the worker is held back, far from the end
     last = list(events)[-1]
     assert isinstance(last, Failed) and last.reason == "changed"
 
@@ -166,56 +166,22 @@ def test_files_in_the_current_folder_are_not_imported(tmp_path, clip, colours, m
     assert isinstance(list(decode_files([path], DecodeSettings(preprocessing=FLAT)))[-1], Finished)
 
 
-def test_a_decoder_is_ahead_by_bytes_and_what_has_no_frames_hardly_counts() -> None:
-    lane: Lane[str] = Lane(100)
-    sent = []
-
-    def send() -> None:
-        for name, size in [("huge", 500), ("a", 60), ("facts", 1), ("b", 39), ("c", 1)]:
-            if lane.put(name, size):
-                sent.append(name)
-        lane.fail(ValueError("the sender's"))
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    wait_until(lambda: sent == ["huge"])
-    # one thing always has room; then 60 + 1 + 39 bytes fill the lane to the brim, and one more does not fit
-    assert lane.get() == "huge"
-    wait_until(lambda: sent == ["huge", "a", "facts", "b"])
-    assert thread.is_alive()
-    assert [lane.get() for _ in range(4)] == ["a", "facts", "b", "c"]
-    with pytest.raises(ValueError, match="the sender's"):
-        lane.get()
-    thread.join(5)
-
-
-def test_nobody_waits_for_room_in_a_lane_that_was_closed() -> None:
-    lane: Lane[int] = Lane(10)
-    assert lane.put(1, 10)
-    answers = []
-    thread = threading.Thread(target=lambda: answers.append(lane.put(2, 10)))
-    thread.start()
-    lane.close()
-    thread.join(5)
-    assert answers == [False] and lane.get() == 1
-
-
 def test_a_decoder_goes_on_with_the_next_files_while_nobody_reads(
     tmp_path, clip, colours, monkeypatch
 ) -> None:
     paths = [clip(tmp_path / f"{i}.mp4", [(colours.red, 9)]) for i in range(3)]
-    put, sent = Lane.put, []
+    put, sent = Schedule.put, []
 
-    def record(lane, event, num_bytes):
+    def record(schedule, piece, event, num_bytes):
         sent.append(type(event))
-        return put(lane, event, num_bytes)
+        return put(schedule, piece, event, num_bytes)
 
-    monkeypatch.setattr(Lane, "put", record)
+    monkeypatch.setattr(Schedule, "put", record)
     events = decode_files(paths, DecodeSettings(preprocessing=FLAT))
     next(events)
     wait_until(lambda: sent.count(Finished) == 3)
     assert len(list(events)) == 3 * 4 - 1
-    # a lane that holds one event lets nothing through before it is read
+    # where one event has room nothing more comes through before it is read
     sent.clear()
     events = decode_files(paths, DecodeSettings(preprocessing=FLAT, ahead_bytes=1))
     next(events)

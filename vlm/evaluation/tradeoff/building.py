@@ -66,24 +66,17 @@ def measure_build(
     figures: dict[str, list[float]] = {name: [] for name in RATES}
     seconds = []
     for number in range(1, rounds + 1):
-        used_s = _processor_s()
-        rate, frames_per_segment, count, batch = _decode(files, settings, batch_size)
-        decoding_s = (_processor_s() - used_s) / count
-        figures["decode"].append(rate)
-        # of a grid, a segment brings fewer frames than it has
-        share = frames_per_segment / settings.preprocessing.num_frames
-        encoded, encoding_s = _encode(model, batch, layout)
-        figures["encode"].append(encoded / share)
-        figures["processor"].append((os.cpu_count() or 1) / max(decoding_s + encoding_s * share, 1e-9))
+        alone = _alone(files, model, settings, layout, batch_size)
         built, took_s = _build(files, model, settings, batch_size)
-        figures["build"].append(built)
         seconds.append(took_s)
+        for name, rate in zip(RATES, (*alone, built), strict=True):
+            figures[name].append(rate)
         rates = ", ".join(f"{name} {rates[-1]:.2f}" for name, rates in figures.items())
         show(f"round {number}, segments a second: {rates}")
     middle = {name: median(rates) for name, rates in figures.items()}
     every = zip(*(figures[name] for name in RATES[:-1]), strict=True)
-    alone = [min(pair) for pair in zip(figures["decode"], figures["encode"], strict=True)]
-    shares = [rate / limit for rate, limit in zip(figures["build"], alone, strict=True)]
+    slower = [min(pair) for pair in zip(figures["decode"], figures["encode"], strict=True)]
+    shares = [rate / limit for rate, limit in zip(figures["build"], slower, strict=True)]
     of_all = [rate / min(limits) for rate, limits in zip(figures["build"], every, strict=True)]
     estimate |= {"took_share": median(estimated_s / took_s for took_s in seconds)}
     return {
@@ -95,6 +88,24 @@ def measure_build(
         "shares": shares,
         "estimate": estimate,
     }
+
+
+def _alone(
+    files: Sequence[Path],
+    model: VideoTextEncoder,
+    settings: DecodeSettings,
+    layout: FeatureLayout,
+    batch_size: int,
+) -> tuple[float, float, float]:
+    """Return segments a second decoded, encoded, and both if they had all cores and nothing else to do."""
+    used_s = _processor_s()
+    decoded, frames_per_segment, count, batch = _decode(files, settings, batch_size)
+    decoding_s = (_processor_s() - used_s) / count
+    # of a grid, a segment brings fewer frames than it has
+    share = frames_per_segment / settings.preprocessing.num_frames
+    encoded, encoding_s = _encode(model, batch, layout)
+    both = (os.cpu_count() or 1) / max(decoding_s + encoding_s * share, 1e-9)
+    return decoded, encoded / share, both
 
 
 def _decode(

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from vlm.data.preprocessing import preprocess
 from vlm.errors import DataError, InvalidInput
 from vlm.retrieval.duplicates.hashing import grey_of, hash_frames
 from vlm.retrieval.ingest.events import CPU, DecodedSegment, DecodeSettings, Event, Failed, Finished, Opened
-from vlm.retrieval.ingest.lane import Lane
+from vlm.retrieval.ingest.schedule import Piece, Schedule, Segments
 from vlm.types import Preprocessing
 
+# of a file that several decoders share: each opens it anew, and decodes from a key frame before its piece
+_PIECE_SEGMENTS = 16
 # what an event without frames counts as: its list of segments may be long
 _EVENT_BYTES = 4 << 10
 _MAX_HEADER_BYTES = 64 << 20
@@ -41,8 +43,8 @@ def decode_files(
 ) -> Generator[Event, None, None]:
     """Yield `Opened`, then `DecodedSegment` by number, then `Finished`, for each file in order, or `Failed`.
 
-    `Failed` may come at any time of a file and is its last event. `file` counts `paths` from 0. Closing the
-    generator ends the processes.
+    `Failed` may come at any time of a file and is its last event. `file` counts `paths` from 0. Several
+    processes share a long file. Closing the generator ends the processes.
 
     Args:
         paths: The files; one may come more than once.
@@ -52,31 +54,28 @@ def decode_files(
     Raises:
         InvalidInput: The device that is to decode is not here.
     """
-    count = max(1, min(settings.num_workers, len(paths)))
-    lanes: list[Lane[Event]] = [Lane(settings.ahead_bytes // count) for _ in range(count)]
+    count = max(1, settings.num_workers)
+    schedule: Schedule[_Found] = Schedule(
+        len(paths),
+        settings.ahead_bytes,
+        _piece_segments(settings),
+        count if settings.only_open else (count + 1) // 2,
+    )
     workers = [_Worker(settings) for _ in range(count)]
     if paths and settings.decode_with != CPU:
         workers[0].start()
     threads = [
-        threading.Thread(
-            target=_feed,
-            args=(workers[k], paths, segments, range(k, len(paths), count), lanes[k]),
-            daemon=True,
-        )
-        for k in range(count)
+        threading.Thread(target=_feed, args=(worker, paths, segments, schedule), daemon=True)
+        for worker in workers
     ]
     for thread in threads:
         thread.start()
     try:
-        for file in range(len(paths)):
-            while True:
-                event = lanes[file % count].get()
-                yield event
-                if isinstance(event, (Finished, Failed)):
-                    break
+        for file, path in enumerate(paths):
+            with closing(schedule.read(file)) as found:
+                yield from _as_one(file, path, found, settings.preprocessing.image_size)
     finally:
-        for lane in lanes:
-            lane.close()
+        schedule.close()
         for worker in workers:
             worker.kill()
         for thread in threads:
@@ -112,22 +111,72 @@ def decode_one(
     raise DataError(f"{path}: no frames could be decoded", "no_frames")
 
 
+def _piece_segments(settings: DecodeSettings) -> int | None:
+    return None if settings.only_open or settings.num_workers <= 1 else _PIECE_SEGMENTS
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A frame (1, 3, height, width) of a file's grid, which segments share, and its hash."""
+
+    video: np.ndarray
+    hashes: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A segment of frames of the grid, counted over the file."""
+
+    number: int
+    shown: list[int]
+
+
+_Found = Event | _Frame | _Shown
+
+
 def _feed(
     worker: _Worker,
     paths: Sequence[Path],
-    segments: Sequence[Sequence[tuple[float, float]]] | None,
-    files: range,
-    lane: Lane[Event],
+    segments: Sequence[Segments] | None,
+    schedule: Schedule[_Found],
 ) -> None:
-    """Run one worker's share of the files, holding back while its lane is full."""
+    """Have one worker decode what is next until nothing is left, holding back while nobody reads."""
     try:
-        for file in files:
-            for event in worker.decode(file, paths[file], None if segments is None else segments[file]):
-                frames = event.video.nbytes if isinstance(event, DecodedSegment) else 0
-                if not lane.put(event, _EVENT_BYTES + frames):
+        while (piece := schedule.take()) is not None:
+            known = piece.segments if segments is None else list(segments[piece.file])
+            for event in worker.decode(piece, paths[piece.file], known):
+                if isinstance(event, Opened):
+                    schedule.opened(piece, event.segments)
+                frames = event.video.nbytes if isinstance(event, (DecodedSegment, _Frame)) else 0
+                if not schedule.put(piece, event, _EVENT_BYTES + frames):
                     return
-    except BaseException as error:  # shown to whoever reads the lane, who would wait for ever otherwise
-        lane.fail(error)
+            schedule.end(piece)
+    except BaseException as error:  # shown to the reader, who would wait for ever otherwise
+        schedule.fail(error)
+
+
+def _as_one(file: int, path: Path, found: Iterator[_Found], image_size: int) -> Iterator[Event]:
+    """Yield the events of a file from what was found in its pieces, each of which ends with `Finished`."""
+    grid = _Grid(image_size)
+    before: Finished | None = None
+    for item in found:
+        if isinstance(item, _Frame):
+            grid.add(item.video, item.hashes)
+        elif isinstance(item, _Shown):
+            yield grid.segment(file, item.number, item.shown)
+        elif isinstance(item, Finished):
+            if before and (before.size_bytes, before.mtime_ns) != (item.size_bytes, item.mtime_ns):
+                yield Failed(
+                    file=file, reason="changed", detail=f"{path}: the file changed while it was read"
+                )
+                return
+            before = replace(item, fallback=(before.fallback if before else "") or item.fallback)
+        else:
+            yield item
+            if isinstance(item, Failed):
+                return
+    assert before is not None
+    yield before
 
 
 class _Grid:
@@ -181,6 +230,7 @@ class _Worker:
             "only_open": settings.only_open,
             "grid_step_s": settings.grid_step_s,
             "num_frames": settings.preprocessing.num_frames,
+            "count": _piece_segments(settings),
         }
 
     def start(self) -> None:
@@ -198,14 +248,12 @@ class _Worker:
             self.close()
             raise InvalidInput(self._problem)
 
-    def decode(
-        self, file: int, path: Path, segments: Sequence[tuple[float, float]] | None
-    ) -> Iterator[Event]:
-        """Yield the events of one file; where a device took the process down, the CPU goes on."""
+    def decode(self, piece: Piece[_Found], path: Path, segments: Segments | None) -> Iterator[_Found]:
+        """Yield what a piece of a file is; where a device took the process down, the CPU goes on."""
         num_given, reason = 0, ""
         for on_device in (True, False) if self._settings.decode_with != CPU else (False,):
             try:
-                for number, event in enumerate(self._attempt(file, path, segments, on_device)):
+                for number, event in enumerate(self._attempt(piece, path, segments, on_device)):
                     if isinstance(event, (Finished, Failed)):
                         yield (
                             replace(event, fallback=reason)
@@ -217,19 +265,19 @@ class _Worker:
                         num_given += 1
                         yield event
             except _LOSSES as error:
-                failed = self._bury(file, path, error)
+                failed = self._bury(piece.file, path, error)
                 reason = failed.reason
         yield failed
 
     def _attempt(
-        self, file: int, path: Path, segments: Sequence[tuple[float, float]] | None, on_device: bool
-    ) -> Iterator[Event]:
-        process = self._running()
+        self, piece: Piece[_Found], path: Path, segments: Segments | None, on_device: bool
+    ) -> Iterator[_Found]:
+        process, file = self._running(), piece.file
         job = {**self._job, "path": os.fspath(path), "segments": segments, "on_device": on_device}
+        job["first"] = piece.first
         assert process.stdin is not None
         process.stdin.write(json.dumps(job).encode() + b"\n")
         process.stdin.flush()
-        grid = _Grid(self._settings.preprocessing.image_size)
         while True:
             reply = json.loads(self._read_line())
             kind = reply.pop("kind")
@@ -237,9 +285,9 @@ class _Worker:
                 video, hashes = self._read_frames(reply["shape"])
                 yield DecodedSegment(file=file, number=int(reply["number"]), video=video, hashes=hashes)
             elif kind == "frame":
-                grid.add(*self._read_frames([1, *reply["shape"]]))
+                yield _Frame(*self._read_frames([1, *reply["shape"]]))
             elif kind == "shown":
-                yield grid.segment(file, int(reply["number"]), reply["shown"])
+                yield _Shown(int(reply["number"]), reply["shown"])
             elif kind == "opened":
                 reply["segments"] = [(float(start), float(end)) for start, end in reply["segments"]]
                 yield Opened(file=file, **reply)

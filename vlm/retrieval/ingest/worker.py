@@ -76,7 +76,7 @@ def _open_device(name: str) -> tuple[Device | None, str]:
 def _serve(
     job: dict[str, Any], replies: IO[bytes], patience_s: float, device: Device | None
 ) -> dict[str, Any]:
-    """Decode one file; return the size, time and hash of what was decoded, and why the CPU had to."""
+    """Decode a piece of a file; return the file's size, time, hash (after the last), why the CPU had to."""
     from vlm.data.decoding import DecodeLimits, open_video
 
     signal.setitimer(signal.ITIMER_REAL, patience_s)
@@ -96,6 +96,8 @@ def _serve(
             segments = cut_shots(duration_s, cuts, job["segment_s"], job["stride_s"])
         else:
             segments = cut_segments(duration_s, job["segment_s"], job["stride_s"])
+        first, count = job["first"], job["count"]
+        last = len(segments) if count is None else min(first + count, len(segments))
         opened = {
             "kind": "opened",
             "duration_s": info.duration_s,
@@ -106,15 +108,17 @@ def _serve(
             "tags": _tags(path, limits),
             "segments": segments,
         }
-        _send(replies, opened, patience_s)
-        segments = [] if job["only_open"] else segments
+        if not first:
+            _send(replies, opened, patience_s)
+        if job["only_open"]:
+            segments, last = [], 0
         if job["grid_step_s"]:
-            _send_grid(video, segments, job, replies)
+            _send_grid(video, segments, first, last, job, replies)
         else:
-            for item in video.iter_segments(segments, job["num_frames"]):
-                reply = {"kind": "segment", "number": item.number}
+            for item in video.iter_segments(segments[first:last], job["num_frames"]):
+                reply = {"kind": "segment", "number": first + item.number}
                 _send_frames(replies, reply, patience_s, item.frames)
-    sha256 = "" if job["only_open"] else _hash(path, patience_s)
+    sha256 = "" if job["only_open"] or last < len(segments) else _hash(path, patience_s)
     signal.setitimer(signal.ITIMER_REAL, 0)
     if _state(path) != before:
         raise DataError(f"{path}: the file changed while it was read", "changed")
@@ -127,14 +131,24 @@ def _serve(
 
 
 def _send_grid(
-    video: Video, segments: list[tuple[float, float]], job: dict[str, Any], replies: IO[bytes]
+    video: Video,
+    segments: list[tuple[float, float]],
+    first: int,
+    last: int,
+    job: dict[str, Any],
+    replies: IO[bytes],
 ) -> None:
-    """Send each frame of the video's grid once, in order, and each segment as soon as all of its are sent."""
+    """Send each frame of the video's grid once, in order, and each segment as soon as all of its are sent.
+
+    Of segments `first` to `last` only, as if those before had been sent.
+    """
     patience_s = float(job["patience_s"])
     times_s = grid_times(segments, job["num_frames"], job["grid_step_s"])
     frames, places = np.unique(video.frames_at(times_s), return_inverse=True)
-    source, num_sent = video.iterate(frames), 0
-    for number, shown in enumerate(places.reshape(times_s.shape)):
+    places = places.reshape(times_s.shape)
+    num_sent = int(places[:first].max(initial=-1)) + 1
+    source = video.iterate(frames[num_sent : places[first:last].max(initial=-1) + 1])
+    for number, shown in enumerate(places[first:last], start=first):
         while num_sent <= shown.max():
             _, frame = next(source)
             video.restart_clock()
