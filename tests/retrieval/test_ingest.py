@@ -154,6 +154,7 @@ def test_leaving_early_ends_the_workers(tmp_path, clip, colours, children) -> No
     path = clip(tmp_path / "a.mp4", [(colours.red, 300)])
     events = decode_files([path] * 4, DecodeSettings(preprocessing=FLAT, num_workers=2))
     next(events)
+    wait_until(lambda: len(children) == 2)  # the second comes to help once it is known that the file is long
     events.close()
     assert [child.returncode for child in children] == [-signal.SIGKILL] * 2
 
