@@ -188,7 +188,7 @@ def sprung(tmp_path) -> Iterator[threading.Event]:
     thread.start()
     yield event
     os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-    thread.join(timeout=120)
+    thread.join(timeout=10)
 
 
 def test_a_playlist_named_as_a_video_opens_nothing(tmp_path, model, sprung, ask, capsys, monkeypatch) -> None:
@@ -206,7 +206,7 @@ def test_a_playlist_named_as_a_video_opens_nothing(tmp_path, model, sprung, ask,
     # and the trap works: a careless reader falls into it
     with suppress(av.error.FFmpegError):
         av.open(str(folder / "list.mp4")).close()
-    assert sprung.wait(timeout=120)
+    assert sprung.wait(timeout=10)
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ def test_signals_end_with_their_code_after_the_work_has_cleaned_up(number, code)
     process = run_python(WAITING)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (code, "state saved\n")
     assert err.startswith("vlm: ") and err.count("\n") == 1
 
@@ -206,7 +206,7 @@ def test_a_reader_that_leaves_is_no_error():
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=30) == 0
     process.stderr.close()
 
 
@@ -222,7 +222,7 @@ def test_undecodable_file_names_can_be_printed():
     raise SystemExit(cli.main(["names"]))
     """
     process = run_python(code)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (0, "clip\\udcff.mp4\n", "")
 
 
@@ -237,7 +237,7 @@ def test_help_is_cheap():
     print(spent.ru_utime + spent.ru_stime, loaded, file=sys.stderr)
     """
     process = run_python(code)
-    _out, err = process.communicate(timeout=120)
+    _out, err = process.communicate(timeout=30)
     seconds, _, loaded = err.strip().partition(" ")
     assert loaded == "[]"
     assert float(seconds) < 0.3

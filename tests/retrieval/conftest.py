@@ -271,7 +271,7 @@ def build_process(build_command) -> Iterator[Callable[..., subprocess.CompletedP
 
     yield run
     server.stdin.close()
-    assert server.wait(timeout=120) == 0
+    assert server.wait(timeout=10) == 0
     server.stdout.close()
 
 

@@ -137,8 +137,10 @@ def test_a_worker_that_dies_or_hangs_costs_one_file(
 def test_a_codec_that_never_returns_is_ended_by_its_own_alarm(tmp_path, clip, colours) -> None:
     # ten seconds of frames cannot be decoded in a millisecond, whatever the parent does
     path = clip(tmp_path / "a.mp4", [(colours.red, 10)], fps=25, size=(640, 480))
+    began = time.monotonic()
     (*_, last) = decode_files([path], DecodeSettings(preprocessing=FLAT, patience_s=0.002))
     assert isinstance(last, Failed) and last.reason == "timeout"
+    assert time.monotonic() - began < 30
 
 
 def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path, clip, colours) -> None:
@@ -155,7 +157,9 @@ def test_leaving_early_ends_the_workers(tmp_path, clip, colours, children) -> No
     events = decode_files([path] * 4, DecodeSettings(preprocessing=FLAT, num_workers=2))
     next(events)
     wait_until(lambda: len(children) == 2)  # the second comes to help once it is known that the file is long
+    began = time.monotonic()
     events.close()
+    assert time.monotonic() - began < 5
     assert [child.returncode for child in children] == [-signal.SIGKILL] * 2
 
 

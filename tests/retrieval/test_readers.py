@@ -1,4 +1,4 @@
-"""Readers in other processes while a writer works: each sees whole generations, and goes on seeing them."""
+"""Readers in other processes while a writer works: none waits, each sees whole generations."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ import sys
 import pytest
 
 READER = """
-import contextlib, json, sys, pathlib
+import json, sys, time, pathlib
 import index as soak
 from vlm.errors import BusyError
 from vlm.retrieval import Searcher, VideoIndex
 from vlm.retrieval.upkeep.verification import verify_folder
 folder, stop = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-model, seen = soak.Encoder(), []
+model, seen, slowest = soak.Encoder(), [], 0.0
 searcher = Searcher(VideoIndex.open(folder), model, backend="exact")
 print("ready", flush=True)
 while not stop.exists():
-    with contextlib.suppress(BusyError):
+    began = time.monotonic()
+    try:
         searcher.refresh()
         hits = searcher.search("anything", top_k=1000)
         held = soak.contents(searcher.index)
         assert sorted(hit.path for hit in hits) == sorted(held), "a torn generation"
         assert verify_folder(folder) == [], "a writer at work is taken for damage"
         seen.append([searcher.index.snapshot.generation.id, held])
-print(json.dumps(seen), flush=True)
+    except BusyError:
+        pass
+    slowest = max(slowest, time.monotonic() - began)
+print(json.dumps({"seen": seen, "slowest": slowest}), flush=True)
 """
 
 WRITER = """
@@ -46,8 +50,7 @@ print(json.dumps(states), flush=True)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_readers_see_whole_generations(tmp_path, root) -> None:
+def test_readers_see_whole_generations_and_never_wait(tmp_path, root) -> None:
     folder, stop = tmp_path / "world", tmp_path / "stop"
     paths = os.pathsep.join((str(root), str(root / "tests" / "soak")))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
@@ -64,21 +67,23 @@ def test_readers_see_whole_generations(tmp_path, root) -> None:
         readers = [start(READER, folder / "index", stop) for _ in range(2)]
         for reader in readers:
             assert reader.stdout.readline() == "ready\n", reader.communicate()
-        written, errors = writer.communicate("go\n", timeout=800)
+        written, errors = writer.communicate("go\n", timeout=200)
         assert writer.returncode == 0, errors
     finally:
         stop.touch()
-        outputs = [reader.communicate(timeout=300) for reader in readers]
+        outputs = [reader.communicate(timeout=60) for reader in readers]
         writer.kill()
         writer.communicate()
     states = json.loads(written.splitlines()[-1])
     allowed = {(path, data) for state in states for path, data in state.items()}
     for output, errors in outputs:
         assert output, errors
-        seen = json.loads(output)
+        values = json.loads(output)
+        seen = values["seen"]
         generations = [generation for generation, _ in seen]
         assert generations == sorted(generations) and len(set(generations)) > 3
         # one generation is always the same, and nothing is in it that was never meant to be
         whole = {(generation, json.dumps(held, sort_keys=True)) for generation, held in seen}
         assert len(whole) == len(set(generations))
         assert all((path, data) in allowed for _, held in seen for path, data in held.items())
+        assert values["slowest"] < 5

@@ -91,7 +91,7 @@ def cluster(tmp_path, monkeypatch, root) -> Iterator[None]:
             daemon.terminate()
         for daemon in daemons:
             try:
-                daemon.wait(timeout=120)
+                daemon.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
