@@ -301,3 +301,15 @@ def test_help_shows_an_example_without_loading_torch(command) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "example: vlm" in done.stdout
+
+
+def test_numbers_that_cannot_be_are_refused_before_anything_is_made(model, videos, tmp_path, capsys) -> None:
+    out = tmp_path / "i"
+    for flags, code, message in (
+        (("--timeout", "inf"), 2, "above 0 seconds and finite, got inf"),
+        (("--segment-seconds", "inf"), 4, "segments of inf s"),
+        (("--dry-run", "--segment-seconds", "5", "--stride-seconds", "10"), 4, "stride of 10 s"),
+    ):
+        assert main(["index", "build", str(videos), "--out", str(out), "--model", model, *flags]) == code
+        assert message in capsys.readouterr().err
+        assert not out.exists()

@@ -66,7 +66,7 @@ def test_what_it_selects(text: str, expected: str) -> None:
         "rowid = 1",
         "path like 'unclosed", "duration_s > width", "codec in ()", "duration_s not > 3", "path = \x00",
         "(" * 30 + "width = 1" + ")" * 30, "not " * 30 + "width = 1", "width = 1 or " * 400 + "width = 1",
-        "duration_s > 60)", "codec = 'a' 'b'", "length(path) > 3",
+        "path like '\udce9'", "duration_s > 60)", "codec = 'a' 'b'", "length(path) > 3",
     ],
 )  # fmt: skip
 def test_what_it_refuses(text: str) -> None:

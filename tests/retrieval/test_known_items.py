@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 
 from vlm.errors import InvalidInput
-from vlm.retrieval.quality.check import compare_runs, keep_run, read_runs
+from vlm.retrieval import Searcher, VideoIndex
+from vlm.retrieval.quality.check import check_index, compare_runs, keep_run, read_runs
 from vlm.retrieval.quality.known_items import KnownItem, read_known_items
-from vlm.types import Hit
+from vlm.types import Duplicate, Hit
 
 GOOD = "query,video,start_s,end_s\nred,{movies}/rgb.mp4,0,8\nyellow,{movies}/deep/yellow.mp4,,\n"
 
@@ -129,6 +132,23 @@ def test_moments_overlap_by_more_than_a_border(start_s, end_s, found) -> None:
     hit = Hit(rank=1, video_id="v", path="p", start_s=4.0, end_s=12.0, score=1.0, score_kind="itc")
     item = KnownItem(query="q", video="p", start_s=start_s, end_s=end_s)
     assert (item.is_found_by(hit, "v"), item.is_found_by(hit, "w")) == (found, False)
+    copy = Duplicate(
+        video_id="w", path="q", start_s=hit.start_s, end_s=hit.end_s, own_start_s=20.0, own_end_s=28.0
+    )
+    hit = dataclasses.replace(hit, start_s=20.0, end_s=28.0, duplicates=(copy,))
+    assert item.is_found_by(hit, "w") == found
+
+
+def test_copies_of_one_video_are_all_found(tmp_path, clip, colours, make_encoder) -> None:
+    scenes = [(colours.red, 8), (colours.green, 8), (colours.blue, 8)]
+    shutil.copy(clip(tmp_path / "v" / "a.mp4", scenes, texture=1), tmp_path / "v" / "b.mp4")
+    with (tmp_path / "v" / "b.mp4").open("ab") as file:
+        file.write(b"\0\0\0\x08free")  # another file, the same footage
+    index = VideoIndex.create(tmp_path / "i", model := make_encoder())
+    index.add([tmp_path / "v"], model=model)
+    items = [KnownItem(query="red", video=f"{name}.mp4", start_s=0.0, end_s=8.0) for name in "ab"]
+    run = check_index(Searcher(index, model), items, tmp_path / "v")
+    assert [outcome["rank"] for outcome in run["outcomes"]] == [1, 1]
 
 
 def run_of(ranks: dict[str, int | None]) -> dict:

@@ -179,6 +179,7 @@ def test_queries_that_cannot_be_answered(searcher, tmp_path) -> None:
     for query, options, message in (
         ("", {}, "query is empty"),
         (" \n", {}, "query is empty"),
+        ("caf\udce9", {}, "not text in UTF-8"),
         ("red", {"top_k": 0}, "top_k >= 1"),
         ("red", {"rerank": -1}, "rerank >= 0"),
         ("red", {"where": "1=1"}, "filter"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,40 @@ def test_a_file_named_outright_is_followed_and_forgotten(tmp_path, clip, colours
     # removed by hand, it does not come back by itself
     assert index.update(model=model).num_added == 0
     assert index.add([b], model=model).num_added == 1
+
+
+@pytest.mark.parametrize("way", ["remove", "never"])
+def test_a_folder_that_is_gone_blocks_updates_only_while_files_of_it_are_known(
+    world, tmp_path, clip, way
+) -> None:
+    folder, index, model = world
+    other = tmp_path / "other"
+    clip(other / "deep" / "a.mp4", [((9, 9, 200), 2)])
+    if way == "remove":
+        index.add([other], model=model)
+        shutil.rmtree(other)
+        with pytest.raises(InvalidInput, match="remove its videos with vlm index remove"):
+            index.update(model=model)
+        index.remove([str(other / "deep" / "a.mp4")])
+    else:
+        (other / "deep" / "a.mp4").unlink()
+        index.add([other], model=model)
+        shutil.rmtree(other)
+    assert index.update(model=model).num_unchanged == 3
+    # the place is looked at again once it is back
+    clip(other / "b.mp4", [((9, 9, 200), 2)])
+    assert index.update(model=model).num_added == 1
+
+
+def test_a_rejected_file_named_outright_is_forgotten_once_it_is_gone(world, tmp_path) -> None:
+    _, index, model = world
+    (broken := tmp_path / "broken.mp4").write_bytes(b"no video")
+    assert len(index.add([broken], model=model).rejected) == 1
+    broken.unlink()
+    report = index.update(model=model)
+    assert (report.num_unchanged, report.num_removed) == (3, 0)
+    assert index.info()["num_rejected"] == 0
+    assert index.update(model=model).num_unchanged == 3
 
 
 def test_a_changed_model_is_refused_with_the_command_that_embeds_again(world, make_encoder) -> None:

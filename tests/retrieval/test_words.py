@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from vlm.errors import CapabilityError, InvalidInput
-from vlm.retrieval import Searcher, VideoIndex
+from vlm.retrieval import Mix, Part, Searcher, VideoIndex
+from vlm.retrieval.strength import TextBank
 from vlm.retrieval.words.gathering import keep_tags, parse_subtitles, passages_of
 from vlm.retrieval.words.no_model import NoModel
 from vlm.retrieval.words.search import fuse
@@ -85,7 +86,7 @@ def library(tmp_path_factory, clip_writer) -> Path:
 
 def indexed(library: Path, folder: Path, model) -> Searcher:
     index = VideoIndex.create(folder / "i", model)
-    assert index.add([library], model=model).num_added == 3
+    assert not index.add([library], model=model).rejected
     return Searcher(index, model)
 
 
@@ -158,6 +159,35 @@ def test_both_rankings_count(library, tmp_path, make_encoder) -> None:
         searcher.search(np.zeros((32, 32, 3), np.uint8), words=True)
     with pytest.raises(InvalidInput, match="aggregate"):
         searcher.search("green", words=True, aggregate="mean")
+
+
+def test_half_a_character_beside_a_video_spoils_nothing(tmp_path, clip_writer) -> None:
+    clip_writer(tmp_path / "v" / "a.mp4", [((9, 9, 9), 2)])
+    (tmp_path / "v" / "a.info.json").write_text('{"title": "holiday \\ud83d"}')
+    assert names(indexed(tmp_path / "v", tmp_path, NoModel()).search("holiday")) == ["a.mp4"]
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_a_strong_hit_behind_weak_ones_is_shown(tmp_path, clip_writer, make_encoder, group) -> None:
+    model = make_encoder()
+    for number in range(4):  # named like the text, and not at all like it
+        clip_writer(tmp_path / "v" / f"red-{number}.mp4", [((20, 20, 30 + 60 * number), 2)])
+    clip_writer(tmp_path / "v" / "other.mp4", [((220, 20, 20), 2)])
+    index = indexed(tmp_path / "v", tmp_path, model).index
+    searcher = Searcher(
+        index, model, bank=TextBank(model, ("grey", "yellow", "grey", "yellow", "grey", "grey"))
+    )
+    assert [hit.strength for hit in searcher.search("red", words=True)][0] == "unrelated"
+    for top_k in (1, 2, 10):
+        hits = searcher.search("red", words=True, group=group, min_strength="strong", top_k=top_k)
+        assert names(hits) == ["other.mp4"], top_k
+
+
+def test_without_a_model_only_one_thing_is_looked_for(wordy) -> None:
+    with pytest.raises(CapabilityError, match="searched by one text"):
+        wordy.search(Mix((Part("paris"), Part("work"))))
+    with pytest.raises(CapabilityError, match="no scores of segments"):
+        wordy.search("paris", aggregate="mean")
 
 
 def test_texts_beside_a_video_are_read_anew(library, wordy) -> None:

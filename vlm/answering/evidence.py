@@ -35,8 +35,14 @@ def find_evidence(searcher: SnapshotSearcher, statements: Sequence[str], *, vide
         for hit in searcher.search(statement, top_k=1, rerank=rerank, where=where)
     ]
     if not found:
-        missing = "the index holds no videos" if video is None else f"the index holds no video {video!r}"
-        raise InvalidInput(f"{missing}; 'vlm search' prints the identifiers with --json")
+        if video is not None and video not in searcher.snapshot.places:
+            raise InvalidInput(
+                f"the index holds no video {video!r}; 'vlm search' prints the identifiers with --json"
+            )
+        is_empty = not searcher.snapshot.videos
+        raise InvalidInput(
+            "the index holds no videos" if is_empty else "nothing was found that may answer this"
+        )
     return max(found, key=lambda hit: hit.score)
 
 

@@ -178,11 +178,7 @@ def _query(arguments: argparse.Namespace) -> Query:
 
 def _print_hits(hits: list[Hit], min_strength: str | None) -> None:
     if not hits:
-        said = (
-            "no videos to choose from"
-            if min_strength is None
-            else f"nothing found that is at least {min_strength}"
-        )
+        said = "nothing found" if min_strength is None else f"nothing found that is at least {min_strength}"
         print(said, file=sys.stderr)
     for hit in hits:
         path, moment = _printable(hit.path), f"{_clock(hit.start_s)}-{_clock(hit.end_s)}"

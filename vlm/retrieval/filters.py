@@ -48,7 +48,16 @@ def parse_filter(text: str) -> Condition:
     """
     if len(text) > _MAX_CHARACTERS:
         raise InvalidInput(f"the filter has {len(text)} characters, expected at most {_MAX_CHARACTERS}")
+    check_text(text, "filter")
     return _Parser(text).parse()
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise InvalidInput unless a text has a form in UTF-8; bytes of a command line may have none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"the {what} is not text in UTF-8: {ascii(text)}") from error
 
 
 class _Parser:

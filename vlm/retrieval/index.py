@@ -33,7 +33,7 @@ from vlm.retrieval.manifest import (
     load_snapshot,
 )
 from vlm.retrieval.reports import Finding, Report, report_of
-from vlm.retrieval.segments import Segmentation
+from vlm.retrieval.segments import Segmentation, check_lengths
 from vlm.retrieval.upkeep.verification import verify_folder
 from vlm.retrieval.vector_log import LogFile, LogVectors, VectorLog
 from vlm.types import VideoTextEncoder
@@ -107,11 +107,7 @@ class VideoIndex:
             InvalidInput: The folder holds something else, or the stride leaves gaps.
             CapabilityError: The model cannot search, or cannot use stored tokens.
         """
-        if not 0 < stride_s <= segment_s:
-            raise InvalidInput(
-                f"expected 0 < stride <= segment length, got a stride of {stride_s:g} s and segments of "
-                f"{segment_s:g} s"
-            )
+        check_lengths(segment_s, stride_s)
         features = choose_layout(model, store_tokens, stride_s)
         manifest = Manifest(
             format=FORMAT,
@@ -257,12 +253,15 @@ class VideoIndex:
         """Bring the index in line with the files and folders that were ever added: new, changed, moved, gone.
 
         Raises:
-            InvalidInput: One of those folders is gone as a whole (an unmounted disk looks like this).
+            InvalidInput: One of those folders is gone as a whole, with files that are known (an unmounted
+                disk looks like this).
         """
         with self._catalog() as catalog:
             roots = [Path(os.fsdecode(root)) for root in catalog.roots()]
-        indexed = {Path(os.fsdecode(video.path)) for video in self.snapshot.videos}
-        missing = [root for root in roots if not root.exists() and root not in indexed]
+            rejected = catalog.rejections(catalog.latest().id)
+        known = [Path(os.fsdecode(one.path)) for one in (*self.snapshot.videos, *rejected)]
+        inhabited = {folder for file in known for folder in file.parents}
+        missing = [root for root in roots if root in inhabited and not root.exists()]
         if missing:
             raise InvalidInput(
                 f"{missing[0]}: this folder is gone as a whole; if that is meant, remove its videos with "

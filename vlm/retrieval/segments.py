@@ -5,10 +5,21 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from vlm.errors import InvalidInput
+
 Segmentation = Literal["even", "shots"]
 
 # a remainder shorter than this is rounding in the container, not footage worth a segment of its own
 _NEGLIGIBLE_S = 0.05
+
+
+def check_lengths(segment_s: float, stride_s: float) -> None:
+    """Raise InvalidInput unless segments of this length and distance leave no gaps; both in seconds."""
+    if not 0 < stride_s <= segment_s or math.isinf(segment_s):
+        raise InvalidInput(
+            f"expected 0 < stride <= segment length, got a stride of {stride_s:g} s and segments of "
+            f"{segment_s:g} s"
+        )
 
 
 def cut_segments(

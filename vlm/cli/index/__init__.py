@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -257,8 +258,8 @@ def load(source: str) -> tuple[VideoTextEncoder, str]:
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.batch_size < 1 or (arguments.workers is not None and arguments.workers < 1):
         raise UsageError("--batch-size and --workers must be at least 1")
-    if not arguments.timeout > 0:
-        raise UsageError("--timeout must be above 0 seconds")
+    if not 0 < arguments.timeout < math.inf:
+        raise UsageError(f"--timeout must be above 0 seconds and finite, got {arguments.timeout:g}")
     if arguments.decode_with != "cpu" and getattr(arguments, "engine", "local") == "local":
         from vlm.retrieval.ingest.pool import check_device
 

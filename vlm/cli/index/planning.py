@@ -19,8 +19,10 @@ def show(arguments: argparse.Namespace, model: VideoTextEncoder, options: dict[s
     from vlm.retrieval.ingest.estimating import estimate_build
     from vlm.retrieval.ingest.events import DecodeSettings
     from vlm.retrieval.ingest.scanning import scan_paths
+    from vlm.retrieval.segments import check_lengths
 
     segment_s, stride_s = arguments.segment_seconds, arguments.stride_seconds
+    check_lengths(segment_s, stride_s)
     layout = choose_layout(model, arguments.store_tokens, stride_s)
     estimate = estimate_build(
         scan_paths(arguments.paths, Path(arguments.out)).files,

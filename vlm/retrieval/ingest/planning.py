@@ -162,6 +162,8 @@ class _Planner:
         for path, rejection in self._rejections.items():
             if (among is None or path in among) and is_gone(path):
                 changes.removed_rejections.append(rejection.row)
+                if path in self._roots:
+                    changes.removed_roots.append(self._roots[path])
         for path, video in self._known.items():
             if video.row not in self._taken and (among is None or path in among) and is_gone(path):
                 changes.removed_videos.append(video.row)

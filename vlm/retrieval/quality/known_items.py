@@ -39,12 +39,16 @@ class KnownItem:
     end_s: float | None = None
 
     def is_found_by(self, hit: Hit, video_id: str) -> bool:
-        """Whether a hit is of that video and, where the item has times, overlaps them."""
-        if hit.video_id != video_id:
-            return False
-        if self.start_s is None or self.end_s is None:
-            return True
-        return hit.start_s < self.end_s and self.start_s < hit.end_s
+        """Whether a hit, or a copy that it names, is of that video and overlaps the item's times, if any."""
+        return any(
+            one.video_id == video_id
+            and (
+                self.start_s is None
+                or self.end_s is None
+                or (one.start_s < self.end_s and self.start_s < one.end_s)
+            )
+            for one in (hit, *hit.duplicates)
+        )
 
 
 def read_known_items(path: Path) -> list[KnownItem]:

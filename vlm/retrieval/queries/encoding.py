@@ -14,6 +14,7 @@ import numpy as np
 from vlm.data.decoding.image import read_image
 from vlm.errors import InvalidInput
 from vlm.retrieval.duplicates.hashing import grey_of, hash_frames
+from vlm.retrieval.filters import check_text
 from vlm.retrieval.ingest.events import DecodeSettings
 from vlm.retrieval.ingest.pool import decode_one
 from vlm.retrieval.queries.mixing import EncodedQuery
@@ -81,6 +82,7 @@ class QueryEncoder:
 
         if not query.strip():
             raise InvalidInput("the query is empty; say what should happen in the video")
+        check_text(query, "query")
         if len(query) > MAX_QUERY_CHARACTERS:
             warnings.warn(
                 f"the query has {len(query)} characters; only the first {MAX_QUERY_CHARACTERS} are read",

@@ -9,6 +9,7 @@ from typing import Literal
 from vlm.errors import CapabilityError, InvalidInput
 from vlm.retrieval.queries.mixing import EncodedQuery
 from vlm.retrieval.queries.values import Moment
+from vlm.retrieval.words.search import NO_MODEL
 from vlm.types import VideoTextEncoder
 
 Aggregate = Literal["max", "mean"]
@@ -52,6 +53,8 @@ class SearchOptions:
             raise CapabilityError("only texts can be reranked: the matching head compares a video and a text")
         if self.rerank and "rerank" not in model.capabilities:
             raise CapabilityError(f"model {model.name!r} ({model.kind}) cannot rerank; leave it out")
+        if self.aggregate == "mean" and model.kind == NO_MODEL:
+            raise CapabilityError("an index without a model has no scores of segments to take the mean of")
         if self.min_strength is not None and encoded.text is None:
             raise CapabilityError("only hits of a text are graded: they are compared with unrelated texts")
         if self.words and encoded.words is None:

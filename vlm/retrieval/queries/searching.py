@@ -184,8 +184,9 @@ class SnapshotSearcher(ABC):
                 ranked = first
             kept = self._graded(encoded, ranked, options.min_strength)
             groups = self._grouped(kept, options.group, end + 1)
-            # whoever follows one that was too weak is weaker
-            is_cut = bool(ranked) and (not kept or kept[-1][0] is not ranked[-1])
+            # in the embedding's order, whoever follows one that was too weak is weaker
+            last = ranked[-1] if ranked and ranked[-1].score_kind == "itc" else None
+            is_cut = last is not None and (not kept or kept[-1][0] is not last)
             if len(groups) > end or by_mean or len(ranked) < reach or is_cut:
                 break
             reach *= 2
@@ -203,6 +204,10 @@ class SnapshotSearcher(ABC):
             return query
         if isinstance(query, Moment):
             return self.encode_segment(query.video_id, query.start_s)
+        if isinstance(query, Mix) and self.model.kind == NO_MODEL:
+            raise CapabilityError(
+                "an index without a model is searched by one text, picture, video or moment"
+            )
         if isinstance(query, Mix):
             return add_up([(part.weight, self.encode(part.query)) for part in query.parts])
         return self._encoder.encode(query)

@@ -98,7 +98,12 @@ class WordSearch:
             )
             listings: dict[Path, list[str]] = {}
             for place, video in enumerate(self._snapshot.videos):
-                values = ((one.text, place, one.start_s) for one in passages_of(video, listings))
+                # half a character, as cut titles end in, has no bytes in UTF-8
+                texts = (
+                    (one, one.text.encode("utf-8", "replace").decode())
+                    for one in passages_of(video, listings)
+                )
+                values = ((text, place, one.start_s) for one, text in texts)
                 connection.executemany("INSERT INTO passages VALUES (?, ?, ?)", values)
             self._connection = connection
         return self._connection
