@@ -259,8 +259,8 @@ class VideoIndex:
         with self._catalog() as catalog:
             roots = [Path(os.fsdecode(root)) for root in catalog.roots()]
             rejected = catalog.rejections(catalog.latest().id)
-        known = [Path(os.fsdecode(one.path)) for one in (*self.snapshot.videos, *rejected)]
-        inhabited = {folder for file in known for folder in file.parents}
+        known = [one.path for one in self.snapshot.videos] + [one.path for one in rejected]
+        inhabited = {folder for path in known for folder in Path(os.fsdecode(path)).parents}
         missing = [root for root in roots if root in inhabited and not root.exists()]
         if missing:
             raise InvalidInput(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vlm.errors import InvalidInput
 from vlm.retrieval.catalog import VideoRow
-from vlm.types import Hit
+from vlm.types import Duplicate, Hit
 
 _REQUIRED, _OPTIONAL = ("query", "video"), ("start_s", "end_s")
 _MOST_ROWS = 100_000
@@ -40,6 +40,7 @@ class KnownItem:
 
     def is_found_by(self, hit: Hit, video_id: str) -> bool:
         """Whether a hit, or a copy that it names, is of that video and overlaps the item's times, if any."""
+        places: tuple[Hit | Duplicate, ...] = (hit, *hit.duplicates)
         return any(
             one.video_id == video_id
             and (
@@ -47,7 +48,7 @@ class KnownItem:
                 or self.end_s is None
                 or (one.start_s < self.end_s and self.start_s < one.end_s)
             )
-            for one in (hit, *hit.duplicates)
+            for one in places
         )
 
 
