@@ -8,10 +8,11 @@ index stores tokens, `tokens/NNNNNN.npy` int8 or float16 (segments, tokens, widt
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +179,11 @@ class LogVectors:
         ]
         self._firsts = np.cumsum([0, *(file.num_rows for file in self._files)])
         self.num_rows = int(self._firsts[-1])
-        self.key = self._key(len(self._files))
+        self.key = key_of(self._files)
 
     def prefix_key(self, num_rows: int) -> str | None:
         """Return the key that the first rows alone would have; None where they end within a part."""
-        count = int(np.searchsorted(self._firsts, num_rows))
-        is_border = count < len(self._firsts) and self._firsts[count] == num_rows
-        return self._key(count) if is_border else None
+        return prefix_key(self._files, num_rows)
 
     def blocks(self, max_rows: int, first: int = 0) -> Iterator[tuple[int, NumpyArray]]:
         """Yield (first row, float16 (at most max_rows, dim)) from the part that begins at row `first` on."""
@@ -222,9 +221,6 @@ class LogVectors:
             self._arrays[owners[start]].take(inner[start:end], 0, result[start:end], "clip")
         return result
 
-    def _key(self, num_files: int) -> str:
-        return hashlib.sha256("".join(file.sha256 for file in self._files[:num_files]).encode()).hexdigest()
-
     def _map(self, file: LogFile) -> NumpyArray:
         array = self._log.read(file.name)
         if array.shape != (file.num_rows, self.dim) or array.dtype != np.float16:
@@ -234,6 +230,19 @@ class LogVectors:
             )
         # every row taken from a np.memmap becomes one, which takes longer than copying it
         return array.view(np.ndarray)
+
+
+def key_of(files: Sequence[LogFile]) -> str:
+    """Return the key of the vectors that some parts hold."""
+    return hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
+
+
+def prefix_key(files: Sequence[LogFile], num_rows: int) -> str | None:
+    """Return the key of the first rows of some parts; None where they end within a part."""
+    firsts = list(accumulate((file.num_rows for file in files), initial=0))
+    count = bisect_left(firsts, num_rows)
+    is_border = count < len(firsts) and firsts[count] == num_rows
+    return key_of(files[:count]) if is_border else None
 
 
 def _joined(arrays: list[NumpyArray]) -> NumpyArray:

@@ -89,9 +89,13 @@ def stated(folder: Path) -> dict[str, Any] | None:
         (``stored``, ``texts``).
     """
     try:
-        label = _label(folder)
+        return described(_label(folder))
     except (OSError, IntegrityError):
         return None
+
+
+def described(label: Label) -> dict[str, Any]:
+    """Return what a label says of its structure; see `stated`."""
     return {
         "kind": label.plan.kind,
         "num_rows": label.num_rows,

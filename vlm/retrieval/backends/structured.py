@@ -38,15 +38,14 @@ _TRAINING_ROWS = 100_000
 _ROWS_PER_LIST = 40
 
 
-class FaissBackend:
-    """Searches by a structure chosen for the number of rows; a GPU that FAISS knows helps to make ``lists``.
+class StructuredBackend:
+    """Searches by a structure that is there; the rows that it lacks are added to it.
 
     Args:
         vectors: What is searched.
-        folder: Where the structure is kept.
-        texts: Returns embedded texts (texts, dim) by which recall is measured when a structure is built.
-        kind: The structure, whatever the number of rows.
-        known: A backend of earlier rows of the same vectors; its structure is copied instead of read.
+        structure: Of the first of their rows.
+        label: What it is of.
+        gpu: Helps to add rows.
 
     Attributes:
         label: What the structure is of, how far it looks, and the recall that was measured.
@@ -55,34 +54,11 @@ class FaissBackend:
     name = "faiss"
 
     def __init__(
-        self,
-        vectors: VectorSource,
-        folder: Path,
-        *,
-        texts: Callable[[], np.ndarray] | None = None,
-        kind: Kind | None = None,
-        known: FaissBackend | None = None,
+        self, vectors: VectorSource, structure: Structure, label: cache.Label, gpu: Gpu | None = None
     ) -> None:
         self._vectors, self._exact = vectors, ExactBackend(vectors)
-        kind = kind or kind_for(vectors.num_rows)
-        found = (known._grown(vectors, kind) if known else None) or _load(vectors, folder, kind)
-        gpu = Gpu() if found is None and kind == "lists" and count_gpus() else None
-        self._structure, self.label = found or _train(vectors, kind, gpu)
+        self._structure, self.label = structure, label
         self._fill(gpu)
-        num_missing = vectors.num_rows - self.label.num_rows
-        # repaired without a model at hand, it was measured by stored vectors alone, and looks not far enough
-        is_unmeasured = (
-            kind == "lists" and texts is not None and all(r.queries != "texts" for r in self.label.recalls)
-        )
-        # a small addition must not cost the writing of all that was there
-        if found is None or is_unmeasured or num_missing * _MAX_MISSING > vectors.num_rows:
-            if kind == "lists":
-                self._calibrate(texts() if texts else None, gpu)
-            if gpu is not None:
-                made_on = f"cpu, since the GPU failed: {gpu.failure}" if gpu.failure else "gpu"
-                self.label = dataclasses.replace(self.label, made_on=made_on)
-            self.label = dataclasses.replace(self.label, key=vectors.key, num_rows=vectors.num_rows)
-            cache.save(folder, self._structure.pack(), self.label)
 
     @property
     def plan(self) -> Plan:
@@ -116,7 +92,7 @@ class FaissBackend:
             return settle(self._vectors, queries, [], top_k)
         return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
 
-    def _grown(self, vectors: VectorSource, kind: Kind) -> tuple[Structure, cache.Label] | None:
+    def grown(self, vectors: VectorSource, kind: Kind) -> tuple[Structure, cache.Label] | None:
         """Return a copy of the structure if more rows of the same vectors can be added to it."""
         if vectors.prefix_key(self._vectors.num_rows) != self._vectors.key or not _fits(
             self.label, vectors, kind
@@ -172,6 +148,46 @@ class FaissBackend:
             self._structure.add(values, gpu)
         self.label = dataclasses.replace(self.label, largest_norm=largest_norm)
 
+
+class FaissBackend(StructuredBackend):
+    """Searches by a structure chosen for the number of rows; a GPU that FAISS knows helps to make ``lists``.
+
+    Args:
+        vectors: What is searched.
+        folder: Where the structure is kept.
+        texts: Returns embedded texts (texts, dim) by which recall is measured when a structure is built.
+        kind: The structure, whatever the number of rows.
+        known: A backend of earlier rows of the same vectors; its structure is copied instead of read.
+    """
+
+    def __init__(
+        self,
+        vectors: VectorSource,
+        folder: Path,
+        *,
+        texts: Callable[[], np.ndarray] | None = None,
+        kind: Kind | None = None,
+        known: FaissBackend | None = None,
+    ) -> None:
+        kind = kind or kind_for(vectors.num_rows)
+        found = (known.grown(vectors, kind) if known else None) or _load(vectors, folder, kind)
+        gpu = Gpu() if found is None and kind == "lists" and count_gpus() else None
+        super().__init__(vectors, *(found or _train(vectors, kind, gpu)), gpu)
+        num_missing = vectors.num_rows - self.label.num_rows
+        # repaired without a model at hand, it was measured by stored vectors alone, and looks not far enough
+        is_unmeasured = (
+            kind == "lists" and texts is not None and all(r.queries != "texts" for r in self.label.recalls)
+        )
+        # a small addition must not cost the writing of all that was there
+        if found is None or is_unmeasured or num_missing * _MAX_MISSING > vectors.num_rows:
+            if kind == "lists":
+                self._calibrate(texts() if texts else None, gpu)
+            if gpu is not None:
+                made_on = f"cpu, since the GPU failed: {gpu.failure}" if gpu.failure else "gpu"
+                self.label = dataclasses.replace(self.label, made_on=made_on)
+            self.label = dataclasses.replace(self.label, key=vectors.key, num_rows=vectors.num_rows)
+            cache.save(folder, self._structure.pack(), self.label)
+
     def _calibrate(self, texts: np.ndarray | None, gpu: Gpu | None) -> None:
         """Find out how far this structure has to look, and state the recall that it then has."""
 
@@ -184,17 +200,23 @@ class FaissBackend:
         self.label = dataclasses.replace(self.label, plan=plan, recalls=recalls)
 
 
-def _load(vectors: VectorSource, folder: Path, kind: Kind) -> tuple[Structure, cache.Label] | None:
-    """Return the cached structure of the first rows if it is of these vectors and still fits their number."""
-    if (found := cache.load(folder)) is None:
-        return None
-    label, content = found
-    if vectors.prefix_key(label.num_rows) != label.key or not _fits(label, vectors, kind):
+def unpacked(
+    vectors: VectorSource, label: cache.Label, content: bytes
+) -> tuple[Structure, cache.Label] | None:
+    """Return a kept structure; None if it is not of the first rows of these vectors, or cannot be read."""
+    if vectors.prefix_key(label.num_rows) != label.key:
         return None
     structure = Structure.unpack(content, label.plan)
     if structure is None or (structure.num_rows, structure.dim) != (label.num_rows, vectors.dim):
         return None
     return structure, label
+
+
+def _load(vectors: VectorSource, folder: Path, kind: Kind) -> tuple[Structure, cache.Label] | None:
+    """Return the cached structure of the first rows if it is of these vectors and still fits their number."""
+    if (found := cache.load(folder)) is None:
+        return None
+    return unpacked(vectors, *found) if _fits(found[0], vectors, kind) else None
 
 
 def _fits(label: cache.Label, vectors: VectorSource, kind: Kind) -> bool:

@@ -9,12 +9,14 @@ from typing import Any
 
 from vlm.config import build, to_dict
 from vlm.errors import ConfigError, IntegrityError, InvalidInput
+from vlm.retrieval.backends.cache import Label
 from vlm.retrieval.manifest import Manifest
 from vlm.retrieval.store.tables import Tables
 from vlm.retrieval.vector_log import LogFile
 
 FORMAT = "vlm-store/1"
 MANIFEST = "manifest"
+STRUCTURE = "structure"
 # a reader may meet the very moment in which a version is replaced and removed
 _ATTEMPTS = 3
 
@@ -24,7 +26,7 @@ class TableState:
     """A table of a store.
 
     Attributes:
-        name: ``videos``, ``spans``, or ``group-NNNN``.
+        name: ``videos``, ``spans``, ``structure``, or ``group-NNNN``.
         version: Which of its versions belongs to the generation.
         num_rows: How many rows it has there.
         sha256: Hash of the numbers of its segments; empty for others.
@@ -66,6 +68,7 @@ class StoreManifest:
         roots: The files and folders that were indexed.
         tables: The tables.
         grades: For the grades of hits; None if the index has not been calibrated.
+        structure: What the table ``structure`` holds; None if every vector is compared.
     """
 
     format: str
@@ -82,6 +85,7 @@ class StoreManifest:
     roots: tuple[str, ...]
     tables: tuple[TableState, ...]
     grades: Grades | None = None
+    structure: Label | None = None
 
     def table(self, name: str) -> TableState | None:
         """Return a table by name."""

@@ -19,11 +19,14 @@ import numpy as np
 
 from vlm.crashes import crash_point
 from vlm.errors import CapabilityError, InvalidInput
+from vlm.retrieval.backends import cache
+from vlm.retrieval.backends.cache import Label
 from vlm.retrieval.catalog import Span, VideoRow
 from vlm.retrieval.durability import WriterLock
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.store.description import (
     FORMAT,
+    STRUCTURE,
     Grades,
     StoreManifest,
     TableState,
@@ -39,6 +42,7 @@ GROUP_SIZE = 1_000_000
 SAFE_AGE_S = 600.0
 _ROWS_AT_ONCE = 16384
 _KEYS_AT_ONCE = 10_000
+_PIECE_BYTES = 2**24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,10 +122,13 @@ class _Publication:
         if old is not None and self.before is not None:
             self._forget(self.before)
         snapshot = self.index.snapshot
+        groups = self._groups(old)
+        structure, pieces = self._structure(old)
         states = [
             self._facts("videos", old, snapshot.videos, VIDEO_COLUMNS),
             self._facts("spans", old, self.spans, SPAN_COLUMNS),
-            *self._groups(old),
+            *groups,
+            *pieces,
         ]
         calibration = load_calibration(self.index.folder / "ann")
         generation = 1 + (0 if self.before is None else self.before.generation)
@@ -146,13 +153,14 @@ class _Publication:
                 grades=None
                 if calibration is None
                 else Grades(bank=calibration.bank, num_rows=calibration.num_rows, scores=calibration.scores),
+                structure=structure,
             ),
         )
         return Published(
             generation=generation,
             num_videos=counts.num_videos,
             num_segments=counts.num_segments,
-            num_groups=len(states) - 2,
+            num_groups=len(groups),
             num_added=self.counts["added"],
             num_removed=self.counts["removed"],
         )
@@ -211,6 +219,21 @@ class _Publication:
             if changed:
                 table.compact()
         return TableState(name=name, version=table.version, num_rows=len(rows))
+
+    def _structure(self, old: Store | None) -> tuple[Label | None, list[TableState]]:
+        """Bring the index's structure along if it looks through lists; what compares everything is none."""
+        found = cache.load(self.index.folder / "ann")
+        if found is None or found[0].plan.kind != "lists":
+            return None, []
+        label, content = found
+        if self.vectors.prefix_key(label.num_rows) != label.key:
+            return None, []
+        is_there = old is not None and old.state.structure == label
+        table = self._table(STRUCTURE) if is_there else None
+        if table is None:
+            pieces = [content[first : first + _PIECE_BYTES] for first in range(0, len(content), _PIECE_BYTES)]
+            table = self.tables.write(STRUCTURE, _numbered(pieces))
+        return label, [TableState(name=STRUCTURE, version=table.version, num_rows=table.count())]
 
     def _groups(self, old: Store | None) -> list[TableState]:
         """Bring the groups in line; those that nothing is left of keep no place in the manifest."""
@@ -279,6 +302,14 @@ def _arrow(rows: Sequence[VideoRow | Span], columns: Sequence[str]) -> Any:
     types |= dict.fromkeys(("video_id", "sha256", "codec", "domain", "tags"), pyarrow.string())
     schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in columns])
     return pyarrow.table({name: [getattr(row, name) for row in rows] for name in columns}, schema=schema)
+
+
+def _numbered(pieces: Sequence[bytes]) -> Any:
+    """Return an Arrow table of pieces of a file."""
+    import pyarrow
+
+    contents = pyarrow.array(pieces, pyarrow.large_binary())
+    return pyarrow.table({"number": pyarrow.array(range(len(pieces)), pyarrow.int64()), "content": contents})
 
 
 def _segments(rows: np.ndarray, vectors: np.ndarray) -> Any:

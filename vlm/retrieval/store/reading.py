@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import threading
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from vlm.errors import IntegrityError, InvalidInput
+from vlm.retrieval.backends.cache import described
 from vlm.retrieval.catalog import Generation, Span, VideoRow
 from vlm.retrieval.manifest import check_model, describe, load_snapshot
-from vlm.retrieval.store.description import StoreManifest, group_name, read_manifest
+from vlm.retrieval.store.description import STRUCTURE, StoreManifest, group_name, read_manifest
 from vlm.retrieval.store.tables import Table, Tables
 from vlm.retrieval.vector_log import LogFile
 from vlm.types import VideoTextEncoder
@@ -85,6 +87,23 @@ class Store:
             )
         return table
 
+    def structure(self) -> bytes | None:
+        """Return the file of the search structure that was published; None if there is none.
+
+        Raises:
+            IntegrityError: It is not what was published.
+        """
+        if self.state.structure is None:
+            return None
+        pieces = self.held(STRUCTURE).read(["number", "content"]).sort_by("number")
+        content = b"".join(pieces["content"].to_pylist())
+        if hashlib.sha256(content).hexdigest() != self.state.structure.sha256:
+            raise IntegrityError(
+                f"{self.tables.uri}: its search structure is damaged (checksum mismatch); publish the index "
+                "again"
+            )
+        return content
+
     def rows_where(self, condition: str, values: Sequence[object]) -> np.ndarray:
         """Return the keys of videos that satisfy a condition of `vlm.retrieval.filters`.
 
@@ -118,7 +137,7 @@ class Store:
             "token_bytes_per_segment": 0,
             "size_bytes": generation.num_segments * manifest.features.dim * 2,
             "num_dead_segments": 0,
-            "structure": None,
+            "structure": None if self.state.structure is None else described(self.state.structure),
             "num_groups": len(self.groups),
         }
 

@@ -6,13 +6,16 @@ is asked for more until nothing that it has not given can be among the best.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from vlm.errors import IntegrityError
 from vlm.retrieval.backends.exact import check_queries, settle, tolerance
 from vlm.retrieval.store.description import group_name
 from vlm.retrieval.store.reading import Store
-from vlm.retrieval.store.tables import among, vectors_of
+from vlm.retrieval.store.tables import among, between, vectors_of
+from vlm.retrieval.vector_log import key_of, prefix_key
 
 # more than are asked for, as the order may change
 _MARGIN = 16
@@ -24,10 +27,29 @@ _DISTANCE_ROUNDING = 1e-6
 
 
 class StoredVectors:
-    """The vectors of a store by row; see `vlm.retrieval.backends.exact.Gatherable`."""
+    """The vectors of a store by row; see `vlm.retrieval.backends.exact.VectorSource`."""
 
     def __init__(self, store: Store) -> None:
         self._store, self.dim = store, store.manifest.features.dim
+        self.num_rows = len(store.snapshot.alive)
+        self.key = key_of(store.state.files)
+
+    def prefix_key(self, num_rows: int) -> str | None:
+        """Return the key that the first rows alone would have; None where they end within a part."""
+        return prefix_key(self._store.state.files, num_rows)
+
+    def blocks(self, max_rows: int, first: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, float16 (at most max_rows, dim)); segments that are gone are zeros."""
+        size = self._store.state.group_size
+        for start in range(first, self.num_rows, max_rows):
+            end = min(start + max_rows, self.num_rows)
+            block = np.zeros((end - start, self.dim), np.float16)
+            for number in range(start // size, (end - 1) // size + 1):
+                if (table := self._store.groups.get(number)) is not None:
+                    found = table.read(["segment", "vector"], between("segment", start, end))
+                    segments, vectors = vectors_of(found, self.dim)
+                    block[segments - start] = vectors
+            yield start, block
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Return float16 (len(rows), dim), in the order of `rows`.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +24,9 @@ from vlm.retrieval.strength import Grader, TextBank
 from vlm.retrieval.strength.calibration import Calibration
 from vlm.retrieval.words.search import WordSearch
 from vlm.types import Hit, TextFeatures, VideoTextEncoder
+
+if TYPE_CHECKING:
+    from vlm.retrieval.backends.structured import StructuredBackend
 
 
 class StoreSearcher(SnapshotSearcher):
@@ -54,6 +59,7 @@ class StoreSearcher(SnapshotSearcher):
     ) -> None:
         super().__init__(model)
         self._uri, self._around, self._bank = uri, around, bank or TextBank(model)
+        self._structured: StructuredBackend | None = None
         self._open(Store(uri))
 
     def refresh(self) -> None:
@@ -93,9 +99,10 @@ class StoreSearcher(SnapshotSearcher):
 
     def _open(self, store: Store) -> None:
         store.check_model(self.model)
-        backend: Backend = StoreBackend(store)
-        self._backend = backend if self._around is None else self._around(backend)
         self._vectors = StoredVectors(store)
+        self._structured = self._by_structure(store, self._vectors)
+        backend: Backend = self._structured or StoreBackend(store)
+        self._backend = backend if self._around is None else self._around(backend)
         self._words = WordSearch(store.snapshot)
         grades = store.state.grades
         known = None
@@ -105,6 +112,20 @@ class StoreSearcher(SnapshotSearcher):
             known = None
         self._grader = Grader(self._bank, self._backend, store.snapshot.alive, None, None, known)
         self.index = store
+
+    def _by_structure(self, store: Store, vectors: StoredVectors) -> StructuredBackend | None:
+        """Return a backend by the structure that was published; None if there is none that can be used."""
+        label = store.state.structure
+        if label is None or importlib.util.find_spec("faiss") is None:
+            return None
+        from vlm.retrieval.backends.structured import StructuredBackend, unpacked
+
+        known, found = self._structured, None
+        if known is not None and self.index.state.structure == label:
+            found = known.grown(vectors, "lists")
+        if found is None and (content := store.structure()) is not None:
+            found = unpacked(vectors, label, content)
+        return None if found is None else StructuredBackend(vectors, *found)
 
     def _rows_where(self, condition: Condition) -> np.ndarray:
         return self.index.rows_where(condition.sql, condition.values)

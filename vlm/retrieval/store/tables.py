@@ -147,6 +147,11 @@ def among(column: str, keys: Sequence[int] | np.ndarray, *, negated: bool = Fals
     return f"{column} {'NOT ' if negated else ''}IN ({numbers})"
 
 
+def between(column: str, first: int, end: int) -> str:
+    """Return the condition that a column holds a whole number from `first` on, below `end`."""
+    return f"{column} >= {int(first)} AND {column} < {int(end)}"
+
+
 @contextmanager
 def _translated(place: str) -> Iterator[None]:
     try:
