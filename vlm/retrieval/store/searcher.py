@@ -39,6 +39,8 @@ class StoreSearcher(SnapshotSearcher):
         model: The model that made it.
         around: As for `vlm.retrieval.searcher.Searcher`.
         bank: The same.
+        with_structure: Search by the structure that was published, if there is one and FAISS is installed;
+            else every vector is compared.
 
     Raises:
         InvalidInput: There is no store, or another model made it.
@@ -56,10 +58,12 @@ class StoreSearcher(SnapshotSearcher):
         *,
         around: Callable[[Backend], Backend] | None = None,
         bank: TextBank | None = None,
+        with_structure: bool = True,
     ) -> None:
         super().__init__(model)
         self._uri, self._around, self._bank = uri, around, bank or TextBank(model)
         self._structured: StructuredBackend | None = None
+        self._with_structure = with_structure
         self._open(Store(uri))
 
     def refresh(self) -> None:
@@ -116,7 +120,7 @@ class StoreSearcher(SnapshotSearcher):
     def _by_structure(self, store: Store, vectors: StoredVectors) -> StructuredBackend | None:
         """Return a backend by the structure that was published; None if there is none that can be used."""
         label = store.state.structure
-        if label is None or importlib.util.find_spec("faiss") is None:
+        if label is None or not self._with_structure or importlib.util.find_spec("faiss") is None:
             return None
         from vlm.retrieval.backends.structured import StructuredBackend, unpacked
 
