@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,11 +68,12 @@ class NamedPart:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Known:
-    """An encoded query with what was said while it was encoded."""
+    """An encoded query, what was said while it was encoded, and the video that none of its pages shows."""
 
     encoded: EncodedQuery
-    unknown_words: tuple[str, ...]
-    notes: tuple[str, ...]
+    unknown_words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    without: str | None = None
 
 
 class SearchService:
@@ -192,12 +193,10 @@ class SearchService:
         library = self.library
         library.video(video_id)
         encoded = await self.scanner.run(library.searcher.encode_segment, video_id, start_s)
-        known = _Known(encoded=encoded, unknown_words=(), notes=())
+        known = _Known(encoded=encoded, without=video_id)
         query_id = self._remember(f"similar {video_id} {start_s!r}".encode(), known)
-        others = f"video_id != '{video_id}'" + (f" and ({where})" if where is not None else "")
-        return await self._page(
-            library, known, query_id, SearchOptions(top_k=top_k, offset=offset, where=others)
-        )
+        options = SearchOptions(top_k=top_k, offset=offset, where=where)
+        return await self._page(library, known, query_id, options)
 
     async def ask(
         self, question: str, choices: Sequence[str] | None, video_id: str | None
@@ -227,6 +226,9 @@ class SearchService:
         end = options.offset + options.top_k
         if end > self.limits.max_top_k:
             raise InvalidInput(f"expected offset + top_k <= {self.limits.max_top_k}, got {end}")
+        if known.without is not None:
+            others = "" if options.where is None else f" and ({options.where})"
+            options = replace(options, where=f"video_id != '{known.without}'{others}")
         # the matching head is the model's, which has one thread
         gate, stage = (self.encoder, "rerank") if options.rerank else (self.scanner, "scan")
         scan = gate.run(library.searcher.page, known.encoded, options)
