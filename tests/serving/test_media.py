@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -218,3 +220,26 @@ def test_a_failed_making_leaves_nothing(tmp_path) -> None:
     with pytest.raises(ValueError, match="no"):
         cache.make(("x",), ".bin", fail)
     assert list(cache.folder.iterdir()) == []
+
+
+def test_what_another_server_is_making_is_left_alone(tmp_path) -> None:
+    folder = tmp_path / "cache"
+    first = FileCache(folder, 1 << 20)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f".tmp-{ended.pid}-0123abcd-x.mp4", ".tmp-old.mp4", ".tmp-new.mp4", ".tmp-1-0123abcd-x.mp4"):
+        folder.joinpath(name).write_bytes(b"half")
+    os.utime(folder / ".tmp-old.mp4", (1, time.time() - 3700))
+
+    def produce(path):
+        path.write_bytes(b"first")
+        second = FileCache(folder, 1 << 20)
+        second.make(("same",), ".bin", lambda path: {"size": path.write_bytes(b"second")})
+        assert path.read_bytes() == b"first" and str(os.getpid()) in path.name
+        return {"size": 5}
+
+    entry = first.make(("same",), ".bin", produce)
+    assert entry.path.read_bytes() == b"first" and first.get(entry.name) == entry
+    # who made them still runs, or, without a number, may do so
+    left = {path.name for path in folder.glob(".tmp-*")}
+    assert left == {".tmp-new.mp4", ".tmp-1-0123abcd-x.mp4"}
