@@ -97,6 +97,20 @@ def test_odd_times_are_refused(site, ids, words) -> None:
     assert site.get(f"/api/videos/{ids['red']}/{words}").status == 400
 
 
+def test_a_thumbnails_time_is_told_by_its_own_name(site, ids) -> None:
+    address = f"/api/videos/{ids['red']}/thumbnail?at_s="
+    for value, words in {
+        "abc": "at_s: expected seconds from the video's start, 0 or more",
+        "-1": "at_s: expected seconds from the video's start, 0 or more",
+        "": "at_s: expected seconds from the video's start, 0 or more",
+        "99": "at_s: the video ends after 20.000 s, got 99",
+    }.items():
+        reply = site.get(address + value)
+        assert (reply.status, reply.json["error"]["message"]) == (400, words), value
+    # the end of the last segment may lie a little behind the last frame
+    assert site.get(address + "20.5").status == 200
+
+
 @pytest.mark.parametrize(
     ("clip", "how", "start_s", "end_s"),
     [("copied", "remux", 4.5, 8.0), ("copied", "remux", 0.0, 3.0), ("old", "transcode", 4.5, 8.0)],
