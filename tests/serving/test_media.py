@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -93,6 +95,20 @@ def test_pixels_that_are_not_square_are_shown_as_meant(write_clip, tmp_path) -> 
 )
 def test_odd_times_are_refused(site, ids, words) -> None:
     assert site.get(f"/api/videos/{ids['red']}/{words}").status == 400
+
+
+def test_a_thumbnails_time_is_told_by_its_own_name(site, ids) -> None:
+    address = f"/api/videos/{ids['red']}/thumbnail?at_s="
+    for value, words in {
+        "abc": "at_s: expected seconds from the video's start, 0 or more",
+        "-1": "at_s: expected seconds from the video's start, 0 or more",
+        "": "at_s: expected seconds from the video's start, 0 or more",
+        "99": "at_s: the video ends after 20.000 s, got 99",
+    }.items():
+        reply = site.get(address + value)
+        assert (reply.status, reply.json["error"]["message"]) == (400, words), value
+    # the end of the last segment may lie a little behind the last frame
+    assert site.get(address + "20.5").status == 200
 
 
 @pytest.mark.parametrize(
@@ -218,3 +234,26 @@ def test_a_failed_making_leaves_nothing(tmp_path) -> None:
     with pytest.raises(ValueError, match="no"):
         cache.make(("x",), ".bin", fail)
     assert list(cache.folder.iterdir()) == []
+
+
+def test_what_another_server_is_making_is_left_alone(tmp_path) -> None:
+    folder = tmp_path / "cache"
+    first = FileCache(folder, 1 << 20)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f".tmp-{ended.pid}-0123abcd-x.mp4", ".tmp-old.mp4", ".tmp-new.mp4", ".tmp-1-0123abcd-x.mp4"):
+        folder.joinpath(name).write_bytes(b"half")
+    os.utime(folder / ".tmp-old.mp4", (1, time.time() - 3700))
+
+    def produce(path):
+        path.write_bytes(b"first")
+        second = FileCache(folder, 1 << 20)
+        second.make(("same",), ".bin", lambda path: {"size": path.write_bytes(b"second")})
+        assert path.read_bytes() == b"first" and str(os.getpid()) in path.name
+        return {"size": 5}
+
+    entry = first.make(("same",), ".bin", produce)
+    assert entry.path.read_bytes() == b"first" and first.get(entry.name) == entry
+    # who made them still runs, or, without a number, may do so
+    left = {path.name for path in folder.glob(".tmp-*")}
+    assert left == {".tmp-new.mp4", ".tmp-1-0123abcd-x.mp4"}

@@ -161,6 +161,18 @@ def test_a_filter_cannot_reach_around_the_exclusion(site, ids) -> None:
     assert site.post("/api/similar", body).status == 400
 
 
+def test_no_page_of_similar_moments_shows_the_video_itself(site, ids) -> None:
+    wanted = {"video_id": ids["red"], "start_s": 8.0}
+    whole = site.post("/api/similar", wanted).json["hits"]
+    first = site.post("/api/similar", {**wanted, "top_k": 2}).json
+    rest = {"query_id": first["query_id"], "offset": first["next_offset"]}
+    assert first["hits"] + site.post("/api/search", rest).json["hits"] == whole and len(whole) > 3
+    where = "duration_s > 4 or duration_s < 3"
+    filtered = site.post("/api/search", {"query_id": first["query_id"], "where": where}).json["hits"]
+    assert filtered == site.post("/api/similar", {**wanted, "where": where}).json["hits"]
+    assert filtered and ids["red"] not in {hit["video_id"] for hit in filtered}
+
+
 def test_asking_chooses_and_shows_where(client, site, index, model) -> None:
     from vlm.answering import choose
 

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from vlm.answering.evidence import decode_evidence, find_evidence
 from vlm.errors import CapabilityError, InvalidInput
 from vlm.retrieval.queries.searching import SnapshotSearcher
 from vlm.text import join_statement
-from vlm.types import Answer, Hit, Segment
+from vlm.types import Answer, Hit, Segment, VideoTextEncoder
 
 
 @runtime_checkable
@@ -50,20 +52,37 @@ def choose(
 
     Source: Li et al. 2023, Unmasked Teacher, multiple choice on MSR-VTT (the weights of the two scores).
     """
-    model = searcher.model
+    statements = state_choices(searcher.model, question, choices)
+    hit = find_evidence(searcher, statements, video=video)
+    return judge(searcher.model, question, choices, hit, decode_evidence(searcher, hit))
+
+
+def state_choices(model: VideoTextEncoder, question: str, choices: Sequence[str]) -> list[str]:
+    """Return what each choice claims, to be looked for; see `choose`, of which this is the first part.
+
+    Raises:
+        CapabilityError: The model cannot choose.
+        InvalidInput: There are fewer than two different choices.
+    """
     if "choose" not in model.capabilities or not isinstance(model, Chooser):
         raise CapabilityError(
             f"model {model.name!r} ({model.kind}) cannot choose among answers: it has no matching head; "
             "'vlm models list' shows which can"
         )
-    texts = [choice.strip() for choice in choices]
+    texts = _stripped(choices)
     if len(set(texts)) < 2 or len(set(texts)) < len(texts) or not all(texts):
         raise InvalidInput(f"expected two or more different choices, got {list(choices)}")
+    return [join_statement(question, text) for text in texts]
+
+
+def judge(
+    model: VideoTextEncoder, question: str, choices: Sequence[str], hit: Hit, frames: np.ndarray
+) -> Choices:
+    """Return the choices of `choose`, judged on `frames` (t, 3, h, w) of the moment that `hit` is."""
     import torch
 
-    statements = [join_statement(question, text) for text in texts]
-    hit = find_evidence(searcher, statements, video=video)
-    clip = torch.from_numpy(decode_evidence(searcher, hit)[None]).to(model.device)
+    texts = _stripped(choices)
+    clip = torch.from_numpy(frames[None]).to(model.device)
     scores = [float(score) for score in model.score_candidates(clip, [question], [texts])[0]]  # type: ignore[attr-defined]
     segment = Segment(video_id=hit.video_id, path=hit.path, start_s=hit.start_s, end_s=hit.end_s)
     answers = [
@@ -71,3 +90,7 @@ def choose(
     ]
     answers.sort(key=lambda answer: -answer.score)
     return Choices(question=question, answers=tuple(answers), evidence=hit)
+
+
+def _stripped(choices: Sequence[str]) -> list[str]:
+    return [choice.strip() for choice in choices]

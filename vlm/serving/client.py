@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import secrets
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 from vlm.errors import BusyError, CapabilityError, DataError, InvalidInput, VlmError
@@ -18,7 +22,7 @@ from vlm.types import Answer, Hit, Segment
 
 _IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _CHUNK_BYTES = 1 << 20
-Body = bytes | IO[bytes]
+Result = TypeVar("Result")
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):
@@ -28,6 +32,29 @@ class _StayHere(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Patient(HTTPConnection):
+    """Reads what a server answers before it has taken all of a body: that it is busy, for example."""
+
+    def request(self, *arguments: Any, **named: Any) -> None:
+        self.connect()  # who was never reached answers nothing
+        with suppress(BrokenPipeError, ConnectionResetError):
+            super().request(*arguments, **named)
+
+
+class _PatientSafe(_Patient, HTTPSConnection):
+    """The same over TLS."""
+
+
+class _Plain(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_Patient, request)
+
+
+class _Safe(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_PatientSafe, request)
+
+
 class Client:
     """Searches an index that `vlm serve` serves; its hits equal those of a `Searcher` over that index.
 
@@ -35,12 +62,12 @@ class Client:
         address: Such as ``http://127.0.0.1:8000``.
         token: What the server wants presented, if it does.
         timeout_s: Longest wait for an answer.
-        retries: How often to come back when the server is busy.
+        retries: How often to come back when the server is busy, whatever it was asked.
 
     Raises:
         InvalidInput: The address is none. All methods raise it, too, for what the server cannot use, or if no
-            server answers; DataError for files it cannot read, CapabilityError for what its model cannot do,
-            and BusyError while it is busy.
+            server answers, or not to the end, or something else than `vlm serve` does; DataError for files
+            that cannot be read, CapabilityError for what its model cannot do, and BusyError while it is busy.
     """
 
     def __init__(
@@ -53,7 +80,9 @@ class Client:
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._timeout_s, self._retries = timeout_s, retries
         # no proxy of the environment: an address on this machine must stay on it
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _StayHere())
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), _StayHere(), _Plain(), _Safe()
+        )
 
     def search(
         self,
@@ -99,7 +128,7 @@ class Client:
     def _uploaded(self, path: Path) -> str:
         """Return the name that the server gives to a file's query."""
         kind = "image" if path.suffix.lower() in _IMAGE_SUFFIXES else "video"
-        return str(self._upload(f"/api/search/{kind}?top_k=1", path, f"{kind}/*")["query_id"])
+        return str(self._object("POST", f"/api/search/{kind}?top_k=1", path, f"{kind}/*")["query_id"])
 
     def _part(self, part: Part) -> dict[str, Any]:
         query = part.query
@@ -147,8 +176,7 @@ class Client:
 
     def unstar(self, key: str) -> dict[str, Any]:
         """Take out the row of that `key`, and return it."""
-        with self._open("DELETE", f"/api/queries/{quote(key, safe='')}") as reply:
-            return _object(reply.read())
+        return self._object("DELETE", f"/api/queries/{quote(key, safe='')}")
 
     def info(self) -> dict[str, Any]:
         """Return what the index holds and what its model can do."""
@@ -161,19 +189,40 @@ class Client:
     def thumbnail(self, video_id: str, at_s: float = 0.0, *, width: int = 320) -> bytes:
         """Return the frame at a time as a JPEG; the width is 160, 320 or 640 pixels."""
         words = urlencode({"at_s": at_s, "width": width})
-        return self._bytes(f"/api/videos/{quote(video_id, safe='')}/thumbnail?{words}")
+        return self._ask("GET", f"/api/videos/{quote(video_id, safe='')}/thumbnail?{words}", self._read)
 
     def download(self, video_id: str, path: str | os.PathLike[str]) -> int:
         """Write a video's file to a new file here, and return its size in bytes.
 
+        Until all of it is there it has another name, ``.vlm-….part``, beside the new file.
+
         Raises:
             FileExistsError: Something lies there already.
+            OSError: Nothing can be written there.
         """
-        size = 0
+        place = Path(path)
+        if os.path.lexists(place):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place))
         address = f"/api/videos/{quote(video_id, safe='')}/content"
-        with self._open("GET", address) as reply, open(path, "xb") as file:
-            while piece := reply.read(_CHUNK_BYTES):
-                size += file.write(piece)
+        return self._ask("GET", address, lambda reply: self._save(reply, place))
+
+    def _save(self, reply: HTTPResponse, place: Path) -> int:
+        announced, size = reply.length, 0
+        temporary = place.with_name(f".vlm-{secrets.token_hex(8)}.part")
+        try:
+            with temporary.open("xb") as file:
+                while piece := self._read(reply, _CHUNK_BYTES):
+                    size += file.write(piece)
+                # read in pieces, a body that is cut looks like one that ended
+                if announced is not None and size != announced:
+                    raise InvalidInput(
+                        f"{self.address}: the file broke off after {size} of {announced} bytes; try again"
+                    )
+                file.flush()
+                os.fsync(file.fileno())
+            _name_anew(temporary, place)
+        finally:
+            temporary.unlink(missing_ok=True)
         return size
 
     def ingest(self, folder: str) -> dict[str, Any]:
@@ -198,34 +247,59 @@ class Client:
         return job
 
     def _get(self, address: str) -> dict[str, Any]:
-        return _object(self._bytes(address))
+        return self._object("GET", address)
 
     def _post(self, address: str, values: dict[str, Any]) -> dict[str, Any]:
-        return _object(self._bytes(address, json.dumps(values).encode(), "application/json"))
+        return self._object("POST", address, json.dumps(values).encode(), "application/json")
 
-    def _upload(self, address: str, path: Path, kind: str) -> dict[str, Any]:
+    def _object(
+        self, method: str, address: str, body: bytes | Path | None = None, kind: str = ""
+    ) -> dict[str, Any]:
+        content = self._ask(method, address, self._read, body, kind)
         try:
-            size = path.stat().st_size
-            with path.open("rb") as file, self._open("POST", address, file, kind, size) as reply:
-                return _object(reply.read())
-        except FileNotFoundError as error:
-            raise DataError(f"{path}: no such file", "missing") from error
+            value = json.loads(content)
+        except ValueError as error:
+            raise InvalidInput(
+                f"{self.address}: the answer is no JSON ({error}); is it vlm serve that runs there?"
+            ) from error
+        if not isinstance(value, dict):
+            raise InvalidInput(
+                f"{self.address}: expected a JSON object, got {type(value).__name__}; is it vlm serve that "
+                "runs there?"
+            )
+        return value
 
-    def _bytes(self, address: str, body: bytes | None = None, kind: str = "") -> bytes:
+    def _ask(
+        self,
+        method: str,
+        address: str,
+        use: Callable[[HTTPResponse], Result],
+        body: bytes | Path | None = None,
+        kind: str = "",
+    ) -> Result:
+        """Return what `use` makes of the answer; while the server is busy, send all of it again."""
         for attempt in range(self._retries + 1):
             try:
-                with self._open("GET" if body is None else "POST", address, body, kind) as reply:
-                    content: bytes = reply.read()
-                    return content
+                with (
+                    _opened(body) as (content, size),
+                    self._open(method, address, content, kind, size) as reply,
+                ):
+                    return use(reply)
             except BusyError:
                 if attempt == self._retries:
                     raise
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
 
+    def _read(self, reply: HTTPResponse, most: int | None = None) -> bytes:
+        try:
+            return reply.read(most)
+        except (HTTPException, OSError, ValueError) as error:
+            raise InvalidInput(f"{self.address}: the answer broke off ({error}); try again") from error
+
     def _open(
-        self, method: str, address: str, body: Body | None = None, kind: str = "", size: int | None = None
-    ) -> Any:
+        self, method: str, address: str, body: bytes | IO[bytes] | None, kind: str, size: int | None
+    ) -> HTTPResponse:
         headers = dict(self._headers)
         if kind:
             headers["Content-Type"] = kind
@@ -233,23 +307,56 @@ class Client:
             headers["Content-Length"] = str(size)
         request = urllib.request.Request(self.address + address, body, headers, method=method)
         try:
-            return self._opener.open(request, timeout=self._timeout_s)
+            reply: HTTPResponse = self._opener.open(request, timeout=self._timeout_s)
+            return reply
         except urllib.error.HTTPError as error:
             with error:
-                raise _explained(error.code, error.read(1 << 16)) from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
+                raise _explained(error) from None
+        except (HTTPException, OSError, ValueError) as error:
+            reason = str(getattr(error, "reason", error)).strip()
             raise InvalidInput(
                 f"{self.address}: no answer ({reason}); is vlm serve running there?"
             ) from error
 
 
-def _explained(status: int, content: bytes) -> VlmError:
-    """Return the error that an answer tells of."""
+@contextmanager
+def _opened(body: bytes | Path | None) -> Iterator[tuple[bytes | IO[bytes] | None, int | None]]:
+    """Give what is sent, from its beginning, and the size of a file."""
+    if not isinstance(body, Path):
+        yield body, None
+        return
     try:
-        told = json.loads(content)["error"]
+        # of a pipe there would be no size, and opening it could take for ever
+        if body.exists() and not body.is_file():
+            raise DataError(f"{body}: expected a picture or video file, this is none", "not_a_file")
+        file = body.open("rb")
+    except FileNotFoundError as error:
+        raise DataError(f"{body}: no such file", "missing") from error
+    except OSError as error:
+        raise DataError(f"{body}: cannot be read ({error.strerror})") from error
+    with file:
+        yield file, os.fstat(file.fileno()).st_size
+
+
+def _name_anew(temporary: Path, place: Path) -> None:
+    """Give a file its name, unless something has that by now."""
+    try:
+        os.link(temporary, place)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without a second name for a file
+        if os.path.lexists(place):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place)) from None
+        temporary.replace(place)
+
+
+def _explained(answer: urllib.error.HTTPError) -> VlmError:
+    """Return the error that an answer tells of; its status counts even if the rest is cut."""
+    status = answer.code
+    try:
+        told = json.loads(answer.read(1 << 16))["error"]
         code, message = str(told["code"]), str(told["message"])
-    except (ValueError, LookupError, TypeError):
+    except (HTTPException, OSError, ValueError, LookupError, TypeError):
         code, message = "unexpected", f"the server answered {status}"
     if status == 503:
         return BusyError(message)
@@ -258,11 +365,6 @@ def _explained(status: int, content: bytes) -> VlmError:
     if status == 422:
         return DataError(message, code)
     return InvalidInput(message) if status < 500 else VlmError(message)
-
-
-def _object(content: bytes) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(content)
-    return value
 
 
 def _hits(page: dict[str, Any]) -> list[Hit]:

@@ -167,6 +167,15 @@ def parse_span(values: Mapping[str, str], duration_s: float, max_s: float) -> tu
     return start, end
 
 
+def parse_instant(values: Mapping[str, str], name: str, duration_s: float) -> float:
+    """Read a time of a video from an address, 0 if it names none; see `parse_search`."""
+    time_s = _seconds({name: _number(values.get(name, "0"))}, name)
+    # a segment's end may lie a frame behind the duration that a container states
+    if time_s > duration_s + 1:
+        raise InvalidInput(f"{name}: the video ends after {duration_s:.3f} s, got {time_s:g}")
+    return time_s
+
+
 def hit_values(hit: Hit) -> dict[str, Any]:
     """Return a hit as JSON; a file name that is no text is written with escapes."""
     # by hand: `dataclasses.asdict` copies every value deeply, and takes as long as the search

@@ -9,19 +9,21 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from vlm.answering import Choices, choose, find_evidence
+from vlm.answering import Choices, decode_evidence, find_evidence, judge, state_choices
 from vlm.errors import InvalidInput
 from vlm.retrieval.filters import parse_filter
+from vlm.retrieval.queries.encoding import QueryEncoder
 from vlm.retrieval.queries.mixing import EncodedQuery
 from vlm.retrieval.queries.options import SearchOptions
 from vlm.retrieval.queries.searching import SnapshotSearcher
-from vlm.retrieval.queries.values import Mix, Moment, Part
+from vlm.retrieval.queries.values import Clip, Mix, Moment, Part
 from vlm.retrieval.strength import TextBank
 from vlm.serving.library import Library
 from vlm.serving.settings import Limits
@@ -68,17 +70,19 @@ class NamedPart:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Known:
-    """An encoded query with what was said while it was encoded."""
+    """An encoded query, what was said while it was encoded, and the video that none of its pages shows."""
 
     encoded: EncodedQuery
-    unknown_words: tuple[str, ...]
-    notes: tuple[str, ...]
+    unknown_words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    without: str | None = None
 
 
 class SearchService:
     """One index and its model, for many requests at once.
 
-    The model runs in one thread, whatever asks for it; searches that need no model run beside it.
+    The model runs in one thread, whatever asks for it; searches that need no model run beside it, and so does
+    the decoding of what it is to see.
 
     Args:
         place: The index, or the URI of a published store.
@@ -95,6 +99,7 @@ class SearchService:
         self._place, self._backend, self._metrics = place, backend, metrics
         line = limits.max_waiting, limits.timeout_s, limits.max_wait_s
         self.encoder = Gate("encoding", 1, *line)
+        self.decoder = Gate("decoding", limits.num_decoders, limits.max_waiting, limits.timeout_s)
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._bank = TextBank(model)
         # here, while nobody else uses the model
@@ -108,6 +113,7 @@ class SearchService:
 
     def close(self) -> None:
         """Take no more work."""
+        self.decoder.close()
         self.encoder.close()
         self.scanner.close()
 
@@ -192,12 +198,10 @@ class SearchService:
         library = self.library
         library.video(video_id)
         encoded = await self.scanner.run(library.searcher.encode_segment, video_id, start_s)
-        known = _Known(encoded=encoded, unknown_words=(), notes=())
+        known = _Known(encoded=encoded, without=video_id)
         query_id = self._remember(f"similar {video_id} {start_s!r}".encode(), known)
-        others = f"video_id != '{video_id}'" + (f" and ({where})" if where is not None else "")
-        return await self._page(
-            library, known, query_id, SearchOptions(top_k=top_k, offset=offset, where=others)
-        )
+        options = SearchOptions(top_k=top_k, offset=offset, where=where)
+        return await self._page(library, known, query_id, options)
 
     async def ask(
         self, question: str, choices: Sequence[str] | None, video_id: str | None
@@ -211,15 +215,19 @@ class SearchService:
             library.video(video_id)
         searcher = library.searcher
 
-        def answer() -> tuple[Choices | None, Hit]:
+        async def answer() -> tuple[Choices | None, Hit]:
+            claims = [question] if choices is None else state_choices(self.model, question, choices)
+            find = partial(find_evidence, searcher, claims, video=video_id)
+            hit = await self.encoder.run(_quiet, find)
             if choices is None:
-                return None, find_evidence(searcher, [question], video=video_id)
-            chosen = choose(searcher, question, choices, video=video_id)
-            return chosen, chosen.evidence
+                return None, hit
+            frames = await self.decoder.run(decode_evidence, searcher, hit)
+            judged = partial(judge, self.model, question, choices, hit, frames)
+            return await self.encoder.run(_quiet, judged), hit
 
         if not library.videos:
             raise NotFound("video: the index is empty")
-        chosen, hit = await self._timed("ask", self.encoder.run(_quiet, answer))
+        chosen, hit = await self._timed("ask", answer())
         words = [word for text in (question, *(choices or ())) for word in searcher.unknown_words(text)]
         return chosen, hit, tuple(dict.fromkeys(words))
 
@@ -227,6 +235,9 @@ class SearchService:
         end = options.offset + options.top_k
         if end > self.limits.max_top_k:
             raise InvalidInput(f"expected offset + top_k <= {self.limits.max_top_k}, got {end}")
+        if known.without is not None:
+            others = "" if options.where is None else f" and ({options.where})"
+            options = replace(options, where=f"video_id != '{known.without}'{others}")
         # the matching head is the model's, which has one thread
         gate, stage = (self.encoder, "rerank") if options.rerank else (self.scanner, "scan")
         scan = gate.run(library.searcher.page, known.encoded, options)
@@ -252,16 +263,14 @@ class SearchService:
             self._known.move_to_end(key)
             return key, known
 
-        def encode() -> _Known:
-            notes: list[str] = []
-            encoded = _quiet(lambda: searcher.encode(query), notes)
-            texts = [part.query for part in query.parts] if isinstance(query, Mix) else [query]
-            words = [word for text in texts if isinstance(text, str) for word in searcher.unknown_words(text)]
-            words = list(dict.fromkeys(words)) if isinstance(query, Mix) else words
-            return _Known(encoded=encoded, unknown_words=tuple(words), notes=tuple(notes))
-
-        known = await self._timed("encode", self.encoder.run(encode))
+        ready = query if not isinstance(query, Path) else await self._decoded(query)
+        known = await self._timed("encode", self.encoder.run(_encode, searcher, ready))
         return self._remember(kind.encode() + b"\0" + content, known), known
+
+    async def _decoded(self, path: Path) -> Clip:
+        # decoding would be in vain, too
+        self.encoder.check()
+        return await self._timed("decode", self.decoder.run(QueryEncoder(self.model).decode, path))
 
     def _remember(self, content: bytes, known: _Known) -> str:
         key = _key(content)
@@ -282,6 +291,15 @@ class SearchService:
             return await work
         finally:
             self._metrics.observe("search_stage_seconds", time.perf_counter() - started, stage=stage)
+
+
+def _encode(searcher: SnapshotSearcher, query: str | Clip | np.ndarray | Mix) -> _Known:
+    notes: list[str] = []
+    encoded = _quiet(lambda: searcher.encode(query), notes)
+    texts = [part.query for part in query.parts] if isinstance(query, Mix) else [query]
+    words = [word for text in texts if isinstance(text, str) for word in searcher.unknown_words(text)]
+    words = list(dict.fromkeys(words)) if isinstance(query, Mix) else words
+    return _Known(encoded=encoded, unknown_words=tuple(words), notes=tuple(notes))
 
 
 def _key(content: bytes) -> str:

@@ -29,6 +29,7 @@ class Limits:
         max_uploads: Uploads at the same time.
         max_clip_s: Seconds of video that may be prepared for playing at once.
         num_searches: Searches at the same time, which share passes over the vectors; two where they cannot.
+        num_decoders: Uploaded videos, and moments that answer questions, that are decoded at the same time.
         num_media_workers: Processes that decode and encode for viewers.
         max_waiting: Requests in line for each of these.
         max_wait_s: Longest wait in line for the model, and for the vectors, that a search may have to expect.
@@ -49,6 +50,7 @@ class Limits:
     max_uploads: int = 4
     max_clip_s: float = 120.0
     num_searches: int = 32
+    num_decoders: int = 2
     num_media_workers: int = max(1, min(4, (os.cpu_count() or 1) // 2))
     max_waiting: int = 64
     max_wait_s: float = 1.0

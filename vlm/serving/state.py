@@ -159,7 +159,7 @@ def _watch(state: State) -> None:
     gauge("index_videos", lambda: single(generation().num_videos))
     gauge("index_segments", lambda: single(generation().num_segments))
     gauge("index_rejected", lambda: single(generation().num_rejected))
-    gates = (service.encoder, service.scanner, state.media)
+    gates = (service.encoder, service.decoder, service.scanner, state.media)
     gauge("queue_depth", lambda: [((("queue", gate.name),), gate.depth) for gate in gates])
     gauge("media_cache_bytes", lambda: single(state.cache.size_bytes))
     gauge("uploads", lambda: single(state.num_uploads))

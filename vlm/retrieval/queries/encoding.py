@@ -18,6 +18,7 @@ from vlm.retrieval.filters import check_text
 from vlm.retrieval.ingest.events import DecodeSettings
 from vlm.retrieval.ingest.pool import decode_one
 from vlm.retrieval.queries.mixing import EncodedQuery
+from vlm.retrieval.queries.values import Clip
 from vlm.retrieval.words.search import NO_MODEL
 from vlm.text import TruncationWarning
 from vlm.types import TextFeatures, VideoTextEncoder
@@ -39,7 +40,16 @@ class QueryEncoder:
     def __init__(self, model: VideoTextEncoder) -> None:
         self.model = model
 
-    def encode(self, query: str | os.PathLike[str] | Image | np.ndarray) -> EncodedQuery:
+    def decode(self, path: Path) -> Clip:
+        """Return what `encode` makes of an image or video file first; this needs no model, only its measures.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        is_image = path.suffix.lower() in IMAGE_SUFFIXES
+        return Clip(self._image_clip(read_image(path)) if is_image else self._video_clip(path))
+
+    def encode(self, query: str | os.PathLike[str] | Image | np.ndarray | Clip) -> EncodedQuery:
         """Return a text, image or file as a vector.
 
         Raises:
@@ -53,9 +63,9 @@ class QueryEncoder:
             vector = text.embedding[0].float().cpu().numpy()
             return EncodedQuery(vector=vector, text=None if self._has_no_model else text, words=query)
         if isinstance(query, os.PathLike):
-            path = Path(query)
-            is_image = path.suffix.lower() in IMAGE_SUFFIXES
-            clip = self._image_clip(read_image(path)) if is_image else self._video_clip(path)
+            query = self.decode(Path(query))
+        if isinstance(query, Clip):
+            clip = query.frames
         else:
             clip = self._image_clip(
                 np.asarray(query if isinstance(query, np.ndarray) else query.convert("RGB"))

@@ -15,11 +15,18 @@ if TYPE_CHECKING:
 
     from vlm.retrieval.queries.mixing import EncodedQuery
 
-SingleQuery: TypeAlias = "str | os.PathLike[str] | Image | np.ndarray | Moment | EncodedQuery"
+SingleQuery: TypeAlias = "str | os.PathLike[str] | Image | np.ndarray | Clip | Moment | EncodedQuery"
 Query: TypeAlias = "SingleQuery | Mix"
 
 MAX_PARTS = 16
 _MAX_WEIGHT = 100.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """A file that is decoded already: `frames` are (t, 3, h, w) float32, prepared for the model."""
+
+    frames: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)

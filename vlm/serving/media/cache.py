@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import secrets
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +18,8 @@ from typing import Any
 from vlm.errors import NoSpaceError
 
 _TEMPORARY = ".tmp-"
+_MAKER = re.compile(r"\.tmp-(\d{1,9})-", re.ASCII)
+_ABANDONED_S = 3600.0
 _MANY = 64
 
 
@@ -28,10 +33,10 @@ class Entry:
 
 
 class FileCache:
-    """A folder of made files.
+    """A folder of made files, which several processes may share.
 
     Args:
-        folder: Made if it does not exist; what other processes leave there is theirs to clean.
+        folder: Made if it does not exist; what processes that ended were making there is removed.
         max_bytes: How much to keep; a single larger file is kept until the next comes.
     """
 
@@ -39,7 +44,10 @@ class FileCache:
         self.folder, self._max_bytes = folder, max_bytes
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for leftover in folder.glob(f"{_TEMPORARY}*"):
-            leftover.unlink(missing_ok=True)
+            if _is_abandoned(leftover):
+                leftover.unlink(missing_ok=True)
+        # in two containers two servers can have the same number
+        self._own = f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-"
         self._lock = threading.Lock()
         self._makers = [threading.Lock() for _ in range(_MANY)]
         self._size = sum(_size(path) for path in folder.iterdir())
@@ -72,12 +80,12 @@ class FileCache:
         with self._makers[int(name[:8], 16) % _MANY]:
             if (entry := self.get(name)) is not None:
                 return entry
-            temporary = self.folder / f"{_TEMPORARY}{name}"
+            temporary = self.folder / f"{self._own}{name}"
+            described = self.folder / f"{self._own}{name}.json"
             try:
                 facts = produce(temporary)
                 temporary.replace(self.folder / name)
                 # what it is comes last: without it the file does not count
-                described = self.folder / f"{_TEMPORARY}{name}.json"
                 described.write_text(json.dumps(facts))
                 added = _size(self.folder / name) + _size(described)
                 described.replace(self.folder / f"{name}.json")
@@ -85,6 +93,7 @@ class FileCache:
                 raise NoSpaceError(f"{self.folder}: cannot be written ({error.strerror})") from error
             finally:
                 temporary.unlink(missing_ok=True)
+                described.unlink(missing_ok=True)
         with self._lock:
             self._size += added
             if self._size > self._max_bytes:
@@ -106,6 +115,19 @@ class FileCache:
 
 def _name(what: tuple[object, ...], suffix: str) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()[:32] + suffix
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether nobody makes this file any more: who did has ended, or has not written for an hour."""
+    found = _MAKER.match(path.name)
+    if found is not None:
+        try:
+            os.kill(int(found[1]), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # it is another user's
+            pass
+    return time.time() - _used(path) > _ABANDONED_S
 
 
 def _size(path: Path) -> int:

@@ -18,7 +18,7 @@ from vlm.retrieval.catalog import VideoRow
 from vlm.serving.library import without_paths
 from vlm.serving.media.cache import Entry
 from vlm.serving.media.pictures import strip_times
-from vlm.serving.schemas import parse_span
+from vlm.serving.schemas import parse_instant, parse_span
 from vlm.serving.state import State, state_of
 from vlm.serving.transport.problems import NotFound
 from vlm.serving.transport.ranges import file_response
@@ -73,10 +73,9 @@ async def thumbnail(request: Request) -> Response:
     width = request.query_params.get("width", "320")
     if width not in _WIDTHS:
         raise InvalidInput(f"width: expected one of {', '.join(_WIDTHS)}")
-    at = {"start_s": request.query_params.get("at_s", "0"), "end_s": "1e8"}
-    start, _ = parse_span(at, max(row.duration_s, 1e-3) + 1.0, 1e9)
+    at = parse_instant(request.query_params, "at_s", row.duration_s)
     # a tenth of a second is close enough for a picture, and lets neighbours share one
-    time_s = round(min(start, max(0.0, row.duration_s - 0.05)), 1)
+    time_s = round(min(at, max(0.0, row.duration_s - 0.05)), 1)
     return await _picture(request, state, row, [time_s], int(width))
 
 

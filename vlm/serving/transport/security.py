@@ -12,10 +12,10 @@ import hmac
 import ipaddress
 import secrets
 import time
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlm.serving.settings import ServeSettings, is_loopback
@@ -152,11 +152,8 @@ class Guard:
 
 def session_of(headers: Headers) -> str | None:
     """Return the name of the session that a request claims, or None."""
-    try:
-        cookies = SimpleCookie(headers.get("cookie", ""))
-    except CookieError:
-        return None
-    return cookies[COOKIE].value if COOKIE in cookies else None
+    # the standard library's parser gives up at the first pair of another site's that it finds odd
+    return cookie_parser("; ".join(headers.getlist("cookie"))).get(COOKIE)
 
 
 def _digest(text: str) -> bytes:
