@@ -140,7 +140,7 @@ def test_words_that_old_yaml_takes_for_something_else_stay_words(write, text):
         ("name: !!python/object/apply:os.getcwd []", r"cannot be read as YAML"),
         ("[" * 5000, r"cannot be read as YAML"),
         ("base: [a, b]", r"'base:' must be the path of a config file"),
-        ("base: absent.yaml", r"absent.yaml: no such config file"),
+        ("base: absent.yaml", r"absent.yaml: no such config file$"),
     ],
 )
 def test_a_wrong_file_is_named_with_its_key(write, text, message):
@@ -150,6 +150,12 @@ def test_a_wrong_file_is_named_with_its_key(write, text, message):
     assert str(path.parent) in str(caught.value)
     assert caught.value.exit_code == 4
     assert "\n" not in str(caught.value)
+
+
+def test_a_shipped_file_is_named_where_it_is_missed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"file; the one that came with vlm is /.*/configs/train/demo\.yaml"):
+        load_config(Run, Path("configs/train/demo.yaml"))
 
 
 def test_missing_folder_and_binary_files(write, tmp_path):

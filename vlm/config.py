@@ -13,12 +13,14 @@ import re
 import types
 import typing
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from vlm.errors import ConfigError, UsageError
+from vlm.assets import asset
+from vlm.errors import ConfigError, InvalidInput, UsageError
 
 Config = TypeVar("Config")
 
@@ -152,7 +154,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         values = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such config file") from error
+        advice = ""
+        with suppress(InvalidInput):
+            advice = f"; the one that came with vlm is {asset(path.as_posix())}"
+        raise ConfigError(f"{path}: no such config file{advice}") from error
     except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     values = {} if values is None else values

@@ -101,3 +101,8 @@ class _Lines:
 
 def _length(items: Iterable[object]) -> int | None:
     return len(items) if isinstance(items, Sized) else None
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters escaped: a file's name must not repaint the terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -68,6 +68,12 @@ def test_a_command_returns_its_code(command, code):
             "vlm: a.mp4: No such file",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "b"), 4, "vlm: b: Permission denied"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "d"),
+            4,
+            "vlm: d: Read-only file system; choose another",
+        ),
+        (FileExistsError(errno.EEXIST, "File exists", "e"), 4, "vlm: e: File exists; choose another place"),
         (OSError(errno.EIO, "Input/output error"), 1, "vlm: unexpected OSError"),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vlm.cli import main
+from vlm.errors import InvalidInput
 from vlm.types import Hit
 
 
@@ -313,3 +314,49 @@ def test_numbers_that_cannot_be_are_refused_before_anything_is_made(model, video
         assert main(["index", "build", str(videos), "--out", str(out), "--model", model, *flags]) == code
         assert message in capsys.readouterr().err
         assert not out.exists()
+
+
+def test_videos_are_listed_with_the_names_that_other_commands_take(index, videos, capsys) -> None:
+    assert main(["index", "info", index, "--videos", "--json"]) == 0
+    listed = {Path(one["path"]).name: one for one in json.loads(capsys.readouterr().out)["videos"]}
+    assert {name: one["num_segments"] for name, one in listed.items()} == {"red.mp4": 2, "blue.mp4": 1}
+    assert main(["index", "info", index, "--videos"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{listed['red.mp4']['video_id']}       12.0 s  {videos / 'red.mp4'}" in printed
+    outputs = []
+    for name in (str(videos / "red.mp4"), listed["red.mp4"]["video_id"]):
+        command = ["search", index, "--plus", f"like:{name}@4", "--unlike", f"{name}@0", "--json"]
+        assert main([*command, "--plus", "text:a red thing"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and "blue.mp4" in outputs[0] and "red.mp4" not in outputs[0]
+
+
+def test_a_sum_says_what_it_does_not_understand(index, capsys) -> None:
+    assert main(["search", index, "a red thing", "--plus", "text:xylophone", "--minus", "a zebra"]) == 0
+    assert "not understood: xylophone, zebra" in capsys.readouterr().err
+    assert main(["search", index, "a red thing", "--plus", "img:dog.jpg"]) == 4
+    assert "expected a term such as image:beach.jpg" in capsys.readouterr().err
+
+
+def test_a_question_without_choices_gets_its_moment(index, capsys) -> None:
+    assert main(["ask", index, "a red thing", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["answer"], found["choices"]) == (None, [])
+    assert main(["search", index, "a red thing", "--json"]) == 0
+    assert found["evidence"]["path"] in capsys.readouterr().out
+    assert main(["ask", index, "a red thing"]) == 0
+    assert f"seen in {found['evidence']['path']} from" in capsys.readouterr().out
+
+
+def test_what_is_no_index_or_one_already_is_named(index, model, tmp_path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["index", "verify", str(tmp_path / "empty"), "--repair"]) == 4
+    assert "no index there; run vlm index build" in capsys.readouterr().err
+    assert not list((tmp_path / "empty").iterdir())
+    (tmp_path / "empty" / "manifest.lance").mkdir()
+    assert main(["search", str(tmp_path / "empty"), "x"]) == 4
+    assert "a published store: add --backend lance" in capsys.readouterr().err
+    from vlm import VideoIndex, load_model
+
+    with pytest.raises(InvalidInput, match="is an index already; open it, or choose another place"):
+        VideoIndex.create(index, load_model(model))

@@ -116,7 +116,10 @@ def test_terms(word, expected) -> None:
     assert parse_term(word, -1.0).weight == -expected.weight
 
 
-@pytest.mark.parametrize("word", ["", "  ", "like:abc", "like:@3", "like:abc@", "like:abc@x", "0*text:a"])
+@pytest.mark.parametrize(
+    "word",
+    ["", "  ", "like:abc", "like:@3", "like:abc@", "like:abc@x", "0*text:a", "img:dog.jpg", "x*text:red"],
+)
 def test_terms_that_cannot_be_read(word) -> None:
     with pytest.raises(InvalidInput):
         parse_term(word)

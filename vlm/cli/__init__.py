@@ -120,12 +120,15 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, (VlmError, Interrupted)):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted; run the same command again to go on"
+        return 130, "interrupted; run the same command again: what was saved is not done twice"
     if _is_disk_full(error):
         place = getattr(error, "filename", None) or "a file"
         return NoSpaceError.exit_code, f"no space left while writing {place}; free some and run again"
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
         return InvalidInput.exit_code, f"{error.filename or 'a file'}: {error.strerror or error}"
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EEXIST):
+        place = error.filename or "a file"
+        return InvalidInput.exit_code, f"{place}: {error.strerror}; choose another place"
     return 1, f"unexpected {type(error).__name__}: {error}; --debug shows where"
 
 
@@ -168,4 +171,4 @@ def _on_sigterm(handler: _Handler) -> _Handler:
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
-    raise Interrupted("terminated; run the same command again to go on", number)
+    raise Interrupted("terminated; run the same command again: what was saved is not done twice", number)

@@ -32,6 +32,15 @@ _EXTRAS = {
     "clip": "open-clip-torch",
     "world": "scikit-learn",
     "gpu": "mamba-ssm",
+    "serve": "starlette",
+    "hub": "transformers",
+    "parquet": "pyarrow",
+    "ray": "ray",
+    "lance": "lancedb",
+    "remote": "aiohttp",
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "wandb": "wandb",
 }
 _FOLDERS = ("kernels", "configs", "data_tools", "eval")
 _REQUIRED = ("numpy", "einops", "safetensors", "tokenizers", "huggingface_hub", "PIL", "yaml", "tqdm")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vlm.errors import RejectedItems, UsageError
+from vlm.progress import printable
 
 if TYPE_CHECKING:
     from vlm.retrieval.queries.searching import SnapshotSearcher
     from vlm.retrieval.queries.values import Query, SingleQuery
     from vlm.types import Hit
+
+_Any = TypeVar("_Any")
 
 EXAMPLE = 'vlm search my-index "a dog jumps into the water" --top-k 5 --where "duration_s > 60"'
 
@@ -90,12 +94,18 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--top-k must be at least 1, --rerank and --offset at least 0")
     from vlm.retrieval.filters import parse_filter
     from vlm.retrieval.queries.terms import parse_moment
+    from vlm.retrieval.queries.values import Mix, Part
 
     unlike = [parse_moment(word) for word in arguments.unlike]
     if arguments.where is not None:
         parse_filter(arguments.where)  # a slip is told before a model is loaded
     searcher = _open(arguments)
     model = searcher.model
+    unlike = [_identified(moment, searcher) for moment in unlike]
+    if isinstance(query, Mix):
+        query = Mix(
+            tuple(dataclasses.replace(part, query=_identified(part.query, searcher)) for part in query.parts)
+        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         hits = searcher.search(
@@ -112,7 +122,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     for warning in caught:
         print(f"vlm: warning: {warning.message}", file=sys.stderr)
-    if arguments.text is not None and (unknown := searcher.unknown_words(arguments.text)):
+    parts = query.parts if isinstance(query, Mix) else (Part(query),)
+    texts = [part.query for part in parts if isinstance(part.query, str)]
+    if unknown := dict.fromkeys(word for text in texts for word in searcher.unknown_words(text)):
         print(f"vlm: not understood: {', '.join(unknown)}", file=sys.stderr)
     if arguments.json:
         print(
@@ -121,6 +133,20 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print_hits(hits, arguments.min_strength)
     return _hand_over(hits, arguments)
+
+
+def _identified(query: _Any, searcher: SnapshotSearcher) -> _Any:
+    """Return a moment whose video is named by its path as one whose video is named by its identifier."""
+    from vlm.retrieval.queries.values import Moment
+
+    snapshot = searcher.snapshot
+    if not isinstance(query, Moment) or query.video_id in snapshot.places:
+        return query
+    path = os.fsencode(os.path.abspath(query.video_id))
+    return next(
+        (dataclasses.replace(query, video_id=one.video_id) for one in snapshot.videos if one.path == path),
+        query,
+    )
 
 
 def _open(arguments: argparse.Namespace) -> SnapshotSearcher:
@@ -151,7 +177,7 @@ def _hand_over(hits: list[Hit], arguments: argparse.Namespace) -> int:
 
     failures = cut_hits(hits, arguments.cuts)
     for path, reason, detail in failures:
-        print(f"vlm: not cut: {_printable(path)} ({reason}): {_printable(detail)}", file=sys.stderr)
+        print(f"vlm: not cut: {printable(path)} ({reason}): {printable(detail)}", file=sys.stderr)
     return RejectedItems.exit_code if failures else 0
 
 
@@ -181,17 +207,13 @@ def _print_hits(hits: list[Hit], min_strength: str | None) -> None:
         said = "nothing found" if min_strength is None else f"nothing found that is at least {min_strength}"
         print(said, file=sys.stderr)
     for hit in hits:
-        path, moment = _printable(hit.path), f"{_clock(hit.start_s)}-{_clock(hit.end_s)}"
+        path, moment = printable(hit.path), f"{_clock(hit.start_s)}-{_clock(hit.end_s)}"
         doubt = f"  [{hit.warning}]" if hit.warning else ""
         grade = hit.strength or "-"
         print(f"{hit.rank:3}  {hit.score:8.4f} {hit.score_kind:8} {grade:9} {moment:>19}  {path}{doubt}")
         for copy in hit.duplicates:
             moment = f"{_clock(copy.start_s)}-{_clock(copy.end_s)}"
-            print(f"{'also in':>31} {moment:>19}  {_printable(copy.path)}")
-
-
-def _printable(path: str) -> str:
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)
+            print(f"{'also in':>31} {moment:>19}  {printable(copy.path)}")
 
 
 def _clock(seconds: float) -> str:

@@ -61,8 +61,10 @@ class VideoIndex:
         try:
             content = file.read_bytes()
         except OSError as error:
+            is_store = (folder / "manifest.lance").exists()
+            advice = "it is a published store: add --backend lance" if is_store else "run vlm index build"
             raise InvalidInput(
-                f"{folder}: no index there ({file.name}: {error.strerror}); run vlm index build"
+                f"{folder}: no index there ({file.name}: {error.strerror}); {advice}"
             ) from error
         with Catalog.open(folder / "catalog.sqlite") as catalog:
             expected = catalog.manifest_sha256()
@@ -132,7 +134,9 @@ class VideoIndex:
         if folder.exists() and (
             not folder.is_dir() or any(not is_leftover(entry) for entry in folder.iterdir())
         ):
-            raise InvalidInput(f"{folder}: exists and is no index; choose another place for --out")
+            is_index = (folder / "manifest.json").exists()
+            what = "is an index already; open it, or" if is_index else "exists and is no index;"
+            raise InvalidInput(f"{folder}: {what} choose another place")
         folder.mkdir(parents=True, exist_ok=True)
         with WriterLock(folder):
             sweep_temporaries(folder)
@@ -286,7 +290,7 @@ class VideoIndex:
             for name in ids:
                 video = by_name.get(name) or by_name.get(os.fsencode(os.path.abspath(name)))
                 if video is None:
-                    raise InvalidInput(f"{self.folder}: holds no video {name!r}; vlm index info lists them")
+                    raise InvalidInput(f"{self.folder}: holds no video {name!r}; see vlm index info --videos")
                 rows.add(video.row)
                 if video.path in roots:
                     removed_roots.add(roots[video.path])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vlm.cli.index import engines, planning, quality, upkeep, watching
 from vlm.cli.index.upkeep import add_action, print_rejected
 from vlm.errors import InvalidInput, RejectedItems, UsageError
+from vlm.progress import printable
 
 if TYPE_CHECKING:
     from vlm.retrieval.index import VideoIndex
@@ -32,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     build.add_argument("paths", nargs="+", metavar="PATH", help="video files and folders")
     build.add_argument("--out", required=True, metavar="INDEX", help="the index folder")
     build.add_argument(
-        "--model", required=True, metavar="SOURCE", help="a name of 'vlm models list' or a path"
+        "--model", required=True, metavar="SOURCE", help="a name of 'vlm models list', a path, or none"
     )
     build.add_argument(
         "--segments",
@@ -73,6 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     remove.add_argument("--json", action="store_true", help="print a JSON object")
     info = add_action(actions, "info", "say what an index holds", "vlm index info my-index --json")
     info.add_argument("index", metavar="INDEX")
+    info.add_argument("--videos", action="store_true", help="list them, too, with their identifiers")
     info.add_argument("--json", action="store_true", help="print a JSON object")
     check = add_action(
         actions,
@@ -207,8 +209,15 @@ def _remove(arguments: argparse.Namespace) -> int:
 def _info(arguments: argparse.Namespace) -> int:
     from vlm.retrieval.index import VideoIndex
 
-    info = VideoIndex.open(arguments.index).info()
+    index = VideoIndex.open(arguments.index)
+    info = index.info()
+    names = ("video_id", "duration_s", "num_segments")
+    videos = [
+        {**{name: getattr(one, name) for name in names}, "path": os.fsdecode(one.path)}
+        for one in index.snapshot.videos
+    ]
     if arguments.json:
+        info |= {"videos": videos} if arguments.videos else {}
         print(json.dumps(info, indent=2))
         return 0
     print(f"{info['num_videos']} videos ({info['duration_s'] / 3600:.2f} h), {info['num_rejected']} rejected")
@@ -221,6 +230,8 @@ def _info(arguments: argparse.Namespace) -> int:
     print(f"model {info['model_name']} (domain {info['model_domain']}), tokens {info['store_tokens']}")
     print(_describe_structure(info["structure"], info["num_segments"] + info["num_dead_segments"]))
     print_rejected([(entry["path"], entry["reason"], entry["detail"]) for entry in info["rejected"]])
+    for video in videos if arguments.videos else ():
+        print(f"{video['video_id']}  {video['duration_s']:9.1f} s  {printable(video['path'])}")
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.errors import IntegrityError, RejectedItems
+from vlm.progress import printable
 
 _MAX_LINES = 20
 
@@ -172,7 +173,6 @@ def add_action(actions: Any, name: str, summary: str, example: str) -> argparse.
 def print_rejected(rejected: Sequence[tuple[str, str, str]]) -> None:
     """Print (path, reason, detail) of rejected files, escaped, the first twenty."""
     for _, reason, detail in rejected[:_MAX_LINES]:
-        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in detail)
-        print(f"  rejected ({reason}): {text}")
+        print(f"  rejected ({reason}): {printable(detail)}")
     if len(rejected) > _MAX_LINES:
         print(f"  and {len(rejected) - _MAX_LINES} more; vlm index info --json lists them")

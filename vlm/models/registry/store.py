@@ -147,8 +147,9 @@ def remove_model(name: str) -> int:
     """
     folder = store_folder() / name
     if not _NAME.fullmatch(name) or not folder.is_dir():
-        lookup_hint = "it is part of the installation" if name in load_registry() else "see: vlm models list"
-        raise InvalidInput(f"nothing is stored under {name!r}; {lookup_hint}")
+        is_known = name in load_registry()
+        hint = "it was not pulled, or is part of the installation" if is_known else "see: vlm models list"
+        raise InvalidInput(f"nothing is stored under {name!r}; {hint}")
     freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     shutil.rmtree(folder)
     return freed

@@ -66,7 +66,7 @@ def check_index(
     if not outcomes:
         raise InvalidInput(
             f"{searcher.index.folder}: holds none of the {len(items)} videos that the queries name, such as "
-            f"{items[0].video!r}; name them by path or by the identifiers of vlm index info --json"
+            f"{items[0].video!r}; name them by path or by the identifiers of vlm index info --videos"
         )
     intervals = bootstrap_means({f"recall@{k}": within(outcomes, k) for k in RECALL_AT}, groups_of(outcomes))
     return {

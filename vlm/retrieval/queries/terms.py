@@ -12,6 +12,9 @@ _TERM = re.compile(
     r"(?:(?P<weight>\d+(?:\.\d*)?|\.\d+)\*)?(?P<kind>text|image|video|like):(?P<value>.+)", re.DOTALL
 )
 
+# a kind that is none: as a text it would be searched for without a word of warning
+_LIKE_A_KIND = re.compile(r"[^\s:]+:\S")
+
 
 def parse_term(term: str, sign: float = 1.0) -> Part:
     """Return what a term stands for; one that names no kind is a text.
@@ -27,6 +30,11 @@ def parse_term(term: str, sign: float = 1.0) -> Part:
     if match is None:
         if not term.strip():
             raise InvalidInput("a term of a sum is empty; expected for example image:beach.jpg")
+        if _LIKE_A_KIND.match(term):
+            raise InvalidInput(
+                f"expected a term such as image:beach.jpg or 0.5*text:a dog (text, image, video, like), got "
+                f"{term!r}; for these very words, text:{term}"
+            )
         return Part(term, sign)
     weight, kind, value = match.groups()
     if kind == "like":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm.crashes import crash_point
-from vlm.errors import IntegrityError
+from vlm.errors import IntegrityError, InvalidInput
 from vlm.retrieval.backends import cache, open_backend
 from vlm.retrieval.catalog import Catalog
 from vlm.retrieval.catalog.chain import broken_links
@@ -42,11 +42,14 @@ def repair(folder: Path) -> Repair:
     """Repair an index folder; afterwards `verify_folder` finds nothing.
 
     Raises:
+        InvalidInput: There is no index.
         IntegrityError: The catalogue's rows are damaged, so that nobody knows what the vectors belong to; the
             message has the command that builds the index again. Nothing has changed.
         BusyError: Somebody else is writing this index.
         NoSpaceError: There is no room for it; run it again with more.
     """
+    if not any((folder / name).exists() for name in (CATALOG, MANIFEST)):
+        raise InvalidInput(f"{folder}: no index there; run vlm index build")
     with WriterLock(folder):
         findings = verify_folder(folder)
         damaged = {finding.name for finding in findings}

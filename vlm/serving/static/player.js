@@ -4,8 +4,8 @@ import { playback, thumbnail, video as facts } from "./api.js";
 import { baseName, byId, clock, make, span } from "./dom.js";
 
 const NOTES = {
-  remux: "Your browser cannot play this file as it is, so this moment was copied into one that it can. Only the lit part of the timeline is here.",
-  transcode: "Your browser cannot play this file, so this moment was converted. Only the lit part of the timeline is here; the original is untouched.",
+  remux: "Not every browser can play this file as it is, so this moment was copied into one that plays everywhere. Only the lit part of the timeline is here.",
+  transcode: "Not every browser can play this file, so this moment was converted. Only the lit part of the timeline is here; the original is untouched.",
 };
 
 export function makePlayer({ onSimilar, onAsk }) {
