@@ -179,6 +179,26 @@ def _long(study: Mapping[str, Any]) -> str:
     return f"{table}\n\nPoints of order: {'; '.join(gains)}."
 
 
+def _study(study: Mapping[str, Any]) -> str:
+    """Return what each arm of a study scores, mean and spread over seeds, and the differences in R@1."""
+    measures = {"recall@1": "R@1", "pair_recall@1": "R@1 of the pair", "direction": "direction"}
+    rows = []
+    for arm, tests in study["arms"].items():
+        for kind, found in tests["test"].items():
+            cells = [
+                f"{100 * found[name]['mean']:.1f} ± {100 * found[name]['spread']:.1f} %" for name in measures
+            ]
+            rows.append([f"{arm}, {kind}", *cells, f"{study['operations'][arm]:.3g}"])
+    table = _markdown(["", *measures.values(), "operations"], rows)
+    gains = [
+        f"{row['to']} less {row['from']}, {row['kind']}: {100 * row['mean']:+.1f} "
+        f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        for row in study["differences"]
+        if row["test"] == "test" and row["measure"] == "recall@1"
+    ]
+    return f"{table}\n\nPoints of R@1, seeds {', '.join(map(str, study['seeds']))}: {'; '.join(gains)}."
+
+
 def _cost(entry: Mapping[str, float]) -> str:
     return f"{entry['processor_s']:.2g} s"
 
@@ -194,5 +214,6 @@ TABLES: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "scan": ("kernels/benchmarks/results/cpu-xeon-avx512.json", _scan),
     "scaling": ("eval/results/scaling-tiny-cpu.json", _scaling),
     "long": ("eval/results/studies/long/study.json", _long),
+    "stages": ("eval/results/studies/stages/study.json", _study),
     "metrics": ("eval/results/metrics-speed-cpu.json", _metrics),
 }
