@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vlm.data.annotations.rows import Annotation, read_text
+from vlm.data.annotations.rows import Annotation, read_text, split_lines
 from vlm.errors import DataError
 
 
@@ -16,7 +16,7 @@ def read(path: Path) -> list[Annotation]:
         DataError: ``bad_annotations``.
     """
     found: list[Annotation] = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(split_lines(read_text(path)), start=1):
         if not line.strip():
             continue
         try:
