@@ -130,8 +130,10 @@ def test_world_manifest(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
     line = {"file": "clips/0.mp4", "caption": "a red 3 moves up", "scene": {"seed": 1}, "twin": None}
     other = {"file": "clips/1.mp4", "captions": ["a red 3 moves up", "a 3 rises"]}
-    path.write_text(json.dumps(line) + "\n\n" + json.dumps(other) + "\n")
-    entry, several = read_annotations(path)
+    both = {"file": "clips/2.mp4", "captions": ["one", "two"], "caption": "three"}
+    path.write_text(json.dumps(line) + "\n\n" + json.dumps(other) + "\n" + json.dumps(both))
+    entry, several, all_of_it = read_annotations(path)
+    assert (all_of_it.captions, all_of_it.metadata) == (("one", "two", "three"), {})
     assert several.captions == ("a red 3 moves up", "a 3 rises")
     assert entry.video == "clips/0.mp4"
     assert entry.captions == ("a red 3 moves up",)
@@ -208,6 +210,13 @@ def test_videos_are_found_with_and_without_extension(tmp_path: Path) -> None:
     assert [item.path.name if item.path else item.reason for item in found] == [
         "video1.mp4", "video1.mp4", "video2.webm", "1004_a_00.01.02.345-00.01.04.567.avi", "clip.", "missing",
     ]  # fmt: skip
+
+
+def test_a_name_too_long_for_any_file_is_missing(tmp_path: Path) -> None:
+    """With an extension the second one is, too."""
+    names = ["x" * 300, "y" * 253]
+    found = locate_videos([Annotation(video=name, captions=("x",)) for name in names], tmp_path)
+    assert [item.reason for item in found] == ["missing", "missing"]
 
 
 @pytest.mark.parametrize("name", ["../secret.mp4", "/etc/passwd", "a/../../secret.mp4", "", "a\0b"])

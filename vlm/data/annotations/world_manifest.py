@@ -10,7 +10,7 @@ from vlm.errors import DataError
 
 
 def read(path: Path) -> list[Annotation]:
-    """Read ``file`` and ``caption`` (or a list, ``captions``); the rest of the line becomes metadata.
+    """Read ``file``, ``captions`` (a list) and ``caption``; the rest of the line becomes metadata.
 
     Raises:
         DataError: ``bad_annotations``.
@@ -21,7 +21,9 @@ def read(path: Path) -> list[Annotation]:
             continue
         try:
             row = json.loads(line)
-            video, captions = row.pop("file"), row.pop("captions", None) or [row.pop("caption")]
+            video, captions = row.pop("file"), row.pop("captions", None) or []
+            if not captions or "caption" in row:
+                captions = [*captions, row.pop("caption")]
             if not isinstance(video, str) or not all(isinstance(caption, str) for caption in captions):
                 raise TypeError("file and caption must be text")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
