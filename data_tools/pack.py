@@ -65,7 +65,7 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
         arguments.layout != "auto" or arguments.video_column or arguments.caption_column
     ):
         parser.error(
-            "--layout and columns are of --annotations; a folder that holds a folder of videos for each class is "
+            "--layout and columns are of --annotations; a folder that holds a folder of videos a class is "
             "packed by --annotations DIR --layout folder"
         )
     if arguments.annotations is not None and arguments.videos is None and arguments.layout != "folder":

@@ -110,7 +110,9 @@ def test_coin_and_its_parts(write, tmp_path):
 
 
 def test_a_part_of_a_layout_without_parts_is_refused(write, tmp_path):
-    with pytest.raises(DataError, match="the layout 'lines' has no parts, got part 'training'.*kinetics, coin"):
+    with pytest.raises(
+        DataError, match="the layout 'lines' has no parts, got part 'training'.*kinetics, coin"
+    ):
         read_labelled(write("l.txt", "x.mp4 0\n"), tmp_path, part="training")
 
 

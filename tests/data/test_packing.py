@@ -143,7 +143,9 @@ def test_files_that_were_missing_are_not_said_to_be_missing_still(tmp_path: Path
     (folder / "a.mp4").write_bytes(data)
     pack(rows, folder, tmp_path / "s")
     (folder / "b.mp4").write_bytes(data)
-    with pytest.raises(InvalidInput, match=r"1 files were missing .*'b\.mp4'; choose another --out, or remove"):
+    with pytest.raises(
+        InvalidInput, match=r"1 files were missing .*'b\.mp4'; choose another --out, or remove"
+    ):
         pack(rows, folder, tmp_path / "s")
     assert [item.item for item in pack(rows, folder, tmp_path / "t").rejected] == ["never.mp4"]
 

@@ -136,8 +136,8 @@ def _check_still_missing(manifest: Manifest, located: Sequence[Located], out: Pa
     added = [item.item for item in manifest.rejected if item.reason == "missing" and item.item in there]
     if added:
         raise InvalidInput(
-            f"{out}: was packed while {len(added)} files were missing that are there now, such as {added[0]!a}; "
-            f"choose another --out, or remove {out} to pack all anew"
+            f"{out}: was packed while {len(added)} files were missing that are there now, such as "
+            f"{added[0]!a}; choose another --out, or remove {out} to pack all anew"
         )
 
 

@@ -152,7 +152,13 @@ def test_as_a_user_runs_it(tmp_path: Path, encode, capsys) -> None:
 
 def test_metadata_does_not_replace_what_was_cleaned(tmp_path: Path) -> None:
     manifest, out = tmp_path / "m.jsonl", tmp_path / "clean.json"
-    row = {"file": "a.mp4", "captions": ["a cat &amp; a dog"], "caption": "a <b>dog</b>", "video": "b.mp4", "n": 1}
+    row = {
+        "file": "a.mp4",
+        "captions": ["a cat &amp; a dog"],
+        "caption": "a <b>dog</b>",
+        "video": "b.mp4",
+        "n": 1,
+    }
     manifest.write_text(json.dumps(row))
     assert main(["data", "clean", str(manifest), "--out", str(out)]) == 0
     assert json.loads(out.read_text()) == [{"video": "a.mp4", "caption": ["a cat & a dog", "a dog"], "n": 1}]

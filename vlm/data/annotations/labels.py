@@ -92,13 +92,7 @@ def read_labelled(
     """
     path = Path(path)
     kind = _guess(path) if layout == "auto" else layout
-    if part is not None and kind not in _WITH_PARTS:
-        raise DataError(
-            f"{path}: the layout {kind!r} has no parts, got part {part!r}; leave it out, or name a layout that "
-            f"has some: {', '.join(_WITH_PARTS)}",
-            "bad_annotations",
-        )
-    rows = READERS[kind](path, part)
+    rows = _rows(path, kind, part)
     if not rows:
         where = f"{path}, part {part}" if part else str(path)
         raise DataError(f"{where}: holds no labelled video", "bad_annotations")
@@ -165,6 +159,16 @@ def _json_classes(path: Path, text: str) -> tuple[list[str], list[int]]:
     return [name for name, _ in pairs], [number for _, number in pairs]
 
 
+def _rows(path: Path, kind: str, part: str | None) -> list[Labelled]:
+    if part is not None and kind not in _WITH_PARTS:
+        raise DataError(
+            f"{path}: the layout {kind!r} has no parts, got part {part!r}; leave it out, or name a layout "
+            f"that has some: {', '.join(_WITH_PARTS)}",
+            "bad_annotations",
+        )
+    return READERS[kind](path, part)
+
+
 def _guess(path: Path) -> LabelLayout:
     if path.is_dir():
         return "folder"
@@ -194,8 +198,8 @@ def _lines(path: Path, _part: str | None) -> list[Labelled]:
             )
         if not found and _is_header(cells):
             raise DataError(
-                f"{path}: line {number} names columns, got {line!r:.120}; expected a path and a label, or one "
-                f"column of {', '.join(VIDEO_COLUMNS)} and one of {', '.join(_LABEL_COLUMNS)}",
+                f"{path}: line {number} names columns, got {line!r:.120}; expected a path and a label, or "
+                f"one column of {', '.join(VIDEO_COLUMNS)} and one of {', '.join(_LABEL_COLUMNS)}",
                 "bad_annotations",
             )
         found.append(Labelled(cells[0], _label(cells[1])))

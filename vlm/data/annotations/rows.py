@@ -43,7 +43,7 @@ def merge(annotations: Iterable[Annotation]) -> list[Annotation]:
 def split_lines(text: str) -> list[str]:
     r"""Return the lines of a text without their ends, which are ``\n``, ``\r\n`` and ``\r``.
 
-    ``str.splitlines`` also ends them at U+2028, U+0085 and form feeds, which JSON and CSV keep inside a caption.
+    ``str.splitlines`` ends them also at U+2028, U+0085 and form feeds, which may stand inside a caption.
     """
     lines = re.split(r"\r\n|\n|\r", text)
     return lines if lines[-1] else lines[:-1]
