@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
     if arguments.videos is not None:
         with progress_bar(len(kept), "looking", "video") as bar:
             kept = drop_copies(kept, arguments.videos, report, on_video=bar.update)
-    rows = [{"video": e.video, "caption": list(e.captions), **e.metadata} for e in kept]
+    # metadata may hold another column that is called video or caption
+    rows = [{**e.metadata, "video": e.video, "caption": list(e.captions)} for e in kept]
     write_atomically(arguments.out, json.dumps(rows, ensure_ascii=True, indent=1) + "\n")
     if arguments.json:
         print(json.dumps(report.as_json()))

@@ -61,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
 def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End the program if the arguments do not fit together."""
     has_labels = arguments.layout in READERS
+    if arguments.folder is not None and (
+        arguments.layout != "auto" or arguments.video_column or arguments.caption_column
+    ):
+        parser.error(
+            "--layout and columns are of --annotations; a folder that holds a folder of videos a class is "
+            "packed by --annotations DIR --layout folder"
+        )
     if arguments.annotations is not None and arguments.videos is None and arguments.layout != "folder":
         parser.error("--annotations needs --videos DIR")
     if not has_labels and (arguments.part or arguments.classes):

@@ -130,8 +130,10 @@ def test_world_manifest(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
     line = {"file": "clips/0.mp4", "caption": "a red 3 moves up", "scene": {"seed": 1}, "twin": None}
     other = {"file": "clips/1.mp4", "captions": ["a red 3 moves up", "a 3 rises"]}
-    path.write_text(json.dumps(line) + "\n\n" + json.dumps(other) + "\n")
-    entry, several = read_annotations(path)
+    both = {"file": "clips/2.mp4", "captions": ["one", "two"], "caption": "three"}
+    path.write_text(json.dumps(line) + "\n\n" + json.dumps(other) + "\n" + json.dumps(both))
+    entry, several, all_of_it = read_annotations(path)
+    assert (all_of_it.captions, all_of_it.metadata) == (("one", "two", "three"), {})
     assert several.captions == ("a red 3 moves up", "a 3 rises")
     assert entry.video == "clips/0.mp4"
     assert entry.captions == ("a red 3 moves up",)
@@ -158,9 +160,10 @@ def test_folder_with_captions_beside_the_videos(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("a.mp4", "b.MOV", "sub/c.webm", "d.mp4", "e.mp4", "notes.pdf"):
         (tmp_path / name).touch()
-    (tmp_path / "a.txt").write_text("one\n\n two \n")
+    (tmp_path / "a.txt").write_text("one\n\n two \n\t\n")
     (tmp_path / "b.json").write_text(json.dumps({"caption": "three", "licence": "CC0"}))
-    (tmp_path / "sub/c.json").write_text(json.dumps(["four", "five"]))
+    (tmp_path / "sub/c.json").write_text(json.dumps(["four", " ", " five "]))
+    (tmp_path / "e.txt").write_text(" \n\n")
     (tmp_path / "d.json").write_text(json.dumps("six"))
     found = {entry.video: entry for entry in read_folder(tmp_path)}
     assert list(found) == ["a.mp4", "b.MOV", "d.mp4", "e.mp4", "sub/c.webm"]
@@ -169,7 +172,25 @@ def test_folder_with_captions_beside_the_videos(tmp_path: Path) -> None:
     assert found["sub/c.webm"].captions == ("four", "five")
     assert found["d.mp4"].captions == ("six",)
     assert found["e.mp4"].captions == ()
-    assert [caption.strip() for caption in found["a.mp4"].captions if caption] == ["one", "two"]
+    assert found["a.mp4"].captions == ("one", "two")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_characters_that_end_lines_elsewhere_end_none_here(tmp_path: Path, end: str) -> None:
+    """``str.splitlines`` ends lines at all of them; in JSON and CSV they are characters like others."""
+    caption = "one\u2028two\u0085three\x0cfour"
+    row = json.dumps({"file": "a.mp4", "caption": caption}, ensure_ascii=False)
+    for name, lines in (
+        ("m.jsonl", [row.replace("\\f", " "), row.replace("\\f", " ")]),
+        ("t.csv", ["file,caption", f"a.mp4,{caption}"]),
+        ("q.tsv", ["file\tcaption", f'a.mp4\t"{caption}"']),
+    ):
+        (tmp_path / name).write_bytes(end.join([*lines, ""]).encode())
+        (entry,) = read_annotations(tmp_path / name)
+        assert entry.captions == (caption if ".jsonl" not in name else caption.replace("\x0c", " "),)
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.txt").write_bytes(end.join([caption, "five"]).encode())
+    assert read_folder(tmp_path)[0].captions == (caption, "five")
 
 
 def test_a_broken_sidecar_and_a_missing_folder(tmp_path: Path) -> None:
@@ -189,6 +210,13 @@ def test_videos_are_found_with_and_without_extension(tmp_path: Path) -> None:
     assert [item.path.name if item.path else item.reason for item in found] == [
         "video1.mp4", "video1.mp4", "video2.webm", "1004_a_00.01.02.345-00.01.04.567.avi", "clip.", "missing",
     ]  # fmt: skip
+
+
+def test_a_name_too_long_for_any_file_is_missing(tmp_path: Path) -> None:
+    """With an extension the second one is, too."""
+    names = ["x" * 300, "y" * 253]
+    found = locate_videos([Annotation(video=name, captions=("x",)) for name in names], tmp_path)
+    assert [item.reason for item in found] == ["missing", "missing"]
 
 
 @pytest.mark.parametrize("name", ["../secret.mp4", "/etc/passwd", "a/../../secret.mp4", "", "a\0b"])

@@ -109,6 +109,22 @@ def test_coin_and_its_parts(write, tmp_path):
         read_labelled(coin, tmp_path, part="validation")
 
 
+def test_a_part_of_a_layout_without_parts_is_refused(write, tmp_path):
+    with pytest.raises(
+        DataError, match="the layout 'lines' has no parts, got part 'training'.*kinetics, coin"
+    ):
+        read_labelled(write("l.txt", "x.mp4 0\n"), tmp_path, part="training")
+
+
+def test_characters_that_end_lines_elsewhere_end_none_here(write, tmp_path):
+    text = "x.mp4,make\u2028tea\ny.mp4,boil\x0cwater\n"
+    expected = {"x.mp4": "make\u2028tea", "y.mp4": "boil\x0cwater"}
+    assert pairs(read_labelled(write("l.csv", text), tmp_path)) == expected
+    assert pairs(read_labelled(write("t.csv", "path,label\n" + text), tmp_path)) == expected
+    names = tuple(sorted(expected.values()))
+    assert read_classes(write("c.txt", "\n".join(names))) == names
+
+
 def test_breakfast_and_a_folder_for_each_class(write, tmp_path):
     data = read_labelled(write("b.txt", "P03/cam01/P03_cereals.avi\nP04/cam01/P04_friedegg.avi\n"), tmp_path)
     assert pairs(data) == {"P03/cam01/P03_cereals.avi": "cereals", "P04/cam01/P04_friedegg.avi": "friedegg"}
@@ -127,6 +143,8 @@ def test_breakfast_and_a_folder_for_each_class(write, tmp_path):
         ("l.txt", "x.mp4 tea\n", "labelled 'tea', which is none of the 2 classes"),
         ("l.txt", "x.mp4 0\ny.mp4\n", "line 2: expected a path and a label"),
         ("l.txt", "", "holds no labelled video"),
+        ("h.csv", "clip,label\nx.mp4,0\n", "line 1 names columns.*video_path.*class_name"),
+        ("h.csv", "\nvideo,category\nx.mp4,a\n", "line 2 names columns"),
         ("t.csv", "label,path\n,x.mp4\n", "a row has no path or no label"),
         ("k.csv", "label,youtube_id,time_start,time_end\na,b,c,9\n", "line 2: expected label, youtube_id"),
         ("s.json", [{"id": "1"}], "expected a list of objects with id and template"),

@@ -135,6 +135,21 @@ def test_packing_again_changes_nothing(tmp_path: Path, videos: Path) -> None:
         pack(annotations()[:3], videos, tmp_path / "s")
 
 
+def test_files_that_were_missing_are_not_said_to_be_missing_still(tmp_path: Path, videos: Path) -> None:
+    rows = [Annotation(video=f"{name}.mp4", captions=("x",)) for name in ("a", "b", "never")]
+    data = (videos / "clip0.mp4").read_bytes()
+    folder = tmp_path / "v"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes(data)
+    pack(rows, folder, tmp_path / "s")
+    (folder / "b.mp4").write_bytes(data)
+    with pytest.raises(
+        InvalidInput, match=r"1 files were missing .*'b\.mp4'; choose another --out, or remove"
+    ):
+        pack(rows, folder, tmp_path / "s")
+    assert [item.item for item in pack(rows, folder, tmp_path / "t").rejected] == ["never.mp4"]
+
+
 def test_nothing_usable(tmp_path: Path, videos: Path) -> None:
     with pytest.raises(InvalidInput, match=r"none of 1 items could be packed \(missing\)"):
         pack([Annotation(video="missing.mp4", captions=("x",))], videos, tmp_path / "s")

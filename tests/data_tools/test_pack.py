@@ -134,6 +134,8 @@ def test_a_full_disk_leaves_what_is_done(tmp_path: Path, videos: Path, capsys, m
         ["pack", "--folder", "x", "--out", "s", "--max-shard-mb", "0"],
         ["pack", "--folder", "x", "--out", "s", "--reencode", "8"],
         ["pack", "--annotations", "a.json", "--videos", "v", "--out", "s", "--video-column", "x"],
+        ["pack", "--folder", ".", "--out", "s", "--layout", "folder"],
+        ["pack", "--folder", ".", "--out", "s", "--caption-column", "x"],
         ["verify"],
     ],
 )

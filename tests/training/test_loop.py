@@ -135,11 +135,42 @@ def test_an_existing_run_is_not_overwritten_and_a_missing_one_not_resumed(unbrok
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
-    with pytest.raises(VlmError, match=r"step \d+: .* not finite .*first of all .* of model"):
+    message = r"step \d+: .* not finite .*first of all .* of model.*start a new run with --out and a lower"
+    with pytest.raises(VlmError, match=message) as caught:
         train(
-            tiny("optimizer.learning_rate=1e30", "optimizer.clip_norm=0", "evaluation.every=0"),
+            tiny(
+                "optimizer.learning_rate=1e30",
+                "optimizer.clip_norm=0",
+                "evaluation.every=0",
+                "checkpoint.every=1",
+            ),
             tmp_path / "run",
         )
+    assert "stop" not in str(caught.value).partition("not finite")[2]
+    saved = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1]
+    assert str(caught.value).endswith(f"train.init_from={saved}")
+
+
+def test_a_config_that_cannot_begin_leaves_nothing_in_the_way(tiny, unbroken, tmp_path):
+    with pytest.raises(InvalidInput, match="no model is named"):
+        train(tiny("train.init_from=./modle", "train.max_steps=1"), tmp_path / "run")
+    train(tiny(f"train.init_from={unbroken}/model", "train.max_steps=1"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("others", "own", "expected"),
+    [([0, 0], 0, 0), ([15, 0], 0, 15), ([0, 2], 0, 2), ([0, 0], 15, 15), ([2, 2], 2, 2), ([15, 2], 2, 15)],
+)
+def test_processes_agree_on_one_of_the_signals_that_came(monkeypatch, others, own, expected):
+    from vlm.training import loop
+
+    given = []
+    for number in (own, *others):  # what each of them has to say, before it is summed
+        monkeypatch.setattr(loop.distributed, "all_sum", lambda tensor: given.append(tensor) or tensor)
+        assert loop._mean_over_processes({"loss": torch.tensor(3.0)}, number)["stop"] == number
+    monkeypatch.setattr(loop.distributed, "all_sum", lambda tensor: sum(given))
+    monkeypatch.setattr(loop.distributed, "world_size", lambda: len(given))
+    assert loop._mean_over_processes({"loss": torch.tensor(3.0)}, own) == {"loss": 3.0, "stop": expected}
 
 
 def wait_for(path, process, seconds=90):

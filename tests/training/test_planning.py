@@ -14,7 +14,8 @@ from vlm.models import load_model
 from vlm.training.loop import build
 from vlm.training.planning.estimate import estimate
 from vlm.training.planning.files import needed_files
-from vlm.training.planning.memory import kept_bytes, made_up_batch, memory_megabytes
+from vlm.training.planning.memory import kept_bytes, made_up_batch, memory_megabytes, telling_steps
+from vlm.training.schedule import value_at
 from vlm.training.setup import make_model, make_tokenizer
 from vlm.training.sources import open_source
 
@@ -53,6 +54,53 @@ def test_memory_is_what_an_update_takes(tiny, tmp_path):
     assert told["activations"] > 50 and told["activations"] / FACTOR <= seen <= told["activations"] * FACTOR
     rest = sum(told[name] for name in told if name not in ("activations", "total"))
     assert told["total"] == pytest.approx(rest + told["activations"], abs=0.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("losses.matching={weight: [[3, 0], [4, 1]], num_siblings: 0}",),
+        ("losses.matching.num_siblings=1", "data.world.grouped=0.5"),
+        (
+            "losses.matching={weight: [[0, 0], [2, 1]], num_siblings: 1}",
+            "data.world.grouped=[[0, 0], [5, 1]]",
+        ),
+    ],
+)
+def test_memory_is_that_of_the_step_that_takes_most(tiny, tmp_path, options):
+    """Against batches of the world themselves, at every step."""
+    config = tiny(*MIDDLING, "train.batch_size=16", *options)
+    told = estimate(config)["memory_megabytes"]["activations"]
+    state = build(config, tmp_path / "run", CPU)
+    with open_source(config, state.model, 0) as batches:
+        seen = [kept_bytes(state.module, next(batches), step) / 1e6 for step in range(6)]
+    assert max(seen) / FACTOR <= told <= max(seen) * FACTOR
+    assert max(seen) > 1.1 * min(seen) or "0.5" in options[-1]
+
+
+def test_steps_that_tell_show_every_set_of_losses(tiny):
+    weights = {"contrastive": [[0, 1], [3, 0]], "matching": [[2, 0], [4, 1]], "masked_language": 0.0}
+    config = tiny(*(f"losses.{name}.weight={curve}" for name, curve in weights.items()))
+    sets = {
+        tuple(value_at(curve, step) > 0 for curve in config.losses.weights) for step in telling_steps(config)
+    }
+    assert sets == {tuple(value_at(curve, step) > 0 for curve in config.losses.weights) for step in range(6)}
+    assert len(sets) == 2 and telling_steps(tiny()) == [0]
+
+
+def test_a_model_to_start_from_is_measured_by_its_own_sizes(tiny, unbroken):
+    """The config names none of them: the defaults are many times as large."""
+    values = yaml.safe_load(tiny.path.read_text())
+    del values["model"]
+    tiny.path.write_text(yaml.safe_dump(values))
+    told = estimate(tiny(f"train.init_from={unbroken}/model", "evaluation.every=0"))
+    assert told["config"]["model"]["vision"]["image_size"] == 224
+    assert told["tokens_per_clip"] == 8 * (64 // 32) ** 2 + 1
+    assert told["memory_megabytes"]["batch"] == pytest.approx(8 * 8 * 4 * 3 * 64 * 64 / 1e6, abs=0.05)
+    longer = estimate(
+        tiny(f"train.init_from={unbroken}/model", "model.vision.num_frames=40", "evaluation.every=0")
+    )
+    assert longer["updates"][0]["num_frames"] == 40 and longer["tokens_per_clip"] == 40 * 4 + 1
 
 
 def test_what_is_kept_is_counted_to_the_byte():
@@ -181,21 +229,26 @@ def test_updates_of_each_corpus_are_counted_and_timed(mixed):
     }  # fmt: skip
     frame_megabytes = 4 * 3 * 64 * 64 / 1e6
     assert told["memory_megabytes"]["batch"] == pytest.approx(4 * 8 * frame_megabytes, abs=0.05)
-    hours = sum(kind["count"] * max(*kind["step_seconds"], kind["data_seconds"]) for kind in told["updates"])
+    # without workers an update waits for its data
+    hours = sum(
+        kind["count"] * (max(kind["step_seconds"]) + kind["data_seconds"]) for kind in told["updates"]
+    )
     assert told["hours"] == pytest.approx(hours / 3600, rel=0.02)
     assert [file["key"] for file in told["files"]] == [
         f"data.shards.corpora.{name}.folders" for name in ("few", "many", "pictures")
     ]
 
 
-def test_a_batch_too_slow_to_time_is_timed_in_part(tiny, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_too_slow_to_time_is_timed_in_part(tiny, monkeypatch, workers):
     monkeypatch.setattr("vlm.training.planning.estimate._PATIENCE_S", 0.0)
-    told = estimate(tiny("train.batch_size=32", "train.accumulate=2", "evaluation.every=0"))
+    options = ("train.batch_size=32", "train.accumulate=2", "evaluation.every=0")
+    told = estimate(tiny(*options, f"data.workers={workers}"))
     (found,) = told["updates"]
     assert found["timed_clips"] == 8
-    assert found["clips_per_second"] == pytest.approx(
-        32 / max(*found["step_seconds"], found["data_seconds"]), rel=0.02
-    )
+    steps, data_s = max(found["step_seconds"]), found["data_seconds"]
+    together = max(steps, data_s) if workers else steps + data_s
+    assert found["clips_per_second"] == pytest.approx(32 / together, rel=0.02)
 
 
 def test_the_command_prints_the_whole_config(tiny, capsys):

@@ -2,13 +2,19 @@
 
 import pytest
 import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, UsageError
+from vlm.models import load_model
+from vlm.models.weights import save_model
 from vlm.training import setup
 from vlm.training.average import MovingAverage
 from vlm.training.config import EngineConfig, TrainingConfig, forbidden_changes
 from vlm.training.objective import MaskedLanguageConfig, step_generator, step_seed
+from vlm.training.schedule import first_without, value_at
 from vlm.training.setup import (
     abilities,
     freeze,
@@ -18,6 +24,7 @@ from vlm.training.setup import (
     masking_rule,
     prepare_process,
 )
+from vlm.training.sources import open_source
 
 CPU = torch.device("cpu")
 
@@ -31,6 +38,36 @@ def test_abilities_follow_the_losses(tiny):
 def test_no_loss_at_all_is_refused(tiny):
     with pytest.raises(Exception, match="at least one weight must be above 0"):
         tiny(*(f"losses.{part}.weight=0" for part in ("contrastive", "matching", "masked_language")))
+
+
+@pytest.mark.parametrize(
+    ("contrastive", "matching", "step"),
+    [
+        ("[[0, 0], [10, 1]]", "0", 0),
+        ("[[0, 1], [3, 0]]", "[[3, 0], [4, 1]]", 3),
+        ("[[0, 1], [3, -1]]", "[[2, 0], [4, 1]]", 2),
+        ("[[0, 1], [1.5, 0]]", "[[4, 0], [5, 1]]", 2),
+    ],
+)
+def test_a_step_without_a_loss_is_refused_by_its_number(tiny, contrastive, matching, step):
+    options = (f"losses.contrastive.weight={contrastive}", f"losses.matching.weight={matching}")
+    with pytest.raises(UsageError, match=f"none is at step {step} "):
+        tiny(*options, "losses.masked_language.weight=0")
+    assert tiny(*options, f"train.max_steps={max(step, 1)}").train.max_steps == max(step, 1)
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.floats(-2, 12), st.sampled_from([-1.0, 0.0, 1.0, 2.0])), min_size=1, max_size=4
+        ),
+        max_size=3,
+    )
+)
+def test_the_first_step_without_a_loss_against_a_slow_loop(points):
+    curves = [tuple(sorted(dict(curve).items())) for curve in points]
+    slow = next((s for s in range(10) if all(value_at(curve, s) <= 0 for curve in curves)), None)
+    assert first_without(curves, 10) == slow
 
 
 def test_the_world_decides_the_vocabulary_and_the_seed_the_weights(tiny):
@@ -51,6 +88,73 @@ def test_training_goes_on_from_a_model_folder(unbroken, tiny):
     weights = load_file(unbroken / "model" / "model.safetensors")
     assert model.training and model.name == "second"
     assert torch.equal(model.vision_proj.weight, weights["vision_proj.weight"])
+
+
+@pytest.fixture
+def start(tmp_path, tiny):
+    """Return a function that saves a new model of the tiny config and gives the override to start from it."""
+
+    def make(*overrides):
+        model = make_model(tiny(*overrides), make_tokenizer(tiny()), CPU)
+        return f"train.init_from={save_model(model, tmp_path / 'start')}"
+
+    return make
+
+
+@pytest.mark.parametrize("part", ["matching", "contrastive"])
+def test_a_model_is_trained_on_with_a_loss_that_it_was_trained_without(start, tiny, part):
+    config = tiny(start(f"losses.{part}.weight=0"))
+    model = make_model(config, make_tokenizer(config), CPU)
+    with open_source(config, model, 0) as batches:
+        loss, terms = make_objective(config, model)(next(batches), 0)
+    assert torch.isfinite(loss) and part in terms
+    assert model.capabilities == {"search", "rerank", "choose"}
+    alone = tiny(f"train.init_from={config.train.init_from}", f"losses.{part}.weight=0")
+    assert len(make_model(alone, make_tokenizer(alone), CPU).capabilities) == 1
+
+
+def test_a_model_to_start_from_takes_over_what_it_can(start, tiny):
+    begun = start()
+    config = tiny(
+        begun, "model.vision.num_frames=40", "model.vision.image_size=96", "model.vision.drop_path=0.25",
+        "model.vision.independent_frames=true",
+    )  # fmt: skip
+    model = make_model(config, make_tokenizer(config), CPU)
+    assert (model.preprocessing.num_frames, model.preprocessing.image_size) == (40, 96)
+    assert model.vision_encoder.config.drop_path == model.config.vision.drop_path == 0.25
+    assert model.vision_encoder.config.independent_frames and model.config.vision.independent_frames
+    before = load_model(begun.partition("=")[2], device="cpu")
+    assert torch.equal(model.vision_proj.weight, before.vision_proj.weight)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.vision.depth=3", "start has vision.depth 2, model.vision.depth is 3; leave these out"),
+        (
+            "model.vision.scan_order=temporal",
+            "vision.scan_order 'spatial', model.vision.scan_order is 'temporal'",
+        ),
+        ("model.text.num_layers=3", "text.num_layers 2"),
+        ("model.embedding_width=8", "has embedding_width 16, model.embedding_width is 8"),
+        ("model.vision.num_frames=5", "are not multiples|do not fit"),
+    ],
+)
+def test_what_a_model_to_start_from_cannot_take_over_is_refused(start, tiny, override, message):
+    begun = start()
+    with pytest.raises((ConfigError, UsageError), match=message):
+        make_model(tiny(begun, override), make_tokenizer(tiny()), CPU)
+
+
+def test_a_model_to_start_from_keeps_what_nobody_asked_for(start, tiny, caplog):
+    """A config without sizes has those of the published model, which nobody chose."""
+    begun = start()
+    values = yaml.safe_load(tiny.path.read_text())
+    del values["model"]
+    tiny.path.write_text(yaml.safe_dump(values))
+    model = make_model(tiny(begun), make_tokenizer(tiny()), CPU)
+    assert model.config.vision.width == 32 and model.preprocessing.image_size == 64
+    assert "keeps its image_size 64; 224 is the default" in caplog.text
 
 
 def test_frozen_parts_do_not_learn_and_unknown_ones_are_named(tiny):
@@ -98,10 +202,13 @@ def test_words_to_hide_are_looked_up(tiny):
         masking_rule(MaskedLanguageConfig(words=("aardvark",)), tokenizer)
 
 
-def test_masked_language_needs_its_head(tiny):
+def test_masked_language_needs_its_head(tiny, start):
     config = tiny("model.text.has_language_head=false")
     with pytest.raises(ConfigError, match="has_language_head: true"):
         make_objective(config, make_model(config, make_tokenizer(config), CPU))
+    begun = tiny(start("model.text.has_language_head=false", "losses.masked_language.weight=0"))
+    with pytest.raises(ConfigError, match="has_language_head: true, or an init_from with one"):
+        make_objective(begun, make_model(begun, make_tokenizer(begun), CPU))
 
 
 def test_step_seeds_depend_on_every_counter():
@@ -131,6 +238,10 @@ def test_an_absent_gpu_is_refused(tiny):
 def test_only_what_changes_nothing_learned_may_change(tiny):
     free = tiny("train.max_steps=9", "data.workers=2", "checkpoint.every=7", "evaluation.every=0")
     assert forbidden_changes(tiny(), free) == []
+    patient = tiny("data.shards.max_bad_fraction=0.2")  # as the message of too many bad samples advises
+    assert forbidden_changes(tiny(), patient) == []
+    classes = "classification={files: {max_bad_fraction: %s}}", "evaluation.best=top1"
+    assert forbidden_changes(*(tiny(classes[0] % share, classes[1]) for share in (0.01, 0.2))) == []
     assert forbidden_changes(tiny(), tiny("data.world.grouped=0.25")) == ["data.world.grouped: 0.5 -> 0.25"]
     assert isinstance(tiny(), TrainingConfig)
 

@@ -129,6 +129,25 @@ def test_captions_and_twins_of_shards_are_known_across_processes():
     assert known.tolist() == [[True, True], [False, True]] and not twins.any()
 
 
+def test_true_pairs_and_twins_of_many_clips_against_a_slow_loop():
+    rng = np.random.default_rng(0)
+    clips = [
+        _Facts(
+            key=f"k{rng.integers(40)}",
+            caption=f"t{rng.integers(20)}",
+            captions=tuple(f"t{number}" for number in rng.integers(20, size=2)),
+            scene=None,
+            twin_key=None if rng.random() < 0.3 else f"k{rng.integers(50)}",
+        )
+        for _ in range(60)
+    ]
+    known, twins = relations(clips)
+    assert known.tolist() == [
+        [one.key == other.key or other.caption in one.captions for other in clips] for one in clips
+    ]
+    assert twins.tolist() == [[one.key == other.twin_key for other in clips] for one in clips]
+
+
 def test_a_run_from_shards_resumes_at_its_place(tiny, make_shards):
     scenes, folder = [sample_scene("train", 0, index) for index in range(12)], make_shards(12)
     shards = f"data.shards={{corpora: {{digits: {{folders: [{folder}]}}}}, random_frames: false}}"

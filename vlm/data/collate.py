@@ -153,11 +153,17 @@ def true_pairs(keys: Sequence[str], captions: Sequence[str], all_captions: Seque
 
     That is so if both are of the same video, or if j's text is among the captions of i.
     """
-    known = [set(texts) for texts in all_captions]
-    rows = [
-        [keys[i] == keys[j] or captions[j] in known[i] for j in range(len(keys))] for i in range(len(keys))
-    ]
-    return torch.tensor(rows, dtype=torch.bool).reshape(len(keys), len(keys))
+    same_key, saying = dict[str, list[int]](), dict[str, list[int]]()
+    for j, (key, caption) in enumerate(zip(keys, captions, strict=True)):
+        same_key.setdefault(key, []).append(j)
+        saying.setdefault(caption, []).append(j)
+    # by what is equal, not pair by pair: batches of thousands have millions of pairs
+    known = np.zeros((len(keys), len(keys)), dtype=bool)
+    for i, (key, texts) in enumerate(zip(keys, all_captions, strict=True)):
+        known[i, same_key[key]] = True
+        for text in texts:
+            known[i, saying.get(text, [])] = True
+    return torch.from_numpy(known)
 
 
 def make_batch(batch: ClipBatch, tokenize: Callable[[list[str]], TokenBatch]) -> Batch:

@@ -84,7 +84,8 @@ def pack(
         The manifest: counts, hashes, and each rejected item with its reason.
 
     Raises:
-        InvalidInput: Nothing is left to pack, or ``out`` holds something else.
+        InvalidInput: Nothing is left to pack, or ``out`` holds something else, or shards of the same input
+            from when files were missing that are there now.
         ValueError: Pictures cannot be encoded anew.
     """
     if media == "image" and reencoding is not None:
@@ -96,6 +97,7 @@ def pack(
     if (out / MANIFEST).exists():
         manifest = read_manifest(out)
         if manifest.input == {**identity, "max_bytes": max_shard_bytes}:
+            _check_still_missing(manifest, located, out)
             return manifest
         raise InvalidInput(f"{out}: already holds shards of another input; choose another --out")
     writer = ShardWriter(out, identity, max_shard_bytes, media=media, classes=classes)
@@ -126,6 +128,17 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "rejected": [asdict(item) for item in manifest.rejected],
         "fingerprint": manifest.fingerprint,
     }
+
+
+def _check_still_missing(manifest: Manifest, located: Sequence[Located], out: Path) -> None:
+    """Refuse shards of which a file was missing that is there now: what is packed is never changed."""
+    there = {entry.annotation.video for entry in located if entry.path is not None}
+    added = [item.item for item in manifest.rejected if item.reason == "missing" and item.item in there]
+    if added:
+        raise InvalidInput(
+            f"{out}: was packed while {len(added)} files were missing that are there now, such as "
+            f"{added[0]!a}; choose another --out, or remove {out} to pack all anew"
+        )
 
 
 def _check_all(

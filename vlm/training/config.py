@@ -176,7 +176,8 @@ class RunConfig:
         precision: ``fp32``; or ``bf16``: matrix products in bf16, weights and sums in fp32.
         device: ``auto``, ``cpu`` or ``cuda``.
         init_from: A model folder or checkpoint to start from; None starts from random weights. An encoder
-            alone gives its weights to the video encoder.
+            alone gives its weights to the video encoder. A whole model keeps its sizes: what ``model`` sets
+            otherwise than both its defaults and that model is taken over where it can be, else refused.
         text_from: A BERT weights file for the text encoder to start from, unless ``init_from`` has texts.
         freeze: Prefixes of parameter names that do not learn.
         lora: Learn low-rank adapters of ``init_from`` instead of its weights; ``{}`` for the usual ones.
@@ -341,14 +342,14 @@ class TrainingConfig:
             return
         if reels:
             check_reels(self.losses, self.train.batch_size, self.train.accumulate)
+        self.losses.check(self.train.max_steps)
+        if reels:
             return
-        if not (self.losses.use_text or self.losses.use_video):
-            raise ValueError("losses: at least one weight must be above 0")
         if self.evaluation.every and not self.losses.use_text:
             raise ValueError(
                 "evaluation.every must be 0 where no loss reads text: there is nothing to search"
             )
-        if self.train.init_from is None and (self.data.source == "world" or self.evaluation.every):
+        if self.data.source == "world" or self.evaluation.every:
             self._check_world("data.source: shards and evaluation.every: 0")
 
     def _check_classification(self, classification: ClassificationConfig) -> None:
@@ -372,8 +373,8 @@ class TrainingConfig:
 # what may differ between a run and its continuation: nothing that changes what is learned
 _FREE = {
     "train.max_steps", "train.log_every", "train.boards", "train.timeout_s", "data.workers", "data.prefetch",
-    "data.shards.cache", "data.shards.cache_gb",
-    "evaluation.every", "checkpoint.every", "checkpoint.keep",
+    "data.shards.cache", "data.shards.cache_gb", "data.shards.max_bad_fraction",
+    "evaluation.every", "checkpoint.every", "checkpoint.keep", "classification.files.max_bad_fraction",
     "engine.name", "engine.zero_stage", "engine.offload",
 }  # fmt: skip
 

@@ -43,13 +43,7 @@ from vlm.training.reports.boards import open_boards
 from vlm.training.reports.diagnosis import first_bad_tensor
 from vlm.training.reports.tracking import Tracker, best_value, circumstances, draw_curves, training_s
 from vlm.training.schedule import learning_rate
-from vlm.training.setup import (
-    make_engine,
-    make_model,
-    make_objective,
-    make_tokenizer,
-    prepare_process,
-)
+from vlm.training.setup import make_engine, make_model, make_objective, make_tokenizer, prepare_process
 from vlm.training.sources import open_source
 from vlm.training.validation import make_validation
 from vlm.types import Batch
@@ -80,13 +74,13 @@ def train(config: TrainingConfig, run: Path, *, resume: bool | None = False) -> 
         resume = distributed.broadcast_object((run / _CONFIG).is_file() if distributed.is_main() else None)
     _check_folder(config, run, resume)
     with sole_writer(run):
+        state = build(config, run, device)  # before anything is written: a config that fails leaves no run
         together(lambda: _prepare_folder(config, run, resume))
-        return _learn(config, run, device, resume)
+        return _learn(config, run, state, resume)
 
 
-def _learn(config: TrainingConfig, run: Path, device: torch.device, resume: bool) -> Path:
+def _learn(config: TrainingConfig, run: Path, state: RunState, resume: bool) -> Path:
     """Do all updates that are left; return the model's folder."""
-    state = build(config, run, device)
     done = state.restore() if resume else 0
     last, evaluation = config.train.max_steps, config.evaluation
     validation = make_validation(config, state.model) if evaluation.every and done < last else None
@@ -162,16 +156,19 @@ class RunState:
         values |= {**numbers, "gradient_norm": norm}
         if isinstance(parts[0], Batch) and parts[0].corpus:  # that of all parts
             values[f"loss/{parts[0].corpus}"] = values["loss"]
-        wrong = [name for name, value in values.items() if not abs(value) < float("inf")]
+        shown = {name: value for name, value in values.items() if name != "stop"}
+        wrong = [name for name, value in shown.items() if not abs(value) < float("inf")]
         if wrong:
+            saved = self.store.list()
             where = first_bad_tensor(
                 self.module, lambda: [self.engine.losses(batch, number) for number, batch in batches]
             )
             raise VlmError(
-                f"step {step + 1}: {', '.join(wrong)} not finite ({values})"
+                f"step {step + 1}: {', '.join(wrong)} not finite ({shown})"
                 + (f"; first of all {where}" if where else "")
-                + "; lower optimizer.learning_rate, or use train.precision fp32, and continue from the last "
-                "checkpoint with --resume"
+                + "; continued it would come to the same: start a new run with --out and a lower "
+                "optimizer.learning_rate or train.precision fp32"
+                + (f", perhaps with train.init_from={saved[-1]}" if saved and self.base is None else "")
             )
         self.average.update(step)
         return values
@@ -286,13 +283,15 @@ def _keep_best(
 
 def _mean_over_processes(losses: dict[str, Tensor], signal_number: int) -> dict[str, float]:
     """Average the losses, and agree on the signal to stop for: all must stop after the same step."""
-    numbers = torch.stack(
-        [*losses.values(), torch.tensor(float(signal_number), device=losses["loss"].device)]
-    )
-    numbers = distributed.all_sum(numbers.double())
-    *means, received = (numbers / distributed.world_size()).tolist()
+    stops = (
+        signal.SIGINT,
+        signal.SIGTERM,
+    )  # each counted by itself: a sum of numbers would be another signal
+    received = torch.tensor([signal_number == each for each in stops], device=losses["loss"].device)
+    numbers = distributed.all_sum(torch.cat([torch.stack([*losses.values()]).double(), received.double()]))
+    *means, interrupted, terminated = (numbers / distributed.world_size()).tolist()
     values = dict(zip(losses, means, strict=True))
-    return values | {"stop": signal.SIGINT if 0 < received < signal.SIGINT else received}
+    return values | {"stop": signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0}
 
 
 def _report(

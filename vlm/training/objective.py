@@ -26,7 +26,7 @@ from vlm.losses.masked_language import (
 )
 from vlm.losses.matching import matching_loss, matching_pairs
 from vlm.models.video_mamba import EncoderOutput
-from vlm.training.schedule import Curve, check_curve, is_ever_positive, value_at
+from vlm.training.schedule import Curve, check_curve, first_without, is_ever_positive, value_at
 from vlm.training.teaching.alignment import Alignment, AlignmentConfig, View
 from vlm.training.teaching.distillation import Distillation, DistillationConfig
 from vlm.types import Batch, TextFeatures, TokenBatch, VideoFeatures
@@ -105,6 +105,23 @@ class LossesConfig:
     masked_language: MaskedLanguageConfig = field(default_factory=MaskedLanguageConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+
+    @property
+    def weights(self) -> tuple[Curve, ...]:
+        """The curve of each part's weight."""
+        parts = (self.contrastive, self.matching, self.masked_language, self.alignment, self.distillation)
+        return tuple(part.weight for part in parts)
+
+    def check(self, max_steps: int) -> None:
+        """Raise ValueError unless every one of ``max_steps`` updates has a weight above 0."""
+        if not (self.use_text or self.use_video):
+            raise ValueError("losses: at least one weight must be above 0")
+        idle = first_without(self.weights, max_steps)
+        if idle is not None:
+            raise ValueError(
+                f"losses: at least one weight must be above 0 at every step, none is at step {idle} (the "
+                "first is step 0); let one rise before the others end"
+            )
 
     @property
     def use_text(self) -> bool:
@@ -257,7 +274,7 @@ class Objective(nn.Module):
             return weight, None
         if batch.claims:
             tokens = videos.tokens.detach() if config.detach_video else videos.tokens
-            return weight, telling_loss(self.model.match(tokens, texts.tokens, texts.mask))
+            return weight, telling_loss(self._logits(tokens, texts.tokens, texts.mask))
         everywhere = config.candidates == "global"
         share = distributed.gather if everywhere else _keep
         window = slice(None) if everywhere else slice(batch.offset, batch.offset + len(batch.video))
@@ -276,12 +293,17 @@ class Objective(nn.Module):
             turn = torch.arange(total, device=pairs.label.device) % distributed.world_size()
             pairs = pairs.select(turn == distributed.rank())
         video_tokens = videos.tokens.detach() if config.detach_video else videos.tokens
-        logits = self.model.match(
+        logits = self._logits(
             share(video_tokens)[pairs.video], share(texts.tokens)[pairs.text], share(texts.mask)[pairs.text]
         )
         return weight, matching_loss(
             logits, pairs.label, total / distributed.world_size() if everywhere else None
         )
+
+    def _logits(self, video_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
+        # not match: a model that is still to learn it does not say yet that it can
+        logits: Tensor = self.model.matching_logits(video_tokens.float(), text_tokens.float(), mask)
+        return logits
 
     def _masked_language(
         self, videos: VideoFeatures, text: TokenBatch, number: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -49,6 +50,21 @@ def value_at(curve: Curve, step: int) -> float:
 def is_ever_positive(curve: Curve) -> bool:
     """Return whether ``curve`` is above zero at some step."""
     return curve > 0 if isinstance(curve, float) else any(value > 0 for _, value in curve)
+
+
+def first_without(curves: Sequence[Curve], max_steps: int) -> int | None:
+    """Return the first step below ``max_steps`` at which no curve is above zero, None if there is none."""
+    candidates = {0}  # else it is one at which a curve falls to zero
+    for curve in curves:
+        points = () if isinstance(curve, float) else curve
+        for (start, low), (end, high) in zip(points, points[1:], strict=False):
+            if low > 0 >= high:
+                crossing = math.floor(start + (end - start) * low / (low - high))
+                candidates |= {crossing, crossing + 1}
+    for step in sorted(candidates):
+        if 0 <= step < max_steps and all(value_at(curve, step) <= 0 for curve in curves):
+            return step
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

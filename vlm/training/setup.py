@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import platform
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from vlm.errors import ConfigError
 from vlm.losses.masked_language import MaskingRule
 from vlm.models.classifier import Classifier, EncoderConfig, EncoderModel
 from vlm.models.video_model import VideoModel
-from vlm.models.video_text_model import VideoTextModel
+from vlm.models.video_text_model import VideoTextConfig, VideoTextModel
 from vlm.models.weights import load_model
 from vlm.models.weights.bert import load_bert
 from vlm.text import Tokenizer, build_tokenizer
@@ -31,6 +32,15 @@ from vlm.training.teaching.alignment import make_alignment
 from vlm.training.teaching.distillation import make_distillation
 
 _log = logging.getLogger(__name__)
+
+# what a model to start from can take over from the config's ``model``, and what ``load_model`` calls it
+_TAKEN = {
+    "vision.num_frames": "num_frames", "vision.image_size": "image_size", "vision.drop_path": "drop_path",
+    "vision.independent_frames": "independent_frames", "text.dropout": "dropout",
+}  # fmt: skip
+_OF_REELS = ("num_frames", "image_size", "independent_frames")
+# what says how random weights are drawn; and what `_prepare` decides
+_OF_NEW_ONES = {"vision.init", "vision.position_std", "vision.time_std", "vision.activation_checkpointing"}
 
 
 def prepare_process(config: TrainingConfig) -> torch.device:
@@ -96,24 +106,26 @@ def make_model(
         device: Where it is trained.
 
     Raises:
-        ConfigError: ``train.init_from`` has no video encoder, or one of other sizes.
+        ConfigError: ``train.init_from`` has no video encoder, or is otherwise than ``model`` says.
     """
     if config.classification is not None:
         return _make_classifier(config, config.classification).to(device).train()
-    start = None if config.train.init_from is None else _starting_model(config, config.train.init_from)
     wanted = VideoTextModel if config.losses.use_text else EncoderModel
+    source = config.train.init_from
+    start = None if source is None else _starting_model(config, source, wanted)
     if type(start) is wanted:
         model: VideoTextModel | EncoderModel = start
         model.name, model.domain = config.name, config.domain
+        model.capabilities = _with_choice(model.capabilities | abilities(config))
     else:
         torch.manual_seed(step_seed(config.seed, 0, 0))
         model = _new_model(config, tokenizer)
         if isinstance(start, EncoderModel) or (wanted is EncoderModel and isinstance(start, VideoTextModel)):
-            take_encoder(model, start, str(config.train.init_from))
+            take_encoder(model, start, str(source))
         elif start is not None:
             raise ConfigError(
                 f"train.init_from: expected a model with a video encoder, got {type(start).__name__} "
-                f"from {config.train.init_from}"
+                f"from {source}"
             )
     if config.train.text_from is not None:
         if model is start or not isinstance(model, VideoTextModel):
@@ -126,20 +138,65 @@ def make_model(
     return model.to(device).train()
 
 
-def _starting_model(config: TrainingConfig, source: str) -> VideoModel:
+def _starting_model(config: TrainingConfig, source: str, wanted: type[VideoModel]) -> VideoModel:
     """Return the model to start from, which for reels takes ``model.vision``'s number of frames and size.
 
-    There a model of short clips learns to see long ones, or as many frames each by itself.
+    There a model of short clips learns to see long ones, or as many frames each by itself. Elsewhere one that
+    is trained as it is keeps its own, unless ``model`` was given others than its defaults.
+
+    Raises:
+        ConfigError: ``model`` was given what the model has otherwise and cannot take over.
     """
-    if config.data.source != "reels":
-        return load_model(source, device="cpu")
-    vision = config.model.vision
-    model = load_model(source, device="cpu", num_frames=vision.num_frames, image_size=vision.image_size)
-    if isinstance(model, VideoTextModel):
-        changed = dataclasses.replace(model.config.vision, independent_frames=vision.independent_frames)
-        model.config = dataclasses.replace(model.config, vision=changed)
-        model.vision_encoder.config = changed
-    return model
+    start, vision = load_model(source, device="cpu"), config.model.vision
+    taken: dict[str, Any] = {}
+    if type(start) is wanted:
+        taken = _differences(config, start)
+        fixed = {name: values for name, values in taken.items() if name not in _TAKEN}
+        if fixed:
+            told = ", ".join(
+                f"{name} {own!r}, model.{name} is {value!r}" for name, (value, own) in fixed.items()
+            )
+            raise ConfigError(f"train.init_from: {source} has {told}; leave these out, or say what it has")
+        for name in ("num_frames", "image_size"):
+            own, said = getattr(start.config.vision, name), getattr(vision, name)
+            if own != said and f"vision.{name}" not in taken and config.data.source != "reels":
+                _log.warning(
+                    "train.init_from: %s keeps its %s %d; %d is the default", source, name, own, said
+                )
+    if config.data.source == "reels":
+        taken |= {f"vision.{name}": (getattr(vision, name), None) for name in _OF_REELS}
+    asked = {_TAKEN[name]: value for name, (value, _) in taken.items()}
+    independent = asked.pop("independent_frames", None)
+    frames, size = asked.pop("num_frames", None), asked.pop("image_size", None)
+    try:
+        if frames or size or asked:
+            start = load_model(source, device="cpu", num_frames=frames, image_size=size, overrides=asked)
+        if independent is not None and isinstance(start, VideoTextModel | EncoderModel):
+            changed = dataclasses.replace(start.config.vision, independent_frames=independent)
+            start.config = dataclasses.replace(start.config, vision=changed)
+            start.vision_encoder.config = changed
+    except ValueError as error:
+        raise ConfigError(f"train.init_from: {source} cannot be as model says: {error}") from error
+    return start
+
+
+def _differences(config: TrainingConfig, start: VideoModel) -> dict[str, tuple[Any, Any]]:
+    """Return name → (the config's, the model's) of what ``model`` sets otherwise than default and model.
+
+    Nobody need say all sizes of a model that is there: what is as the defaults are may not have been said.
+    """
+    mine, usual, found = config.model, VideoTextConfig(), dict[str, tuple[Any, Any]]()
+    parts: list[tuple[str, Any, Any, Any]] = [("vision.", mine.vision, usual.vision, start.config.vision)]
+    if isinstance(start, VideoTextModel):
+        parts += [("text.", mine.text, usual.text, start.config.text), ("", mine, usual, start.config)]
+    for prefix, wanted, default, has in parts:
+        for name in (item.name for item in dataclasses.fields(wanted)):
+            value, own = getattr(wanted, name), getattr(has, name)
+            if value not in (getattr(default, name), own) and f"{prefix}{name}" not in _OF_NEW_ONES:
+                found[f"{prefix}{name}"] = value, own
+    if config.tokenizer == "world":  # whose words decide it
+        found.pop("text.vocabulary_size", None)
+    return {name: values for name, values in found.items() if name not in ("vision", "text")}
 
 
 def _make_classifier(config: TrainingConfig, settings: ClassificationConfig) -> Classifier:
@@ -211,14 +268,17 @@ def take_encoder(
 
 def abilities(config: TrainingConfig) -> frozenset[str]:
     """Return what a model trained by ``config`` can be used for."""
-    able = set()
+    able = set[str]()
     if is_ever_positive(config.losses.contrastive.weight):
         able.add("search")
     if is_ever_positive(config.losses.matching.weight):
         able.add("rerank")
-    if len(able) == 2:  # multiple choice weighs both scores
-        able.add("choose")
-    return frozenset(able)
+    return _with_choice(frozenset(able))
+
+
+def _with_choice(able: frozenset[str]) -> frozenset[str]:
+    # multiple choice weighs both scores
+    return able | {"choose"} if able >= {"search", "rerank"} else able
 
 
 def make_objective(
@@ -235,9 +295,11 @@ def make_objective(
         return classification.make_objective(config, config.classification, model)
     masking = None
     if is_ever_positive(config.losses.masked_language.weight):
-        if not config.model.text.has_language_head:
-            raise ConfigError("losses.masked_language needs model.text.has_language_head: true")
         assert isinstance(model, VideoTextModel)
+        if model.text_encoder.cls is None:
+            raise ConfigError(
+                "losses.masked_language needs model.text.has_language_head: true, or an init_from with one"
+            )
         masking = masking_rule(config.losses.masked_language, model.tokenizer)
     encoder, preprocessing, device = model.vision_encoder, model.preprocessing, model.device
     torch.manual_seed(step_seed(config.seed, 0, 1))

@@ -148,3 +148,17 @@ def test_as_a_user_runs_it(tmp_path: Path, encode, capsys) -> None:
     assert main([*line[:-1], str(tmp_path / "other.json")]) == 0
     assert "videos 5 -> 2, captions 5 -> 2, 1 changed" in capsys.readouterr().out
     assert main([*line[:-1], str(tmp_path / "third.json"), "--min-words", "0"]) == 2
+
+
+def test_metadata_does_not_replace_what_was_cleaned(tmp_path: Path) -> None:
+    manifest, out = tmp_path / "m.jsonl", tmp_path / "clean.json"
+    row = {
+        "file": "a.mp4",
+        "captions": ["a cat &amp; a dog"],
+        "caption": "a <b>dog</b>",
+        "video": "b.mp4",
+        "n": 1,
+    }
+    manifest.write_text(json.dumps(row))
+    assert main(["data", "clean", str(manifest), "--out", str(out)]) == 0
+    assert json.loads(out.read_text()) == [{"video": "a.mp4", "caption": ["a cat & a dog", "a dog"], "n": 1}]

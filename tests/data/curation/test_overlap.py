@@ -168,6 +168,8 @@ def test_as_a_user_runs_it(tmp_path: Path, sets: tuple[Path, Path], capsys) -> N
     assert "sha256: 'same file.mp4' is 'part/t0.mp4' (1)" in capsys.readouterr().out
     assert main(["data", "overlap", train, str(listed)]) == 4
     assert "needs the folder of its videos" in capsys.readouterr().err
+    assert main(["data", "overlap", train, str(tmp_path / "none")]) == 4
+    assert "none: no such file or folder" in capsys.readouterr().err
     (tmp_path / "none").mkdir()
     assert main(["data", "overlap", train, str(tmp_path / "none")]) == 4
     (tmp_path / "clean").mkdir()

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vlm.data.annotations.rows import Annotation, read_text
+from vlm.data.annotations.rows import Annotation, merge, read_text, split_lines
 from vlm.data.shards.layout import EXTENSIONS, Media
 from vlm.errors import DataError
 
@@ -17,7 +17,7 @@ def read(folder: Path | str, media: Media = "video") -> list[Annotation]:
 
     A ``.txt`` holds one caption a line; a ``.json`` is a text, a list of texts, or an object whose
     ``caption`` or ``captions`` is one of these and whose rest is metadata. A video without either has no
-    captions.
+    captions; blank ones and repeated ones do not count.
 
     Raises:
         DataError: There is no such folder (``missing``), or a sidecar cannot be read (``bad_annotations``).
@@ -34,7 +34,7 @@ def read(folder: Path | str, media: Media = "video") -> list[Annotation]:
                 captions, metadata = _sidecar(path)
                 video = path.relative_to(root).as_posix()
                 found.append(Annotation(video=video, captions=tuple(captions), metadata=metadata))
-    return found
+    return merge(found)
 
 
 def _sidecar(video: Path) -> tuple[list[str], dict[str, Any]]:
@@ -42,7 +42,7 @@ def _sidecar(video: Path) -> tuple[list[str], dict[str, Any]]:
     if structured.is_file():
         return _structured(structured)
     if text.is_file():
-        return read_text(text).splitlines(), {}
+        return split_lines(read_text(text)), {}
     return [], {}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from vlm.data.annotations.folder import read as read_folder
-from vlm.data.annotations.rows import Annotation, read_text
+from vlm.data.annotations.rows import Annotation, read_text, split_lines
 from vlm.data.annotations.table import VIDEO_COLUMNS
 from vlm.data.annotations.videos import locate_videos
 from vlm.errors import DataError
@@ -20,6 +20,7 @@ LabelLayout: TypeAlias = Literal[
 ]
 _LABEL_COLUMNS = ("label", "class", "class_name", "label_id", "class_id")
 _LVU = ("class_id", "class_name", "youtube_id")
+_WITH_PARTS = ("kinetics", "coin")
 _KINETICS = ("label", "youtube_id", "time_start", "time_end")
 
 
@@ -81,17 +82,17 @@ def read_labelled(
             a name.
             ``folder``: see ``path``.
             ``auto``: goes by the content.
-        part: Of several in one file; None takes all.
+        part: Of several in one file, of the layouts ``kinetics`` and ``coin``; None takes all.
         classes: Names of the classes in order, or a file with them, see `read_classes`; None takes the names
             in the labels, sorted, or numbers from 0 to the largest.
 
     Raises:
-        DataError: A file cannot be read, is not of the layout, holds nothing, says two classes of one video,
-            or one that is not in ``classes`` (``bad_annotations``).
+        DataError: A file cannot be read, is not of the layout, holds nothing, has no parts although one is
+            asked for, says two classes of one video, or one that is not in ``classes`` (``bad_annotations``).
     """
     path = Path(path)
     kind = _guess(path) if layout == "auto" else layout
-    rows = READERS[kind](path, part)
+    rows = _rows(path, kind, part)
     if not rows:
         where = f"{path}, part {part}" if part else str(path)
         raise DataError(f"{where}: holds no labelled video", "bad_annotations")
@@ -129,14 +130,14 @@ def read_classes(path: Path | str) -> tuple[str, ...]:
     if path.suffix.lower() == ".json":
         names, numbers = _json_classes(path, text)
     else:
-        rows = [row for row in csv.reader(text.splitlines()) if row]
+        rows = [row for row in csv.reader(split_lines(text)) if row]
         if rows and len(rows[0]) == 2 and not rows[0][0].isdigit():
             rows = rows[1:]
         if rows and all(len(row) == 2 and row[0].isdigit() for row in rows):
             rows.sort(key=lambda row: int(row[0]))
             names, numbers = [row[1].strip() for row in rows], [int(row[0]) for row in rows]
         else:
-            names = [line.strip() for line in text.splitlines() if line.strip()]
+            names = [line.strip() for line in split_lines(text) if line.strip()]
             numbers = list(range(len(names)))
     if not names or numbers != list(range(len(names))) or len(set(names)) != len(names):
         raise DataError(
@@ -158,13 +159,23 @@ def _json_classes(path: Path, text: str) -> tuple[list[str], list[int]]:
     return [name for name, _ in pairs], [number for _, number in pairs]
 
 
+def _rows(path: Path, kind: str, part: str | None) -> list[Labelled]:
+    if part is not None and kind not in _WITH_PARTS:
+        raise DataError(
+            f"{path}: the layout {kind!r} has no parts, got part {part!r}; leave it out, or name a layout "
+            f"that has some: {', '.join(_WITH_PARTS)}",
+            "bad_annotations",
+        )
+    return READERS[kind](path, part)
+
+
 def _guess(path: Path) -> LabelLayout:
     if path.is_dir():
         return "folder"
     text = read_text(path)
     if path.suffix.lower() == ".json":
         return "coin" if isinstance(_json(path, text), dict) else "ssv2"
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in split_lines(text) if line.strip()), "")
     header = [cell.strip() for cell in next(csv.reader([first]), [])]
     if set(_KINETICS) <= set(header):
         return "kinetics"
@@ -176,8 +187,8 @@ def _guess(path: Path) -> LabelLayout:
 
 
 def _lines(path: Path, _part: str | None) -> list[Labelled]:
-    found = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    found: list[Labelled] = []
+    for number, line in enumerate(split_lines(read_text(path)), start=1):
         if not line.strip():
             continue
         cells = _cells(line)
@@ -185,8 +196,20 @@ def _lines(path: Path, _part: str | None) -> list[Labelled]:
             raise DataError(
                 f"{path}: line {number}: expected a path and a label, got {line!r:.120}", "bad_annotations"
             )
+        if not found and _is_header(cells):
+            raise DataError(
+                f"{path}: line {number} names columns, got {line!r:.120}; expected a path and a label, or "
+                f"one column of {', '.join(VIDEO_COLUMNS)} and one of {', '.join(_LABEL_COLUMNS)}",
+                "bad_annotations",
+            )
         found.append(Labelled(cells[0], _label(cells[1])))
     return found
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    first, second = cells[0].lower(), cells[1].lower()
+    names_first = first in VIDEO_COLUMNS + _LABEL_COLUMNS and not second.isdigit()
+    return names_first or second in _LABEL_COLUMNS
 
 
 def _cells(line: str) -> list[str]:
@@ -195,7 +218,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _table(path: Path, _part: str | None) -> list[Labelled]:
-    reader = csv.DictReader(read_text(path).splitlines())
+    reader = csv.DictReader(split_lines(read_text(path)))
     header = reader.fieldnames or ()
     video = next((name for name in VIDEO_COLUMNS if name in header), None)
     label = next((name for name in _LABEL_COLUMNS if name in header), None)
@@ -212,7 +235,7 @@ def _table(path: Path, _part: str | None) -> list[Labelled]:
 
 
 def _kinetics(path: Path, part: str | None) -> list[Labelled]:
-    reader = csv.DictReader(read_text(path).splitlines())
+    reader = csv.DictReader(split_lines(read_text(path)))
     try:
         return [
             Labelled(
@@ -252,12 +275,12 @@ def _coin(path: Path, part: str | None) -> list[Labelled]:
 
 
 def _breakfast(path: Path, _part: str | None) -> list[Labelled]:
-    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    names = [line.strip() for line in split_lines(read_text(path)) if line.strip()]
     return [Labelled(name, PurePosixPath(name).stem.rpartition("_")[2]) for name in names]
 
 
 def _lvu(path: Path, _part: str | None) -> list[Labelled]:
-    header, *rows = [line.split() for line in read_text(path).splitlines() if line.strip()] or [[]]
+    header, *rows = [line.split() for line in split_lines(read_text(path)) if line.strip()] or [[]]
     wrong = next((row for row in rows if len(row) != len(header)), None)
     if not set(_LVU) <= set(header) or wrong:
         raise DataError(

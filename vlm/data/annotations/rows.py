@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,15 @@ def merge(annotations: Iterable[Annotation]) -> list[Annotation]:
         metadata = {**entry.metadata, **(before.metadata if before else {})}
         merged[entry.video] = Annotation(video=entry.video, captions=tuple(captions), metadata=metadata)
     return list(merged.values())
+
+
+def split_lines(text: str) -> list[str]:
+    r"""Return the lines of a text without their ends, which are ``\n``, ``\r\n`` and ``\r``.
+
+    ``str.splitlines`` ends them also at U+2028, U+0085 and form feeds, which may stand inside a caption.
+    """
+    lines = re.split(r"\r\n|\n|\r", text)
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_text(path: Path) -> str:

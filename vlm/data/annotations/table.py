@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def read_csv(
     """
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     reader = csv.DictReader(
-        read_text(path).splitlines(keepends=True), delimiter=delimiter, restkey="", restval="\0", strict=True
+        io.StringIO(read_text(path)), delimiter=delimiter, restkey="", restval="\0", strict=True
     )
     try:
         columns = _columns(path, reader.fieldnames or (), video_column, caption_column)

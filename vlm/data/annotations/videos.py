@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -39,10 +40,19 @@ def _locate(annotation: Annotation, root: Path, extensions: list[str]) -> Locate
     if name.is_absolute() or ".." in name.parts or not name.name or "\0" in annotation.video:
         return Located(annotation, None, "unsafe_name")
     path = root / name
-    if path.is_file():
+    if _is_file(path):
         return Located(annotation, path)
     for extension in extensions:
         candidate = path.with_name(f"{path.name}.{extension}")
-        if candidate.is_file():
+        if _is_file(candidate):
             return Located(annotation, candidate)
     return Located(annotation, None, "missing")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # a name that no file can have is one of no file
+            raise
+        return False

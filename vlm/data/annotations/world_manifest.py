@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vlm.data.annotations.rows import Annotation, read_text
+from vlm.data.annotations.rows import Annotation, read_text, split_lines
 from vlm.errors import DataError
 
 
 def read(path: Path) -> list[Annotation]:
-    """Read ``file`` and ``caption`` (or a list, ``captions``); the rest of the line becomes metadata.
+    """Read ``file``, ``captions`` (a list) and ``caption``; the rest of the line becomes metadata.
 
     Raises:
         DataError: ``bad_annotations``.
     """
     found: list[Annotation] = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(split_lines(read_text(path)), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            video, captions = row.pop("file"), row.pop("captions", None) or [row.pop("caption")]
+            video, captions = row.pop("file"), row.pop("captions", None) or []
+            if not captions or "caption" in row:
+                captions = [*captions, row.pop("caption")]
             if not isinstance(video, str) or not all(isinstance(caption, str) for caption in captions):
                 raise TypeError("file and caption must be text")
         except (ValueError, TypeError, KeyError, AttributeError) as error:

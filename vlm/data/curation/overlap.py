@@ -65,12 +65,14 @@ def open_items(path: Path, videos: Path | None = None) -> Iterator[Item]:
         videos: Folder of an annotation file's videos.
 
     Raises:
-        InvalidInput: An annotation file comes without ``videos``, or there is nothing.
+        InvalidInput: There is no such path, or an annotation file comes without ``videos``.
         DataError, IntegrityError: The shards or the annotations cannot be read.
     """
     if (path / MANIFEST).is_file():
         yield from _of_shards(ShardReader(path))
         return
+    if not path.exists():
+        raise InvalidInput(f"{path}: no such file or folder")
     if path.is_dir():
         entries, videos = read_folder(path), path
     elif videos is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -14,11 +15,18 @@ from torch import nn
 from vlm import distributed
 from vlm.config import to_dict
 from vlm.models.video_model import VideoModel
+from vlm.models.video_text_model import VideoTextModel
 from vlm.text import Tokenizer, build_tokenizer
 from vlm.training.config import EngineConfig, TrainingConfig
 from vlm.training.loop import RunState, build
 from vlm.training.planning.files import NeededFile, may_open_shards, needed_files
-from vlm.training.planning.memory import kept_bytes, made_up_batch, memory_megabytes
+from vlm.training.planning.memory import (
+    fewest_clips,
+    kept_bytes,
+    made_up_batch,
+    memory_megabytes,
+    telling_steps,
+)
 from vlm.training.planning.updates import UpdateKind, only, update_kinds
 from vlm.training.setup import make_model, make_objective, make_tokenizer, prepare_process
 from vlm.training.sources import open_source
@@ -34,9 +42,9 @@ def estimate(config: TrainingConfig) -> dict[str, Any]:
 
     Of a run whose files are not all here, what can be known without them is told, with random weights of the
     config's sizes. ``updates`` lists the kinds of them, one for each corpus. ``hours`` are those of training
-    alone: updates or the preparation of their data, whichever takes longer, at the speed of the slower of two
-    updates, the first and one in mid-run, on this machine and with the plain engine. A batch that would take
-    long is timed in part and its time scaled.
+    alone: updates or the preparation of their data, whichever takes longer, or both where no workers prepare
+    them, at the speed of the slower of two updates, the first and one in mid-run, on this machine and with
+    the plain engine. A batch that would take long is timed in part and its time scaled.
     """
     device = prepare_process(config)
     files = needed_files(config)
@@ -65,7 +73,12 @@ def estimate(config: TrainingConfig) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             state = build(known, Path(folder), device)
         model, module = state.model, state.module
-    report |= _sizes(config, model)
+    config, known = (_as_built(each, model) for each in (config, known))
+    kinds = [
+        kind if kind.num_frames == 1 else replace(kind, num_frames=model.preprocessing.num_frames)
+        for kind in kinds
+    ]
+    report |= _sizes(config, model) | {"updates": [asdict(kind) for kind in kinds]}
     if module is not None:
         report["memory_megabytes"] = memory_megabytes(
             config,
@@ -80,6 +93,14 @@ def estimate(config: TrainingConfig) -> dict[str, Any]:
         updates = [asdict(kind) | found for kind, found in zip(kinds, times, strict=True)]
         return report | {"updates": updates, "hours": _three_digits(sum(found["hours"] for found in times))}
     return report | {"hours": None, "not_measured": f"time: not here are {', '.join(missing)}"}
+
+
+def _as_built(config: TrainingConfig, model: VideoModel) -> TrainingConfig:
+    """Return the config with the sizes of the model, which are its own if it is one to start from."""
+    if isinstance(model, VideoTextModel):
+        return replace(config, model=model.config)
+    text = replace(config.model.text, vision_width=model.config.vision.width)
+    return replace(config, model=replace(config.model, vision=model.config.vision, text=text))
 
 
 def _without(config: TrainingConfig, missing: list[str]) -> TrainingConfig:
@@ -143,14 +164,26 @@ def _unit(config: TrainingConfig) -> int:
 
 
 def _kept_by_part(config: TrainingConfig, module: nn.Module, model: VideoModel, kind: UpdateKind) -> float:
-    """Return the bytes that a process's part of an update keeps, a straight line through two small ones."""
+    """Return the most bytes that a process's part of an update keeps, a straight line through two small ones.
+
+    Losses come and go, so a step with each set of them is tried.
+    """
     own = kind.batch_size // config.train.accumulate // distributed.world_size()
-    few = min(_unit(config), own)
-    first = kept_bytes(module, made_up_batch(config, model, few, kind.num_frames))
-    if own == few:
-        return first
-    second = kept_bytes(module, made_up_batch(config, model, 2 * few, kind.num_frames))
-    return first + (second - first) / few * (own - few)
+    unit = _unit(config)
+    few = min(unit * math.ceil(fewest_clips(config) / unit), own)
+
+    def kept(clips: int, step: int) -> float:
+        batch = made_up_batch(config, model, clips, kind.num_frames)
+        return kept_bytes(module, batch, step * config.train.accumulate)
+
+    most = 0.0
+    for step in telling_steps(config):
+        if own <= 2 * few:
+            most = max(most, kept(own, step))
+        else:
+            first = kept(few, step)
+            most = max(most, first + (kept(2 * few, step) - first) / few * (own - few))
+    return most
 
 
 def _times(config: TrainingConfig, state: RunState, kind: UpdateKind) -> dict[str, Any]:
@@ -167,7 +200,8 @@ def _times(config: TrainingConfig, state: RunState, kind: UpdateKind) -> dict[st
         seconds, data_s = _timed(config, state, whole)
     steps = [value * whole / clips * parts for value in seconds]
     data_s *= whole / clips * parts / max(1, config.data.workers)
-    slowest = max(*steps, data_s)
+    # without workers the training process prepares a batch, then learns from it
+    slowest = max(*steps, data_s) if config.data.workers else max(steps) + data_s
     return {
         "timed_clips": clips,
         "step_seconds": [_three_digits(value) for value in steps],

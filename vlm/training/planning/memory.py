@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from vlm.models.classifier import Classifier
 from vlm.models.video_model import VideoModel
 from vlm.training.classification.objective import LabelledBatch
 from vlm.training.config import TrainingConfig
+from vlm.training.schedule import is_ever_positive, value_at
 from vlm.types import Batch, TokenBatch
 
 _FP32 = 4  # bytes
@@ -36,14 +38,50 @@ def made_up_batch(
     if words:
         words = min(words, model.config.text.max_positions)
     ids = torch.full((clips, words), 4, device=model.device)  # behind the special ones
-    same = torch.eye(clips * distributed.world_size(), dtype=torch.bool, device=model.device)
+    total = clips * distributed.world_size()
+    same = torch.eye(total, dtype=torch.bool, device=model.device)
+    groups = _groups(config, total).to(model.device)
     return Batch(
         video=video,
         text=TokenBatch(ids, torch.ones_like(ids)),
         positives=same,
-        siblings=torch.zeros_like(same),
+        siblings=groups[:, None] == groups[None],
         offset=distributed.rank() * clips,
     )
+
+
+def _groups(config: TrainingConfig, clips: int) -> Tensor:
+    """Return the minimal-pair group of each clip (clips,) int64: as many in groups as there ever are."""
+    size, share = config.losses.matching.num_siblings + 1, 1.0
+    if config.data.source == "world":
+        grouped, size = config.data.world.grouped, min(size, config.data.world.group_size)
+        share = grouped if isinstance(grouped, float) else max(value for _, value in grouped)
+    numbers = torch.arange(clips)
+    inside = min(math.ceil(share * clips / size) * size, clips)
+    return torch.where(numbers < inside, numbers // size, clips + numbers)
+
+
+def fewest_clips(config: TrainingConfig) -> int:
+    """Return how many clips it takes until each of them has all negatives that it has in a large batch."""
+    matching = config.losses.matching
+    if config.classification is not None or not is_ever_positive(matching.weight):
+        return 1
+    return max(matching.num_negatives + 1, 4 if matching.num_siblings else 1)
+
+
+def telling_steps(config: TrainingConfig) -> list[int]:
+    """Return a step of a run for each set of losses that are above zero together."""
+    if config.classification is not None:
+        return [0]
+    last, curves = config.train.max_steps - 1, config.losses.weights
+    ends = [point for curve in curves if not isinstance(curve, float) for point, _ in curve]
+    # a loss begins or ends at a point of its curve, or right beside it
+    near = {round(end) + beside for end in ends for beside in (-1, 0, 1)}
+    steps = sorted({0, last, *(step for step in near if 0 <= step <= last)})
+    found: dict[tuple[bool, ...], int] = {}
+    for step in steps:
+        found.setdefault(tuple(value_at(curve, step) > 0 for curve in curves), step)
+    return list(found.values())
 
 
 def kept_bytes(module: nn.Module, batch: Any, number: int = 0) -> int:

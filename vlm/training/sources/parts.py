@@ -7,6 +7,7 @@ from dataclasses import replace
 from vlm import distributed
 from vlm.errors import ConfigError
 from vlm.training.config import TrainingConfig
+from vlm.training.objective import LossesConfig
 from vlm.training.schedule import Curve
 
 
@@ -27,7 +28,9 @@ def in_parts(config: TrainingConfig) -> TrainingConfig:
         max_steps=config.train.max_steps * parts,
         accumulate=1,
     )
-    return replace(config, data=replace(config.data, world=world, reels=reels), train=run)
+    data = replace(config.data, world=world, reels=reels)
+    # sources look at no loss, whose curves go by updates
+    return replace(config, data=data, train=run, losses=LossesConfig())
 
 
 def _stretched(curve: Curve, parts: int) -> Curve:

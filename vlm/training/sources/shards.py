@@ -168,5 +168,11 @@ def relations(clips: list[_Facts]) -> tuple[Tensor, Tensor]:
     if all(clip.scene is not None for clip in clips):
         scenes = [Scene.from_json(clip.scene or "") for clip in clips]
         known |= torch.from_numpy(truth_matrix(scenes, scenes).T)
-    twins = [[one.key == other.twin_key for other in clips] for one in clips]
-    return known, torch.tensor(twins, dtype=torch.bool)
+    twins = torch.zeros(len(clips), len(clips), dtype=torch.bool)
+    places: dict[str, list[int]] = {}
+    for place, clip in enumerate(clips):
+        places.setdefault(clip.key, []).append(place)
+    for place, clip in enumerate(clips):
+        if clip.twin_key in places:
+            twins[places[clip.twin_key], place] = True
+    return known, twins

@@ -10,7 +10,7 @@ from typing import Any
 from vlm.data.annotations.benchmarks import unified
 from vlm.data.annotations.benchmarks.files import AnnotationFiles, bad, load_ids, load_json
 from vlm.data.annotations.benchmarks.records import Captioned, merge_rows, video_key
-from vlm.data.annotations.rows import read_text
+from vlm.data.annotations.rows import read_text, split_lines
 from vlm.data.annotations.table import read_csv
 
 Rows = list[Captioned]
@@ -67,7 +67,7 @@ def _rows(path: Path, part: str | None) -> Iterable[Captioned]:
             return read(value, part)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise bad(path, f"an entry is not as its layout says: {error!r}") from error
-    lines = read_text(path).splitlines()
+    lines = split_lines(read_text(path))
     if lines and lines[0].count("\t") >= _LSMDC_COLUMNS - 1 and path.suffix.lower() != ".tsv":
         return _lsmdc(path, lines)
     return [Captioned(videos=(row.video,), captions=row.captions) for row in read_csv(path)]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vlm.data.annotations.rows import read_text
+from vlm.data.annotations.rows import read_text, split_lines
 from vlm.errors import DataError
 
 _PICKLES = frozenset({".pkl", ".pickle", ".p", ".pt", ".pth"})
@@ -93,7 +93,7 @@ def load_json(path: Path) -> Any:
         except ValueError as error:
             raise bad(path, f"not JSON: {error}") from error
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -113,7 +113,7 @@ def load_ids(path: Path) -> list[str]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise bad(path, "expected a JSON list of names")
     else:
-        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        names = [line.strip() for line in split_lines(read_text(path)) if line.strip()]
         if path.suffix.lower() == ".csv" and names and names[0] == "video_id":
             names = names[1:]
     if not names or len(set(names)) < len(names):

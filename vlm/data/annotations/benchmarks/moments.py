@@ -10,7 +10,7 @@ from typing import Any
 from vlm.data.annotations.benchmarks import unified
 from vlm.data.annotations.benchmarks.files import AnnotationFiles, bad, load_json
 from vlm.data.annotations.benchmarks.records import Moment
-from vlm.data.annotations.rows import read_text
+from vlm.data.annotations.rows import read_text, split_lines
 
 _CHARADES = re.compile(r"(?P<video>\S+) (?P<start>[\d.]+) (?P<end>[\d.]+)\s*##\s*(?P<query>.+)")
 
@@ -85,7 +85,7 @@ def _ratings(row: Mapping[str, Any]) -> tuple[tuple[int, tuple[float, ...]], ...
 
 def _charades(path: Path) -> list[Moment]:
     found = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(split_lines(read_text(path)), start=1):
         if not line.strip():
             continue
         match = _CHARADES.fullmatch(line.strip())

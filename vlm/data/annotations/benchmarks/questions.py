@@ -10,7 +10,7 @@ from typing import Any
 from vlm.data.annotations.benchmarks import unified
 from vlm.data.annotations.benchmarks.files import AnnotationFiles, bad, load_json
 from vlm.data.annotations.benchmarks.records import Question
-from vlm.data.annotations.rows import read_text
+from vlm.data.annotations.rows import read_text, split_lines
 
 
 def read_questions(
@@ -169,7 +169,7 @@ def _numbered_answers(value: Any, part: str) -> list[Question]:
 
 def _read_mapping(path: Path) -> dict[str, str]:
     """MSVD's table: a line holds a video's name and its number, ``-4wsuPCjDBc_5_15 vid1``."""
-    rows = [line.split() for line in read_text(path).splitlines() if line.strip()]
+    rows = [line.split() for line in split_lines(read_text(path)) if line.strip()]
     if any(len(row) != 2 for row in rows):
         raise bad(path, "expected two words a line, the video's name and its number")
     return {number: name for name, number in rows}
