@@ -283,10 +283,8 @@ def _keep_best(
 
 def _mean_over_processes(losses: dict[str, Tensor], signal_number: int) -> dict[str, float]:
     """Average the losses, and agree on the signal to stop for: all must stop after the same step."""
-    stops = (
-        signal.SIGINT,
-        signal.SIGTERM,
-    )  # each counted by itself: a sum of numbers would be another signal
+    # each counted by itself: a sum of numbers would be another signal
+    stops = (signal.SIGINT, signal.SIGTERM)
     received = torch.tensor([signal_number == each for each in stops], device=losses["loss"].device)
     numbers = distributed.all_sum(torch.cat([torch.stack([*losses.values()]).double(), received.double()]))
     *means, interrupted, terminated = (numbers / distributed.world_size()).tolist()

@@ -158,6 +158,6 @@ def _translated(place: str) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, OSError) as error:
         raise StoreError(
-            f"{place}: Lance cannot do this ({str(error)[:300]}); if the place is within reach and this stays, "
-            "publish the index again"
+            f"{place}: Lance cannot do this ({str(error)[:300]}); if the place is within reach and this "
+            "stays, publish the index again"
         ) from error
