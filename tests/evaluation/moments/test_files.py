@@ -138,3 +138,12 @@ def test_the_published_validation_part(shared):
         for truth, video in zip(data.truths, data.query_video, strict=True)
     ]
     assert max(ends) <= 2  # a last clip that the video does not fill
+
+
+def test_our_own_predictions_come_back_whatever_the_queries_hold(tmp_path):
+    rows = [{**ROWS[0], "query": "a dog\u2028runs\x85off"}, ROWS[1]]
+    data = read_moment_set(PROTOCOL, write_lines(tmp_path / "truth.jsonl", rows), None)
+    found = predictions(tmp_path, data, GOOD)
+    write_predictions(found, data, tmp_path / "again.jsonl")
+    again = read_predictions(tmp_path / "again.jsonl", data)
+    assert [windows.tolist() for windows in again.windows] == [windows.tolist() for windows in found.windows]

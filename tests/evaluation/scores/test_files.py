@@ -89,6 +89,8 @@ def test_captions_from_lines_and_from_json(tmp_path):
     (tmp_path / "a.txt").write_text("one dog\n\n  two cats \n")
     (tmp_path / "a.json").write_text('["one dog", "two cats"]')
     assert read_texts(tmp_path / "a.txt") == read_texts(tmp_path / "a.json") == ["one dog", "two cats"]
+    (tmp_path / "c.txt").write_text("a dog\u2028runs\r\na cat\x85sits\n", encoding="utf-8")
+    assert read_texts(tmp_path / "c.txt") == ["a dog\u2028runs", "a cat\x85sits"]
     for name, text in (
         ("b.json", "[1]"),
         ("b.json", "[]"),

@@ -160,7 +160,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if text.lstrip().startswith("["):
         rows = parse_json(path, text, what)
     else:
-        rows = [parse_json(path, line, what) for line in text.splitlines() if line.strip()]
+        rows = [parse_json(path, line, what) for line in text.split("\n") if line.strip()]
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise InvalidInput(f"{path}: expected a JSON list of objects, or an object a line, and at least one")
     return list(rows)

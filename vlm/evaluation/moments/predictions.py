@@ -56,7 +56,7 @@ def read_predictions(path: Path, data: MomentSet) -> FoundMoments:
     if text.lstrip().startswith("["):
         rows = parse_json(path, text, what)
     else:
-        rows = [parse_json(path, line, what) for line in text.splitlines() if line.strip()]
+        rows = [parse_json(path, line, what) for line in text.split("\n") if line.strip()]
     by_id: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows, start=1):
         name = _field(row, _ID_FIELDS) if isinstance(row, dict) else None

@@ -75,7 +75,7 @@ def read_texts(path: Path) -> list[str]:
     if path.suffix == ".json":
         texts = parse_json(path, read_text(path), "a list of texts")
     else:
-        texts = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        texts = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise InvalidInput(f"{path}: expected a JSON list of texts, or a text a line, and at least one")
     return texts
