@@ -58,8 +58,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{last}/{total}")
         self.end_headers()
         cut = self.hub.cut_after.pop(0) if self.hub.cut_after else len(body)
-        self.wfile.write(body[:cut])
+        # before it is sent: who has it all may look at once
         self.hub.sent += len(body[:cut])
+        self.wfile.write(body[:cut])
         self.close_connection = True
         return None
 
