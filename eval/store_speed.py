@@ -15,7 +15,7 @@ import numpy as np
 
 from vlm.evaluation.tradeoff.stored import SyntheticModel, store
 from vlm.evaluation.tradeoff.synthetic import SyntheticVectors
-from vlm.retrieval.index import VideoIndex
+from vlm.retrieval.durability import write_bytes_durably
 from vlm.retrieval.queries.mixing import EncodedQuery
 from vlm.retrieval.queries.searching import SnapshotSearcher
 from vlm.retrieval.searcher import Searcher
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
             for name, one in found["searches"].items():
                 print(f"  {name:<24} p50 {one['p50_ms']:8.1f} ms   p99 {one['p99_ms']:8.1f} ms", flush=True)
             if arguments.out:
-                arguments.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+                write_bytes_durably(arguments.out, (json.dumps(figures, indent=1) + "\n").encode())
     return 0
 
 
@@ -72,12 +72,12 @@ def _measure(arguments: argparse.Namespace, work: Path, size: int) -> dict[str, 
     return {
         "published_s": published_s,
         "opened_s": opened_s,
-        "same_hits_as_index": _share_of_same(searchers, index, queries[:10]),
+        "same_hits_as_index": _share_of_same(searchers, queries[:10]),
         "searches": _in_turns(searchers, queries),
     }
 
 
-def _share_of_same(searchers: dict[str, SnapshotSearcher], index: VideoIndex, queries: np.ndarray) -> Any:
+def _share_of_same(searchers: dict[str, SnapshotSearcher], queries: np.ndarray) -> dict[str, float]:
     """Return the share of each searcher's hits that the index gives, too."""
     expected = [_found(searchers["index"], query) for query in queries]
     return {

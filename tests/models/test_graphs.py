@@ -165,6 +165,7 @@ def test_a_graph_on_a_gpu(encoder):
 
 
 def test_without_cuda_nothing_is_recorded(encoder):
-    video = clips(1, 2)
+    video, graphed = clips(1, 2), GraphedEncoder(encoder)
     with torch.no_grad():
-        same(GraphedEncoder(encoder)(video), encoder(video))
+        same(graphed(video), encoder(video))
+    assert not graphed._recordings

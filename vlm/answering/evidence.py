@@ -37,7 +37,7 @@ def find_evidence(searcher: SnapshotSearcher, statements: Sequence[str], *, vide
     if not found:
         if video is not None and video not in searcher.snapshot.places:
             raise InvalidInput(
-                f"the index holds no video {video!r}; 'vlm search' prints the identifiers with --json"
+                f"the index holds no video {video!r}; vlm index info --videos lists the identifiers"
             )
         is_empty = not searcher.snapshot.videos
         raise InvalidInput(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vlm.retrieval.queries.values import Query, SingleQuery
     from vlm.types import Hit
 
-_Any = TypeVar("_Any")
+_Term = TypeVar("_Term")
 
 EXAMPLE = 'vlm search my-index "a dog jumps into the water" --top-k 5 --where "duration_s > 60"'
 
@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
     return _hand_over(hits, arguments)
 
 
-def _identified(query: _Any, searcher: SnapshotSearcher) -> _Any:
+def _identified(query: _Term, searcher: SnapshotSearcher) -> _Term:
     """Return a moment whose video is named by its path as one whose video is named by its identifier."""
     from vlm.retrieval.queries.values import Moment
 

@@ -211,13 +211,17 @@ def _info(arguments: argparse.Namespace) -> int:
 
     index = VideoIndex.open(arguments.index)
     info = index.info()
-    names = ("video_id", "duration_s", "num_segments")
-    videos = [
-        {**{name: getattr(one, name) for name in names}, "path": os.fsdecode(one.path)}
-        for one in index.snapshot.videos
-    ]
+    if arguments.videos:
+        info["videos"] = [
+            {
+                "video_id": one.video_id,
+                "path": os.fsdecode(one.path),
+                "duration_s": one.duration_s,
+                "num_segments": one.num_segments,
+            }
+            for one in index.snapshot.videos
+        ]
     if arguments.json:
-        info |= {"videos": videos} if arguments.videos else {}
         print(json.dumps(info, indent=2))
         return 0
     print(f"{info['num_videos']} videos ({info['duration_s'] / 3600:.2f} h), {info['num_rejected']} rejected")
@@ -230,7 +234,7 @@ def _info(arguments: argparse.Namespace) -> int:
     print(f"model {info['model_name']} (domain {info['model_domain']}), tokens {info['store_tokens']}")
     print(_describe_structure(info["structure"], info["num_segments"] + info["num_dead_segments"]))
     print_rejected([(entry["path"], entry["reason"], entry["detail"]) for entry in info["rejected"]])
-    for video in videos if arguments.videos else ():
+    for video in info.get("videos", ()):
         print(f"{video['video_id']}  {video['duration_s']:9.1f} s  {printable(video['path'])}")
     return 0
 
