@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--scores", type=Path, metavar="FILE",
         help="instead of a model: (queries, items) scores, .npy or .safetensors")  # fmt: skip
     add("--positives", type=Path, metavar="FILE.json", help="for each query a list of item columns")
-    add("--kind", default="itc", metavar="KIND", help="what --scores are: itc, dsl, bank or itm@K")
+    add("--kind", default="itc", metavar="KIND", help="what --scores are: itc, dsl, bank, itm@K or itm+itc@K")
     add("--cache", type=Path, metavar="DIR",
         help="keep the features of videos here; a run that was killed goes on, and models, frames and videos "
         "are told apart by their hashes")  # fmt: skip

@@ -134,8 +134,8 @@ class Hit:
         end_s: Where it ends, in seconds.
         score: The score that ranked it.
         score_kind: ``itc`` (embedding), ``itc_mean`` (embedding, mean over the video's segments), ``itm@k``
-            (matching head over the first k), ``rrf`` (rank by embedding and by words), ``words``, ``look``
-            (likeness of a frame), ``dsl`` or ``bank``.
+            (matching head over the first k), ``itm+itc@k`` (head and embedding together), ``rrf`` (rank by
+            embedding and by words), ``words``, ``look`` (likeness of a frame), ``dsl`` or ``bank``.
         warning: Set when the hit must not be trusted, for example from the demo model on real videos.
         strength: ``strong``, ``weak``, or ``unrelated``: no better than what unrelated texts find in the same
             index. None for queries that are not one text.
@@ -180,6 +180,8 @@ class VideoTextEncoder(Protocol):
         capabilities: A subset of ``search``, ``rerank``, ``choose``, ``answer``, ``when``, ``classify``.
         fingerprint: Hash of the weights and configuration; an index or cached feature belongs to one.
         preprocessing: How its input is made.
+        logit_scale: What cosines were multiplied by in the contrastive loss that the matching head's hard
+            negatives were drawn by (1 / temperature); None without such a head, or if nobody knows.
     """
 
     @property
@@ -209,6 +211,10 @@ class VideoTextEncoder(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
+
+    @property
+    def logit_scale(self) -> float | None:
+        """What cosines were multiplied by in the contrastive loss beside the matching head."""
 
     def encode_video(self, video: Tensor) -> VideoFeatures:
         """Encode preprocessed video (b, t, 3, h, w)."""

@@ -36,7 +36,7 @@ class ColourModel:
     """Embeds a video as its mean colour, a text as the last colour it names; a match is their product."""
 
     kind, name, domain, fingerprint = "video-text", "colours", "open", "c" * 32
-    device = torch.device("cpu")
+    device, logit_scale = torch.device("cpu"), None
     preprocessing = Preprocessing(num_frames=4, image_size=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
     def __init__(self, capabilities=("search", "rerank", "choose")):

@@ -112,7 +112,7 @@ def test_search_prints_hits_as_promised(index, videos, capsys) -> None:
         assert main(["search", index, "a red thing", "--json", *extra]) == 0
         found = json.loads(capsys.readouterr().out)
         assert len(found) == (1 if "--where" in extra else 2)
-        assert {hit["score_kind"] for hit in found} == {"itm@50" if "--rerank" in extra else "itc"}
+        assert {hit["score_kind"] for hit in found} == {"itm+itc@50" if "--rerank" in extra else "itc"}
     assert main(["search", index, "--video", str(videos / "red.mp4")]) == 0
     assert "red.mp4" in capsys.readouterr().out
 

@@ -55,7 +55,7 @@ def test_a_random_model_gets_a_card_at_chance(world_folder, model_folder, tmp_pa
     assert (card["protocol"]["num_items"], card["protocol"]["num_twin_pairs"]) == (20, 10)
     assert card["data"]["videos_decoded"] == 20
     assert card["data"]["queries_with_unknown_words"] == 0
-    for kind in ("itc", "itm@5"):
+    for kind in ("itc", "itm@5", "itm+itc@5"):
         for direction in ("query_to_item", "item_to_query"):
             entry = card["results"][direction][kind]["recall@5"]
             assert entry["low"] <= card["chance"][direction]["recall@5"]["value"] <= entry["high"]
@@ -81,11 +81,11 @@ def test_constant_weights_give_exactly_chance(world_folder, model_folder, value)
     card = evaluate_model(model, data, protocol, load_clip)
     for direction in ("query_to_item", "item_to_query"):
         chance = {name: entry["value"] for name, entry in card["chance"][direction].items()}
-        for kind in ("itc", "itm@20"):
+        for kind in ("itc", "itm@20", "itm+itc@20"):
             found = {name: entry["value"] for name, entry in card["results"][direction][kind].items()}
             assert found == pytest.approx(chance)
             assert card["ties"][direction][kind] == 20
-    for kind in ("itc", "itm@20"):
+    for kind in ("itc", "itm@20", "itm+itc@20"):
         twins = {name: entry["value"] for name, entry in card["twins"][kind].items()}
         assert twins == pytest.approx({name: entry["value"] for name, entry in card["twin_chance"].items()})
 
@@ -98,7 +98,7 @@ def test_the_same_run_gives_the_same_card_and_no_difference(world_folder, model_
     assert main(["eval", "compare", *map(str, cards), "--json"]) == 0
     comparison = json.loads(capsys.readouterr().out)
     for kinds in comparison["differences"].values():
-        assert set(kinds) == {"itc", "itm@5"}
+        assert set(kinds) == {"itc", "itm@5", "itm+itc@5"}
         assert all(abs(entry["value"]) <= 0.005 for block in kinds.values() for entry in block.values())
 
 
@@ -111,7 +111,7 @@ def test_renamed_and_shuffled_files_change_nothing(world_folder, copied_world, m
     before, after = tmp_path / "before.json", tmp_path / "after.json"
     assert main(_arguments(world_folder, model_folder, "--out", before)) == 0
     assert main(_arguments(copied_world, model_folder, "--out", after)) == 0
-    for kind in ("itc", "itm@5"):
+    for kind in ("itc", "itm@5", "itm+itc@5"):
         first, second = (read_card(path)["results"]["query_to_item"][kind] for path in (before, after))
         for name in first:
             assert second[name]["value"] == pytest.approx(first[name]["value"], abs=0.005)
@@ -193,7 +193,7 @@ def test_a_bank_of_captions_for_a_model(world_folder, model_folder, tmp_path):
     quick = "--dsl", "--bank", bank, "--no-test-time-controls", "--out", out
     assert main(_arguments(world_folder, model_folder, *quick)) == 0
     card = read_card(out)
-    assert set(card["results"]["query_to_item"]) == {"itc", "itm@5", "dsl", "bank"}
+    assert set(card["results"]["query_to_item"]) == {"itc", "itm@5", "itm+itc@5", "dsl", "bank"}
     settings = card["kinds"]["bank"]["settings"]
     assert (settings["num_queries"], settings["left_out_as_queries"], settings["scale"]) == (20, 2, 20.0)
 

@@ -27,7 +27,7 @@ class Toy:
     ``sees`` decides what of a clip it can tell apart: the frames in order, the bag of them, or nothing.
     """
 
-    kind, domain = "video-text", "digit-world"
+    kind, domain, logit_scale = "video-text", "digit-world", None
     preprocessing = Preprocessing(num_frames=8, image_size=64)
     device = torch.device("cpu")
 

@@ -70,7 +70,7 @@ class ColourEncoder:
     in ways that a test can compute.
     """
 
-    kind = "video-text"
+    kind, logit_scale = "video-text", None
 
     def __init__(
         self,

@@ -67,6 +67,11 @@ def test_top_k_counts_videos_however_many_segments_one_has(tmp_path, clip, colou
     assert len(Searcher(index, model).search("red", top_k=10**6)) == 2
 
 
+def _scores(index, model, rerank):
+    hits = Searcher(index, model).search("green", rerank=rerank)
+    return {hit.path: hit.score for hit in hits}
+
+
 @pytest.mark.parametrize("stored", ["pooled", "full", "none"])
 def test_reranking_follows_the_matching_head(tmp_path, movies, make_encoder, stored) -> None:
     model = make_encoder()
@@ -81,10 +86,25 @@ def test_reranking_follows_the_matching_head(tmp_path, movies, make_encoder, sto
     # the toy's head is the best token's product: recompute it from the truth of the colours
     text = model.encode_text(["yellow"]).embedding[0].numpy()
     expected = float(np.dot(np.array([210, 210, 20]) / 255, text))
-    assert hits[0].score == pytest.approx(expected, abs=0.02)
+    assert hits[0].score / 2 == pytest.approx(expected, abs=0.02)  # log-odds: its two logits are opposites
     assert hits[0].path == plain[0].path
     # a segment that is half yellow holds the same best token as one that is all yellow
     assert hits[0].end_s > 8
+
+
+def test_with_a_scale_head_and_embedding_rank_together(tmp_path, movies, make_encoder) -> None:
+    """Log-odds plus scale times cosine, where the head alone and the embedding alone say something else."""
+    model = make_encoder()
+    index = VideoIndex.create(tmp_path / "i", model, segment_s=60, stride_s=60)
+    index.add([movies], model=model)
+    nearest, heads = (_scores(index, model, rerank) for rerank in (0, 3))
+    assert len(nearest) == len(heads) == 3 and nearest != heads
+    model.logit_scale = 30.0
+    both = Searcher(index, model).search("green", rerank=3)
+    assert [hit.score_kind for hit in both] == ["itm+itc@3"] * 3
+    expected = {name: heads[name] + 30.0 * nearest[name] for name in heads}
+    assert {hit.path: hit.score for hit in both} == pytest.approx(expected, abs=1e-4)
+    assert [hit.path for hit in both] == sorted(expected, key=lambda name: -expected[name])
 
 
 def test_rerank_within_one_video_moves_the_moment(tmp_path, clip, colours, make_encoder) -> None:
@@ -242,13 +262,16 @@ def test_with_a_real_model(tmp_path, movies, real_model) -> None:
     where = "path like '%rgb%'"
     assert searcher.search("a red thing", where=where)[0].score >= score - 2e-3
     (hit,) = searcher.search("a red thing", where=where, rerank=50)
-    assert hit.score >= float(logits[:, 1].max()) - 5e-3
+    cosines = (features.embedding @ text.embedding.T)[:, 0]
+    scale = 1 / real_model.temp.item()
+    both = logits[:, 1] - logits[:, 0] + scale * cosines
+    assert hit.score >= float(both.max()) - 5e-3 - scale * 2e-3
     pooled = VideoIndex.create(tmp_path / "p", real_model)
     pooled.add([movies], model=real_model, batch_size=3)
     features = pooled.manifest.features
     assert (features.store_tokens, features.token_pool) == ("pooled", 2)
     assert features.token_bytes / pooled.manifest.stride_s <= 60_000
-    assert Searcher(pooled, real_model).search("a red thing", rerank=50)[0].score_kind == "itm@50"
+    assert Searcher(pooled, real_model).search("a red thing", rerank=50)[0].score_kind == "itm+itc@50"
     assert Searcher(pooled, real_model).search(np.zeros((9, 9, 3), np.uint8))
 
 

@@ -80,6 +80,23 @@ def test_the_head_has_its_own_measure(searcher) -> None:
     assert len(kept["scores"]) == len(kept["logits"]) == 6
 
 
+def test_the_bank_prefers_as_a_search_does(searcher) -> None:
+    """Its measure is of what head and embedding together put first, whatever the head alone prefers."""
+
+    def kept(scale):
+        searcher.model.logit_scale = scale
+        again = Searcher(VideoIndex.open(searcher.index.folder), searcher.model, bank=searcher._bank)
+        again.search("red", rerank=3)
+        path = searcher.index.folder / "ann" / "strength.json"
+        values = json.loads(path.read_text().partition("\n")[2])
+        path.unlink()
+        return values
+
+    by_head, by_both = kept(None), kept(1e6)
+    assert by_both["matched_scores"] == pytest.approx(by_both["scores"])
+    assert max(by_head["logits"]) >= max(by_both["logits"])
+
+
 def test_only_texts_are_graded(searcher) -> None:
     pixels = np.full((32, 32, 3), (220, 20, 20), np.uint8)
     assert [hit.strength for hit in searcher.search(pixels)] == [None] * 3

@@ -67,6 +67,7 @@ class Encoder:
 
     kind, name, domain, fingerprint = "video-text", "made-up", "open", "made-up-1" * 4
     capabilities = frozenset({"search", "rerank"})
+    logit_scale = None
     device = torch.device("cpu")
     preprocessing = Preprocessing(num_frames=2, image_size=SIDE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 

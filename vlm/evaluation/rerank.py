@@ -24,7 +24,7 @@ from vlm.types import VideoTextEncoder
 
 @dataclass(frozen=True, slots=True)
 class PairScores:
-    """Matching logits of some (text, video) pairs, found by ``text * num_videos + video`` in ``keys``."""
+    """Matching logits (pairs, 2) of (text, video) pairs, by ``text * num_videos + video`` in ``keys``."""
 
     keys: Ints
     logits: Floats
@@ -32,16 +32,26 @@ class PairScores:
     seconds: float
 
     def look_up(self, texts: Ints, videos: Ints) -> Floats:
-        """Return the logits of pairs that were scored; shapes broadcast.
+        """Return the logits of "match" of pairs that were scored, as published; shapes broadcast.
 
         Raises:
             KeyError: A pair was not scored.
         """
+        found: Floats = self.logits[self._places(texts, videos), 1]
+        return found
+
+    def log_odds(self, texts: Ints, videos: Ints) -> Floats:
+        """Return log(p / (1 - p)) of "match", as ``look_up`` does."""
+        both = self.logits[self._places(texts, videos)]
+        odds: Floats = both[..., 1] - both[..., 0]
+        return odds
+
+    def _places(self, texts: Ints, videos: Ints) -> Ints:
         wanted = np.asarray(texts * self.num_videos + videos)
         place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         if not np.array_equal(self.keys[place], wanted):
             raise KeyError("a pair was not scored")
-        return self.logits[place]
+        return place
 
 
 def score_pairs(
@@ -53,7 +63,7 @@ def score_pairs(
     batch_size: int = 64,
     memory_bytes: int = 2**31,
 ) -> PairScores:
-    """Score (text, video) pairs by the raw logit of "match"; pairs named twice are scored once.
+    """Score (text, video) pairs with the matching head; pairs named twice are scored once.
 
     Videos are taken block by block, so that each one's tokens are read once however little memory there is;
     inside a block pairs are sorted by text length, so that a batch pads little. Beyond the texts' features
@@ -77,7 +87,7 @@ def score_pairs(
     block = videos_in_block(video_tokens.shape, memory_bytes)
     order = np.lexsort((text_of, video_of, lengths[text_of], video_of // block))
     bounds = np.searchsorted(video_of[order] // block, np.arange(-(-num_videos // block) + 1))
-    logits = np.empty(len(keys), np.float32)
+    logits = np.empty((len(keys), 2), np.float32)
     began = time.perf_counter()
     with progress_bar(len(keys), "matching", "pair") as bar, torch.inference_mode():
         for number, (first, last) in enumerate(pairwise(bounds.tolist())):
@@ -91,13 +101,13 @@ def score_pairs(
                 output = model.match(
                     video.to(model.device), text_tokens.to(model.device), mask.to(model.device)
                 )
-                logits[chosen] = output[:, 1].float().cpu().numpy()
+                logits[chosen] = output.float().cpu().numpy()
                 bar.update(len(chosen))
-    if not np.isfinite(logits).all():
-        first = int(np.flatnonzero(~np.isfinite(logits))[0])
+    broken = np.flatnonzero(~np.isfinite(logits).all(1))
+    if len(broken):
         raise InvalidInput(
-            f"{np.count_nonzero(~np.isfinite(logits))} of {len(logits)} matching scores are not finite, "
-            f"the first for query {text_of[first]} and item {video_of[first]}"
+            f"{len(broken)} of {len(logits)} matching scores are not finite, "
+            f"the first for query {text_of[broken[0]]} and item {video_of[broken[0]]}"
         )
     return PairScores(keys, logits, num_videos, time.perf_counter() - began)
 
@@ -118,8 +128,15 @@ def add_matching(
     batch_size: int,
     memory_bytes: int,
 ) -> None:
-    """Score each query's first candidates again with the matching head, both directions, and rank them."""
-    kind = f"itm@{protocol.rerank_k}"
+    """Score each query's first candidates again with the matching head, both directions, and rank them.
+
+    Kinds are ``itm@k``, the head alone, and, of a model that says its ``logit_scale``, ``itm+itc@k``: the
+    head's log-odds plus the scaled cosine. Hard negatives of a text are drawn in proportion to
+    ``exp(scale * cosine)``, so what the head learns is the log-ratio of the truth to that distribution, and
+    the sum is the truth's.
+
+    Source: Gutmann & Hyvärinen 2010, noise-contrastive estimation, section 2.2.
+    """
     kept = np.unique(data.positives.items)
     videos_of, cuts = top_candidates(scores, protocol.rerank_k)
     texts_of, backward_cuts = top_candidates(np.ascontiguousarray(scores.T)[kept], protocol.rerank_k)
@@ -136,17 +153,27 @@ def add_matching(
     pair_scores = score_pairs(
         model, texts, video_tokens, asked, batch_size=batch_size, memory_bytes=memory_bytes
     )
-    forward = pair_scores.look_up(rows, videos_of)
-    backward = pair_scores.look_up(texts_of, kept[:, None])
-    groups = data.groups[data.query_clip]
-    outcomes.rerank("query_to_item", kind, videos_of, forward, data.positives, groups)
-    outcomes.rerank("item_to_query", kind, texts_of, backward, data.positives, data.groups[kept])
-    outcomes.cut_ties = {"query_to_item": {kind: cuts}, "item_to_query": {kind: backward_cuts}}
     outcomes.rerank_seconds, outcomes.num_pairs = pair_scores.seconds, len(pair_scores.keys)
-    if len(data.twin_pairs):
-        pairs = rank_candidates(videos_of, forward, pair_positives(data.positives, data.twin_of))
-        counts = outcomes.ranks["query_to_item"][kind][0]
-        outcomes.twins[kind] = twin_block(data, counts, pairs, pair_scores.look_up, protocol.bootstrap)
+    score_of = {f"itm@{protocol.rerank_k}": pair_scores.look_up}
+    scale = model.logit_scale
+    if scale is not None:
+
+        def together(texts: Ints, videos: Ints) -> Floats:
+            total: Floats = pair_scores.log_odds(texts, videos) + np.float32(scale) * scores[texts, videos]
+            return total
+
+        score_of[f"itm+itc@{protocol.rerank_k}"] = together
+    for kind, pair_score in score_of.items():
+        forward, backward = pair_score(rows, videos_of), pair_score(texts_of, kept[:, None])
+        groups = data.groups[data.query_clip]
+        outcomes.rerank("query_to_item", kind, videos_of, forward, data.positives, groups)
+        outcomes.rerank("item_to_query", kind, texts_of, backward, data.positives, data.groups[kept])
+        outcomes.cut_ties.setdefault("query_to_item", {})[kind] = cuts
+        outcomes.cut_ties.setdefault("item_to_query", {})[kind] = backward_cuts
+        if len(data.twin_pairs):
+            pairs = rank_candidates(videos_of, forward, pair_positives(data.positives, data.twin_of))
+            counts = outcomes.ranks["query_to_item"][kind][0]
+            outcomes.twins[kind] = twin_block(data, counts, pairs, pair_score, protocol.bootstrap)
 
 
 def _padded(texts: TextSet, chosen: Ints) -> tuple[torch.Tensor, torch.Tensor]:

@@ -170,6 +170,11 @@ class VideoModel(nn.Module):
         """
         self._lacks("answer")
 
+    @property
+    def logit_scale(self) -> float | None:
+        """None: this kind of model has no matching head."""
+        return None
+
     def unknown_words(self, text: str) -> list[str]:
         """Return the words of ``text`` that the model's vocabulary cannot express, in order.
 

@@ -222,6 +222,13 @@ class VideoTextModel(VideoModel):
         fused = fuse(self.text_encoder, self.text_encoder(input_ids, mask), mask, video_tokens)
         return self.text_encoder.language_logits(fused)
 
+    @property
+    def logit_scale(self) -> float | None:
+        """What cosines are multiplied by beside the matching head: 1 / temperature; None without the head."""
+        if "rerank" not in self.capabilities:
+            return None
+        return 1 / float(self.temp.detach().clamp(COLDEST, WARMEST))
+
     def temperature(self) -> Tensor:
         """Clamp the contrastive temperature into its range, in place, and return it."""
         with torch.no_grad():

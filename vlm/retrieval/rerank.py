@@ -32,7 +32,7 @@ def match_rows(
         rows: Rows of the index's snapshot.
 
     Returns:
-        The logit of "match" by row. Rows are missing whose tokens are not stored and whose file cannot be
+        The log-odds of "match" by row. Rows are missing whose tokens are not stored and whose file cannot be
         read any more.
     """
     scores: dict[int, float] = {}
@@ -91,4 +91,5 @@ def _match(model: VideoTextEncoder, text: TextFeatures, tokens: np.ndarray) -> l
         video_tokens = torch.from_numpy(tokens).to(device=text.tokens.device, dtype=text.tokens.dtype)
         count = len(tokens)
         logits = model.match(video_tokens, text.tokens.expand(count, -1, -1), text.mask.expand(count, -1))
-    return [float(value) for value in logits[:, 1].float().cpu()]
+        odds = (logits[:, 1] - logits[:, 0]).float().cpu()
+    return [float(value) for value in odds]

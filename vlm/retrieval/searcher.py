@@ -110,6 +110,7 @@ class Searcher(SnapshotSearcher):
             index.snapshot.alive,
             index.folder / "ann",
             self._match if has_head else None,
+            model.logit_scale or 0.0,
         )
 
     def _rows_where(self, condition: Condition) -> np.ndarray:

@@ -36,7 +36,16 @@ class Reader:
     def __init__(self, toy, queries, blind=()):
         self._toy, self._queries, self.blind = toy, queries, blind
         self.vocabulary = {}
-        for name in ("name", "kind", "domain", "fingerprint", "preprocessing", "device", "unknown_words"):
+        for name in (
+            "name",
+            "kind",
+            "domain",
+            "fingerprint",
+            "preprocessing",
+            "device",
+            "logit_scale",
+            "unknown_words",
+        ):
             setattr(self, name, getattr(toy, name))
         self.capabilities = frozenset({"search", "rerank"})
 

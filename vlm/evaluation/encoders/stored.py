@@ -97,6 +97,11 @@ class StoredFeatures:
             )
         return TextSet(self._texts[[self._text_rows[text] for text in texts]], [], [], 0.0)
 
+    @property
+    def logit_scale(self) -> float | None:
+        """None: nothing is matched."""
+        return None
+
     def unknown_words(self, text: str) -> list[str]:
         """Return nothing: which words the model knew is not in the file."""
         return []

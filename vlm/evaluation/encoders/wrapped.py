@@ -29,8 +29,9 @@ def wrap_encoder(
     of each video (b, e), of each frame (b, t, e), or ``VideoFeatures``. ``encoder.encode_text`` gets a list
     of texts and returns (b, e) or ``TextFeatures``. Arrays are taken as well as tensors. Embeddings (b, e)
     are scaled to length 1; of frames the mean of their directions is taken. If the object also has ``match``,
-    both methods must return features with tokens, and the matching head is measured too. With ``count_cut``
-    (texts → how many are longer than it reads) the card says how many queries were cut.
+    both methods must return features with tokens, and the matching head is measured too; with a number
+    ``logit_scale`` (1 / temperature of the loss beside the head) also head and embedding together. With
+    ``count_cut`` (texts → how many are longer than it reads) the card says how many queries were cut.
 
     Args:
         encoder: The object.
@@ -70,6 +71,9 @@ class _Wrapped:
         )
         can_match = callable(getattr(encoder, "match", None))
         self.capabilities = frozenset({"search", "rerank"} if can_match else {"search"})
+        scale = getattr(encoder, "logit_scale", None) if can_match else None
+        # CLIP's models hold its logarithm under this name, as a tensor
+        self.logit_scale = float(scale) if isinstance(scale, int | float) else None
         first = next(iter(encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
         own = first.device if first is not None else torch.device("cpu")
         self.device = own if device is None else torch.device(device)

@@ -29,8 +29,8 @@ class MatrixFiles:
     """What is known about a matrix beside its scores and positives.
 
     Attributes:
-        kind: ``itc``, ``dsl``, ``bank``, or ``itm@k``: then only R@k up to k is read, and only for queries,
-            since a reranked matrix holds fill values elsewhere and is not symmetric.
+        kind: ``itc``, ``dsl``, ``bank``, or ``itm@k``, ``itm+itc@k``: then only R@k up to k is read, and only
+            for queries, since a reranked matrix holds fill values elsewhere and is not symmetric.
         captions: The queries' texts, a JSON list or one a line: equal ones are reported sharing positives.
         dual_softmax: Report the dual softmax of these ``itc`` scores too.
         bank: Scores (bank queries, items) of queries not under test: report the bank's correction too.
@@ -177,7 +177,7 @@ def _type_name(matrix: NDArray[Any]) -> str:
 
 
 def _rerank_depth(kind: str) -> int | None:
-    """Return k of ``itm@k``, None for a kind that scores every pair.
+    """Return k of ``itm@k`` and the like, None for a kind that scores every pair.
 
     Raises:
         UsageError: The kind is not known.
@@ -185,6 +185,8 @@ def _rerank_depth(kind: str) -> int | None:
     if kind in _FULL_KINDS:
         return None
     name, _, depth = kind.partition("@")
-    if name == "itm" and depth.isdecimal() and int(depth) >= 1:
+    if name in ("itm", "itm+itc") and depth.isdecimal() and int(depth) >= 1:
         return int(depth)
-    raise UsageError(f"expected a kind of score among {', '.join(_FULL_KINDS)}, itm@K, got {kind!r}")
+    raise UsageError(
+        f"expected a kind of score among {', '.join(_FULL_KINDS)}, itm@K, itm+itc@K, got {kind!r}"
+    )

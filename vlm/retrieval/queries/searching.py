@@ -44,11 +44,12 @@ _AWAY = 0.25
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Found:
-    """A segment that was found, by its row, and the score that ranks it."""
+    """A segment that was found: its row, the score that ranks it, what the matching head said if asked."""
 
     row: int
     score: float
     score_kind: str
+    log_odds: float | None = None
 
 
 class SnapshotSearcher(ABC):
@@ -102,7 +103,7 @@ class SnapshotSearcher(ABC):
 
     @abstractmethod
     def _match(self, text: TextFeatures, rows: Sequence[int]) -> dict[int, float]:
-        """Return what the matching head says of segments, by row."""
+        """Return the matching head's log-odds of segments, by row."""
 
     def search(
         self,
@@ -125,7 +126,8 @@ class SnapshotSearcher(ABC):
                 `Moment` of the index; a `Mix` of those; or what `encode` or `encode_segment` returned.
             top_k: How many videos to return at most.
             rerank: Score this many of the nearest segments again with the matching head (texts only). They
-                come first, as ``itm@k``; the others follow by embedding, as ``itc``.
+                come first, by head and embedding together, as ``itm+itc@k`` (by the head alone, as ``itm@k``,
+                of a model without a ``logit_scale``); the others follow by embedding, as ``itc``.
             where: A filter on the videos, for example ``duration_s > 60 and path like '%holiday%'``.
             aggregate: What a video scores: ``max``, as its best segment does (a moment is looked for), or
                 ``mean`` over its segments, as ``itc_mean`` (a subject is looked for). Either way the hit
@@ -267,12 +269,22 @@ class SnapshotSearcher(ABC):
     def _reranked(
         self, encoded: EncodedQuery, vector: np.ndarray, count: int, allowed: np.ndarray
     ) -> list[_Found]:
-        """Return the nearest segments in the matching head's order; none if none are to be reranked."""
+        """Return the nearest segments as the matching head sees them; none if none are to be reranked."""
         if not count or encoded.text is None:
             return []
         nearest = self._nearest(vector, count, allowed)
-        logits = self._match(encoded.text, [segment.row for segment in nearest])
-        found = [_Found(row=row, score=score, score_kind=f"itm@{count}") for row, score in logits.items()]
+        log_odds = self._match(encoded.text, [segment.row for segment in nearest])
+        scale = self.model.logit_scale
+        found = [
+            _Found(
+                row=segment.row,
+                score=log_odds[segment.row] + (scale or 0.0) * segment.score,
+                score_kind=f"itm@{count}" if scale is None else f"itm+itc@{count}",
+                log_odds=log_odds[segment.row],
+            )
+            for segment in nearest
+            if segment.row in log_odds
+        ]
         return sorted(found, key=lambda segment: (-segment.score, segment.row))
 
     def _graded(
@@ -283,8 +295,7 @@ class SnapshotSearcher(ABC):
             return [(segment, None) for segment in found]
         rows = np.array([segment.row for segment in found], np.int64)
         scores = self._vectors.gather(rows).astype(np.float64) @ encoded.vector.astype(np.float64)
-        logits = [segment.score if segment.score_kind.startswith("itm") else None for segment in found]
-        grades = self._grader.grade(scores.tolist(), logits)
+        grades = self._grader.grade(scores.tolist(), [segment.log_odds for segment in found])
         pairs = zip(found, grades, strict=True)
         return [(one, grade) for one, grade in pairs if least is None or grade in _KEPT[least]]
 

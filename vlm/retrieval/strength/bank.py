@@ -11,6 +11,8 @@ from vlm.retrieval.strength.unrelated import texts_for
 from vlm.types import TextFeatures, VideoTextEncoder
 
 _TEXTS_AT_ONCE = 32
+# what a calibration says of the matching head; one that says something else is made again
+_HEAD = "log-odds of what head and embedding prefer together"
 
 
 class TextBank:
@@ -30,7 +32,7 @@ class TextBank:
     @property
     def key(self) -> str:
         """Hash of the texts and of who encodes them."""
-        return hashlib.sha256("\n".join((self._model.fingerprint, *self.texts)).encode()).hexdigest()
+        return hashlib.sha256("\n".join((self._model.fingerprint, _HEAD, *self.texts)).encode()).hexdigest()
 
     def embeddings(self) -> np.ndarray:
         """Return (texts, dim) float32; the first call runs the model."""

@@ -29,6 +29,7 @@ class Grader:
         folder: Where the calibration is kept; None if nowhere.
         match: Scores rows against a text with the matching head, by row; None if there is no head, or if
             the segments would have to be decoded again.
+        scale: What a score of the embedding counts beside the head's log-odds when segments are reranked.
         known: A calibration that was kept elsewhere.
     """
 
@@ -39,10 +40,11 @@ class Grader:
         alive: np.ndarray,
         folder: Path | None,
         match: Callable[[TextFeatures, Sequence[int]], dict[int, float]] | None,
+        scale: float,
         known: Calibration | None = None,
     ) -> None:
         self._bank, self._backend, self._alive = bank, backend, alive
-        self._folder, self._match = folder, match
+        self._folder, self._match, self._scale = folder, match, scale
         self._kept = known
         self._calibration: Calibration | None = None
         self._lock = threading.Lock()
@@ -103,8 +105,10 @@ class Grader:
             return known
         pairs = []
         for number, found in enumerate(rows.tolist()):
-            logits = self._match(self._bank.features(number), found)
-            best_row = max(found, key=logits.__getitem__)
-            pairs.append((float(scores[number, found.index(best_row)]), logits[best_row]))
+            odds = self._match(self._bank.features(number), found)
+            own = scores[number].tolist()
+            both = [odds[row] + self._scale * score for row, score in zip(found, own, strict=True)]
+            first = both.index(max(both))
+            pairs.append((own[first], odds[found[first]]))
         matched, said = zip(*pairs, strict=True)
         return replace(known, matched_scores=matched, logits=said)

@@ -33,6 +33,11 @@ class NoModel:
         mask = torch.ones(count, 1, dtype=torch.int64)
         return TextFeatures(torch.zeros(count, 1, 1), mask, torch.zeros(count, 1))
 
+    @property
+    def logit_scale(self) -> float | None:
+        """None: nothing is matched."""
+        return None
+
     def unknown_words(self, text: str) -> list[str]:
         """Return nothing: words are looked for as they are written."""
         return []

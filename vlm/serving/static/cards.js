@@ -25,7 +25,8 @@ export function card(hit, meter, { onOpen, onSimilar, onUnlike, star }) {
   if (meter != null) {
     const bar = make("i");
     bar.style.width = `${Math.round(100 * meter)}%`;
-    const kind = hit.score_kind.startsWith("itm") ? "matching head" : "embedding";
+    const kinds = { "itm": "matching head", "itm+itc": "matching head and embedding" };
+    const kind = kinds[hit.score_kind.split("@")[0]] ?? "embedding";
     meta.append(
       make("span", { class: "meter", "aria-hidden": "true" }, bar),
       make("span", { title: `Score by the ${kind} (${hit.score_kind})` }, hit.score.toFixed(3)),
