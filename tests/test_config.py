@@ -154,8 +154,8 @@ def test_a_wrong_file_is_named_with_its_key(write, text, message):
 
 def test_a_shipped_file_is_named_where_it_is_missed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"the one that came with vlm is /.*/configs/train/demo\.yaml"):
-        load_config(Run, Path("configs/train/demo.yaml"))
+    with pytest.raises(ConfigError, match=r"the one that came with vlm is /.*/configs/train/digits\.yaml"):
+        load_config(Run, Path("configs/train/digits.yaml"))
 
 
 def test_missing_folder_and_binary_files(write, tmp_path):

@@ -15,7 +15,7 @@ def asset(path: str) -> Path:
     """Return the absolute path of a shipped file or folder, in an installation and in a checkout alike.
 
     Args:
-        path: Path relative to the project's root, for example ``configs/train/demo.yaml``.
+        path: Path relative to the project's root, for example ``configs/train/digits.yaml``.
 
     Raises:
         InvalidInput: Nothing of that name was shipped, or the path leaves the shipped folders.
@@ -23,7 +23,7 @@ def asset(path: str) -> Path:
     parts = PurePosixPath(path).parts
     if not parts or parts[0] == "/" or ".." in parts:
         raise InvalidInput(
-            f"expected the path of a shipped file, such as configs/train/demo.yaml, got {path!r}"
+            f"expected the path of a shipped file, such as configs/train/digits.yaml, got {path!r}"
         )
     found = _root().joinpath(*parts)
     if not found.exists():

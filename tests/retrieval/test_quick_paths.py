@@ -105,19 +105,11 @@ def test_groups_are_those_of_every_pair(monkeypatch):
 
 def test_grades_are_those_of_the_quantiles():
     random = np.random.default_rng(3)
-    bank, said = random.normal(size=(2, 120))
-    made = Calibration(
-        bank="b", num_rows=9, scores=tuple(bank), matched_scores=tuple(bank), logits=tuple(said)
-    )
-    scores, logits = random.normal(size=(2, 200)) * 2
-    weak, strong = np.quantile(bank, 0.5), np.quantile(bank, 0.9)
-    names = ["strong" if s > strong else "weak" if s > weak else "unrelated" for s in scores]
-    assert made.grade(scores) == names and len(set(names)) == 3
-
-    def units(values, of):
-        return (values - np.quantile(of, 0.5)) / (np.quantile(of, 0.9) - np.quantile(of, 0.5))
-
-    both, own = units(scores, bank) + units(logits, said), units(bank, bank) + units(said, said)
-    weak, strong = np.quantile(own, 0.5), np.quantile(own, 0.9)
-    names = ["strong" if s > strong else "weak" if s > weak else "unrelated" for s in both]
-    assert made.grade_matched(scores, logits) == names
+    bank, again = random.normal(size=(2, 120))
+    made = Calibration(bank="b", num_rows=9, scores=tuple(bank), reranked=tuple(again))
+    scores = random.normal(size=200) * 2
+    for own, grades in ((bank, made.grade(scores)), (again, made.grade_reranked(scores))):
+        weak, strong = np.quantile(own, 0.5), np.quantile(own, 0.9)
+        names = ["strong" if s > strong else "weak" if s > weak else "unrelated" for s in scores]
+        assert grades == names and len(set(names)) == 3
+    assert made.grade(scores) != made.grade_reranked(scores)

@@ -15,10 +15,8 @@ from vlm.retrieval.strength import Calibration, TextBank
 from vlm.retrieval.strength.unrelated import texts_for
 
 
-def calibrated(scores, matched=(), logits=()) -> Calibration:
-    return Calibration(
-        bank="b", num_rows=10, scores=tuple(scores), matched_scores=tuple(matched), logits=tuple(logits)
-    )
+def calibrated(scores, reranked=()) -> Calibration:
+    return Calibration(bank="b", num_rows=10, scores=tuple(scores), reranked=tuple(reranked))
 
 
 def test_grades_are_quantiles_of_the_bank() -> None:
@@ -27,21 +25,10 @@ def test_grades_are_quantiles_of_the_bank() -> None:
     assert grades == ["strong", "weak", "weak", "unrelated", "unrelated"]
 
 
-def test_score_and_logit_count_alike_in_units_of_their_own_spread() -> None:
-    scores, logits = np.linspace(0, 1, 101), np.linspace(-100, 100, 101)
-    bank = calibrated(scores, scores, logits)
-    # both in step: the sum's quantiles are those of either
-    assert bank.grade_matched(np.array([0.91, 0.87, 0.4]), np.array([82.0, 74.0, -20.0])) == [
-        "strong", "weak", "unrelated",
-    ]  # fmt: skip
-    # one makes good for the other
-    assert bank.grade_matched(np.array([1.0, 0.7]), np.array([70.0, 40.0])) == ["strong", "weak"]
-
-
-def test_a_bank_whose_texts_all_score_alike_grades_without_dividing_by_nothing() -> None:
-    bank = calibrated([0.3] * 9, [0.3] * 9, [1.0] * 9)
+def test_a_bank_whose_texts_all_score_alike() -> None:
+    bank = calibrated([0.3] * 9, [1.3] * 9)
     assert bank.grade(np.array([0.31, 0.3])) == ["strong", "unrelated"]
-    assert bank.grade_matched(np.array([0.31, 0.3]), np.array([1.0, 1.0])) == ["strong", "unrelated"]
+    assert bank.grade_reranked(np.array([1.31, 1.3])) == ["strong", "unrelated"]
 
 
 @pytest.mark.parametrize("domain", ["open", "digit-world"])
@@ -77,24 +64,18 @@ def test_the_head_has_its_own_measure(searcher) -> None:
     assert all(hit.strength != "strong" for hit in hits if hit.score_kind == "itc")
     (path,) = (searcher.index.folder / "ann").glob("strength.json")
     kept = json.loads(path.read_text().partition("\n")[2])
-    assert len(kept["scores"]) == len(kept["logits"]) == 6
+    assert len(kept["scores"]) == len(kept["reranked"]) == 6
 
 
-def test_the_bank_prefers_as_a_search_does(searcher) -> None:
-    """Its measure is of what head and embedding together put first, whatever the head alone prefers."""
-
-    def kept(scale):
-        searcher.model.logit_scale = scale
-        again = Searcher(VideoIndex.open(searcher.index.folder), searcher.model, bank=searcher._bank)
-        again.search("red", rerank=3)
-        path = searcher.index.folder / "ann" / "strength.json"
-        values = json.loads(path.read_text().partition("\n")[2])
-        path.unlink()
-        return values
-
-    by_head, by_both = kept(None), kept(1e6)
-    assert by_both["matched_scores"] == pytest.approx(by_both["scores"])
-    assert max(by_head["logits"]) >= max(by_both["logits"])
+def test_the_bank_is_scored_as_a_search_reranks(searcher) -> None:
+    searcher.model.logit_scale = 10.0
+    again = Searcher(VideoIndex.open(searcher.index.folder), searcher.model, bank=searcher._bank)
+    again.search("red", rerank=3)
+    kept = json.loads((again.index.folder / "ann" / "strength.json").read_text().partition("\n")[2])
+    best = {text: again.search(text, rerank=3)[0] for text in ("grey", "yellow")}
+    assert {hit.score_kind for hit in best.values()} == {"itm+itc@3"}
+    expected = [best[text].score for text in ("grey", "yellow", "grey", "yellow", "grey", "grey")]
+    assert kept["reranked"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_only_texts_are_graded(searcher) -> None:
@@ -144,28 +125,13 @@ def test_a_folder_that_cannot_be_written_to_is_searched_all_the_same(searcher, m
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Scenes of the digit world without forty of its sixty things, indexed; and the others."""
+    """Scenes of the digit world without forty of its sixty things, indexed; and a third of the others."""
+    from vlm.evaluation.tradeoff.absent import divide, index_scenes
     from vlm.models import load_model
-    from vlm.world import FPS, NUM_FRAMES, gallery, render, truth_matrix
-    from vlm.world.clips import encode
 
-    scenes = list(gallery("test", 1, 400))
-    things = [frozenset((t.colour, t.digit) for t in scene.things) for scene in scenes]
-    every = sorted(set().union(*things))
-    kept = {every[i] for i in np.random.default_rng(2).permutation(len(every))[40:]}
-    present = [scene for scene, shown in zip(scenes, things, strict=True) if shown <= kept]
-    others = [scene for scene, shown in zip(scenes, things, strict=True) if not shown <= kept]
-    absent = [scene for scene in others[::3] if not truth_matrix([scene], present).any()]
-    folder = tmp_path_factory.mktemp("world")
-    (folder / "v").mkdir()
-    for first in range(0, len(present), 4):
-        frames = np.concatenate([render(scene) for scene in present[first : first + 4]])
-        encode(frames, folder / "v" / f"{first:03}.mp4")
-    clip_s = NUM_FRAMES / FPS
-    model = load_model("demo")
-    index = VideoIndex.create(folder / "i", model, segment_s=clip_s, stride_s=clip_s)
-    index.add([folder / "v"], model=model)
-    return Searcher(index, model), present, absent
+    divided = divide("test", 1, 400, num_absent=40, choice=2)
+    searcher = index_scenes(tmp_path_factory.mktemp("world"), load_model("demo"), divided.present)
+    return searcher, divided.present, divided.absent[::3]
 
 
 def test_things_that_are_absent_are_rarely_strong_and_present_ones_are(world) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlm.training.config import TrainingConfig
 
-EXAMPLE = "vlm train configs/train/demo.yaml --set train.max_steps=50 --out runs/demo"
+EXAMPLE = "vlm train configs/train/digits.yaml --set train.max_steps=50 --out runs/digits"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

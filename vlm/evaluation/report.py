@@ -47,19 +47,22 @@ def _table(name: str) -> str:
 
 def _world(card: Mapping[str, Any]) -> str:
     """Return a card of the digit world: R@1, R@1 of the pair and direction of the model and its controls."""
-    kind = next(name for name in card["twins"] if name.startswith("itm@"))
-    reranked = f"best {kind.removeprefix('itm@')} reranked by the matching head ({kind})"
+    titles = {"itm": "by the matching head alone", "itm+itc": "by head and vector together"}
+    reranked = [(kind, *kind.split("@")) for kind in card["twins"] if "@" in kind]
     controls = card["controls"]
     rows = [
         ["one vector a clip (itc)", *_twins(card["twins"]["itc"])],
-        [reranked, *_twins(card["twins"][kind])],
+        *(
+            [f"best {depth} reranked {titles[name]} ({kind})", *_twins(card["twins"][kind])]
+            for kind, name, depth in reranked
+        ),
         ["chance", *_twins(card["twin_chance"])],
         # follows from the twins: a bag sees both of a pair alike
         ["most that a bag of frames can reach", "50 %", "100 %", "50 %"],
     ]
     trained = {
-        "a bag of frames, trained with the same recipe and budget": "bag-of-frames",
-        "a model trained on shuffled frames, same recipe and budget": "shuffled-frames-trained",
+        "a bag of frames, trained on captions alone": "bag-of-frames",
+        "a model trained on shuffled frames, captions alone": "shuffled-frames-trained",
     }
     altered = {
         "this model, shuffled frames at test time": "shuffled-frames",
@@ -184,12 +187,17 @@ def _study(study: Mapping[str, Any]) -> str:
     measures = {"recall@1": "R@1", "pair_recall@1": "R@1 of the pair", "direction": "direction"}
     rows = []
     for arm, tests in study["arms"].items():
-        for kind, found in tests["test"].items():
-            cells = [
-                f"{100 * found[name]['mean']:.1f} ± {100 * found[name]['spread']:.1f} %" for name in measures
-            ]
-            rows.append([f"{arm}, {kind}", *cells, f"{study['operations'][arm]:.3g}"])
+        for test, kinds in tests.items():
+            for kind, found in kinds.items():
+                cells = [
+                    f"{100 * found[name]['mean']:.1f} ± {100 * found[name]['spread']:.1f} %"
+                    for name in measures
+                ]
+                title = f"{arm}, {kind}" if len(tests) == 1 else f"{test}, {kind}"
+                rows.append([title, *cells, f"{study['operations'][arm]:.3g}"])
     table = _markdown(["", *measures.values(), "operations"], rows)
+    if not study["differences"]:
+        return f"{table}\n\nSeeds {', '.join(map(str, study['seeds']))}."
     gains = [
         f"{row['to']} less {row['from']}, {row['kind']}: {100 * row['mean']:+.1f} "
         f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
@@ -215,5 +223,6 @@ TABLES: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "scaling": ("eval/results/scaling-tiny-cpu.json", _scaling),
     "long": ("eval/results/studies/long/study.json", _long),
     "stages": ("eval/results/studies/stages/study.json", _study),
+    "strength": ("eval/results/studies/strength/study.json", _study),
     "metrics": ("eval/results/metrics-speed-cpu.json", _metrics),
 }

@@ -109,8 +109,7 @@ class Searcher(SnapshotSearcher):
             self._backend,
             index.snapshot.alive,
             index.folder / "ann",
-            self._match if has_head else None,
-            model.logit_scale or 0.0,
+            self._rescored if has_head else None,
         )
 
     def _rows_where(self, condition: Condition) -> np.ndarray:

@@ -245,7 +245,8 @@ def _prepare_folder(config: TrainingConfig, run: Path, resume: bool) -> None:
     """Remove what a kill left half saved, and write the resolved config."""
     sweep_partial(run)
     if not resume:  # a resumed run keeps the command and the machine that it was started with
-        replace_durably(run / _ENVIRONMENT, json.dumps(circumstances(config.seed), indent=1).encode())
+        facts = circumstances(config.seed, config.train.init_from)
+        replace_durably(run / _ENVIRONMENT, json.dumps(facts, indent=1).encode())
     crash_point("run-described")
     replace_durably(run / _CONFIG, dump(config).encode())
 

@@ -124,7 +124,7 @@ def test_a_model_without_a_matching_head_is_judged_by_its_embeddings() -> None:
 
 
 def test_a_bag_of_frames_has_a_ceiling_of_its_own() -> None:
-    model = load_model("demo", device="cpu", num_frames=32, image_size=32)
+    model = load_model("demo-teacher", device="cpu", num_frames=32, image_size=32)
     assert isinstance(model, VideoTextModel)
     best = []
     for bag in (False, True):

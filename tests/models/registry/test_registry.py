@@ -35,6 +35,7 @@ def test_the_registry_holds_what_the_project_promises():
     models = load_registry()
     assert list(models) == [
         "demo",
+        "demo-teacher",
         "videomamba-m-5m",
         "videomamba-m-17m",
         "videomamba-m-25m",
@@ -44,7 +45,7 @@ def test_the_registry_holds_what_the_project_promises():
     for name, entry in models.items():
         assert entry.licence and entry.domain and entry.capabilities, name
         assert [file.role for file in entry.files].count("weights") == (entry.kind != "folder"), name
-        assert (entry.domain == "open") == (name != "demo")
+        assert (entry.domain == "open") == (not name.startswith("demo"))
         assert ("tokenizer" in [file.role for file in entry.files]) == (entry.kind == "official")
 
 
@@ -85,7 +86,7 @@ def test_a_wrong_entry_is_refused(changes, message):
 def test_a_wrong_name_leads_to_the_nearest():
     with pytest.raises(InvalidInput, match=r"'videomamba-25m'; did you mean 'videomamba-m-25m'\?"):
         lookup("videomamba-25m")
-    with pytest.raises(InvalidInput, match="known: demo, videomamba-m-5m"):
+    with pytest.raises(InvalidInput, match="known: demo, demo-teacher, videomamba-m-5m"):
         lookup("zzz")
 
 

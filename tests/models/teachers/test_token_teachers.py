@@ -109,11 +109,11 @@ def test_an_encoder_teaches_its_normalised_tokens(encoder):
         assert torch.equal(output.tokens[0], model.vision_encoder(video).tokens)
 
 
-def test_the_demonstration_model_teaches(root):
-    if not (root / "eval" / "models" / "demo").is_dir():
-        pytest.skip("the demonstration model is not here")
+def test_a_model_of_the_digit_world_teaches(root):
+    if not (root / "eval" / "models" / "demo-teacher").is_dir():
+        pytest.skip("the demonstration model's teacher is not here")
     student = VideoMambaConfig(width=32, depth=2, num_frames=8, image_size=64)
-    teacher = teach("demo", student, Preprocessing(image_size=64))
+    teacher = teach("demo-teacher", student, Preprocessing(image_size=64))
     assert teacher(torch.randn(1, 8, 3, 64, 64)).tokens.shape == (1, 1, 129, teacher.width)
 
 

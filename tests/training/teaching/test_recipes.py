@@ -102,8 +102,9 @@ def test_each_stage_starts_from_the_one_before(stage, root, chain):
 
 
 def test_the_small_stages_run_one_after_the_other(stage, root, tmp_path):
-    if not (root / "eval" / "models" / "demo").is_dir():
-        pytest.skip("the demonstration model is not here")
+    if not (root / "eval" / "models" / "demo-teacher").is_dir():
+        pytest.skip("the demonstration model's teacher is not here")
+    from vlm.models.weights.folder import read_card
     from vlm.training.loop import train
     from vlm.training.reports.tracking import read_lines
 
@@ -115,3 +116,9 @@ def test_the_small_stages_run_one_after_the_other(stage, root, tmp_path):
             torch.tensor([line["loss"] for line in read_lines(tmp_path / name / "metrics.jsonl")])
         ).all()
         start = (f"train.init_from={folder}",)
+    # the last model tells what it came from, and that model what it came from
+    masked = read_card(folder)["training"]["started_from"]
+    aligned = masked["training"]["started_from"]
+    assert (masked["name"], aligned["name"]) == ("digits-masked", "digits-aligned")
+    assert aligned["training"]["steps"] == 2 and "started_from" not in aligned["training"]
+    assert aligned["weights_sha256"] == read_card(tmp_path / "digits_align" / "model")["weights_sha256"]

@@ -44,12 +44,11 @@ _AWAY = 0.25
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Found:
-    """A segment that was found: its row, the score that ranks it, what the matching head said if asked."""
+    """A segment that was found, by its row, and the score that ranks it."""
 
     row: int
     score: float
     score_kind: str
-    log_odds: float | None = None
 
 
 class SnapshotSearcher(ABC):
@@ -273,19 +272,19 @@ class SnapshotSearcher(ABC):
         if not count or encoded.text is None:
             return []
         nearest = self._nearest(vector, count, allowed)
-        log_odds = self._match(encoded.text, [segment.row for segment in nearest])
-        scale = self.model.logit_scale
+        rows, scores = [segment.row for segment in nearest], [segment.score for segment in nearest]
+        kind = "itm" if self.model.logit_scale is None else "itm+itc"
         found = [
-            _Found(
-                row=segment.row,
-                score=log_odds[segment.row] + (scale or 0.0) * segment.score,
-                score_kind=f"itm@{count}" if scale is None else f"itm+itc@{count}",
-                log_odds=log_odds[segment.row],
-            )
-            for segment in nearest
-            if segment.row in log_odds
+            _Found(row=row, score=score, score_kind=f"{kind}@{count}")
+            for row, score in self._rescored(encoded.text, rows, scores).items()
         ]
         return sorted(found, key=lambda segment: (-segment.score, segment.row))
+
+    def _rescored(self, text: TextFeatures, rows: Sequence[int], scores: Sequence[float]) -> dict[int, float]:
+        """Return what head and embedding say together of segments with these embedding scores, by row."""
+        log_odds, scale = self._match(text, rows), self.model.logit_scale or 0.0
+        pairs = zip(rows, scores, strict=True)
+        return {row: log_odds[row] + scale * score for row, score in pairs if row in log_odds}
 
     def _graded(
         self, encoded: EncodedQuery, found: Sequence[_Found], least: MinStrength | None
@@ -295,7 +294,8 @@ class SnapshotSearcher(ABC):
             return [(segment, None) for segment in found]
         rows = np.array([segment.row for segment in found], np.int64)
         scores = self._vectors.gather(rows).astype(np.float64) @ encoded.vector.astype(np.float64)
-        grades = self._grader.grade(scores.tolist(), [segment.log_odds for segment in found])
+        again = [segment.score if segment.score_kind.startswith("itm") else None for segment in found]
+        grades = self._grader.grade(scores.tolist(), again)
         pairs = zip(found, grades, strict=True)
         return [(one, grade) for one, grade in pairs if least is None or grade in _KEPT[least]]
 

@@ -114,7 +114,7 @@ class StoreSearcher(SnapshotSearcher):
             known = Calibration(bank=grades.bank, num_rows=grades.num_rows, scores=grades.scores)
         if known is not None and not known.fits(self._bank.key, store.state.num_segments):
             known = None
-        self._grader = Grader(self._bank, self._backend, store.snapshot.alive, None, None, 0.0, known)
+        self._grader = Grader(self._bank, self._backend, store.snapshot.alive, None, None, known)
         self.index = store
 
     def _by_structure(self, store: Store, vectors: StoredVectors) -> StructuredBackend | None:

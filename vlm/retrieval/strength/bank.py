@@ -12,7 +12,7 @@ from vlm.types import TextFeatures, VideoTextEncoder
 
 _TEXTS_AT_ONCE = 32
 # what a calibration says of the matching head; one that says something else is made again
-_HEAD = "log-odds of what head and embedding prefer together"
+_HEAD = "head and embedding together"
 
 
 class TextBank:

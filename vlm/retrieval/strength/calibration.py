@@ -29,16 +29,13 @@ class Calibration:
         bank: Hash of the texts and the model.
         num_rows: Segments of the index when it was calibrated.
         scores: The best embedding score of each text.
-        matched_scores: For each text that the matching head was asked about, the embedding score of the
-            segment that it prefers.
-        logits: What the head says of that segment.
+        reranked: The best score of each text that the matching head was asked about, as a search reranks.
     """
 
     bank: str
     num_rows: int
     scores: tuple[float, ...]
-    matched_scores: tuple[float, ...] = ()
-    logits: tuple[float, ...] = ()
+    reranked: tuple[float, ...] = ()
 
     def fits(self, bank: str, num_rows: int) -> bool:
         """Whether it serves an index of so many segments."""
@@ -48,26 +45,16 @@ class Calibration:
         """Grade hits by their embedding scores (hits,)."""
         return _grade(scores, self.scores)
 
-    def grade_matched(self, scores: np.ndarray, logits: np.ndarray) -> list[Strength]:
-        """Grade hits by their embedding scores and the matching head's logits, both (hits,).
-
-        The two together tell present from absent better than either: each is counted in units of the bank's
-        own spread, and summed.
-        """
-        own_scores, own_logits = np.array(self.matched_scores), np.array(self.logits)
-        bank = self._together(own_scores, own_logits).tolist()
-        return _grade(self._together(scores, logits), tuple(bank))
-
-    def _together(self, scores: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        together: np.ndarray = _in_units(scores, self.matched_scores) + _in_units(logits, self.logits)
-        return together
+    def grade_reranked(self, scores: np.ndarray) -> list[Strength]:
+        """Grade hits by the scores (hits,) by which they were reranked."""
+        return _grade(scores, self.reranked)
 
 
 def load(folder: Path) -> Calibration | None:
     """Return the calibration in a cache folder if it is what was written."""
     try:
         values = read_sealed(folder / NAME)
-        for name in ("scores", "matched_scores", "logits"):
+        for name in ("scores", "reranked"):
             values[name] = tuple(values[name])
         return Calibration(**values)
     except (OSError, IntegrityError, TypeError, KeyError):
@@ -102,12 +89,6 @@ def _grade(values: np.ndarray, bank: tuple[float, ...]) -> list[Strength]:
     grades: Sequence[Strength] = ("unrelated", "weak", "strong")
     places = (values > weak).astype(int) + (values > max(strong, weak))
     return [grades[place] for place in places.tolist()]
-
-
-def _in_units(values: np.ndarray, bank: tuple[float, ...]) -> np.ndarray:
-    middle, high = _levels(bank)
-    units: np.ndarray = (values - middle) / max(high - middle, 1e-6)
-    return units
 
 
 @lru_cache(maxsize=64)

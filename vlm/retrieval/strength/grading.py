@@ -27,9 +27,8 @@ class Grader:
         backend: Searches the generation.
         alive: (rows,) bool, the segments that a search may return.
         folder: Where the calibration is kept; None if nowhere.
-        match: Scores rows against a text with the matching head, by row; None if there is no head, or if
-            the segments would have to be decoded again.
-        scale: What a score of the embedding counts beside the head's log-odds when segments are reranked.
+        rescore: Scores rows against a text again, as a search reranks, by row: from text, rows and their
+            embedding scores; None without a matching head, or if the segments would have to be decoded again.
         known: A calibration that was kept elsewhere.
     """
 
@@ -39,38 +38,36 @@ class Grader:
         backend: Backend,
         alive: np.ndarray,
         folder: Path | None,
-        match: Callable[[TextFeatures, Sequence[int]], dict[int, float]] | None,
-        scale: float,
+        rescore: Callable[[TextFeatures, Sequence[int], Sequence[float]], dict[int, float]] | None,
         known: Calibration | None = None,
     ) -> None:
         self._bank, self._backend, self._alive = bank, backend, alive
-        self._folder, self._match, self._scale = folder, match, scale
+        self._folder, self._rescore = folder, rescore
         self._kept = known
         self._calibration: Calibration | None = None
         self._lock = threading.Lock()
 
-    def grade(self, scores: Sequence[float], logits: Sequence[float | None]) -> list[Strength]:
+    def grade(self, scores: Sequence[float], reranked: Sequence[float | None]) -> list[Strength]:
         """Grade hits of a text.
 
         Args:
             scores: Their embedding scores.
-            logits: What the matching head says; None where it was not asked. If it was asked about others, a
-                hit that it was not asked about is at best weak.
+            reranked: The scores by which they were reranked; None where they were not. If others were, a hit
+                that was not is at best weak.
         """
         if not len(scores):
             return []
-        has_logits = any(logit is not None for logit in logits)
-        calibration = self._calibrated(with_head=has_logits)
+        with_head = any(score is not None for score in reranked)
+        calibration = self._calibrated(with_head)
         wide = np.array(scores, np.float64)
         grades = calibration.grade(wide)
-        if not has_logits or not calibration.logits:
+        if not with_head or not calibration.reranked:
             return grades
-        said = np.array([np.nan if logit is None else logit for logit in logits], np.float64)
-        matched = calibration.grade_matched(wide, said)
+        again = calibration.grade_reranked(np.array(reranked, np.float64))
         capped: list[Strength] = ["weak" if grade == "strong" else grade for grade in grades]
         return [
-            together if logit is not None else alone
-            for together, alone, logit in zip(matched, capped, logits, strict=True)
+            together if score is not None else alone
+            for together, alone, score in zip(again, capped, reranked, strict=True)
         ]
 
     def bank_scores(self) -> list[float]:
@@ -81,13 +78,13 @@ class Grader:
         return [float(score) for score in self._backend.search(self._bank.embeddings(), 1, allowed)[0][:, 0]]
 
     def _calibrated(self, with_head: bool) -> Calibration:
-        with_head = with_head and self._match is not None
+        with_head = with_head and self._rescore is not None
         with self._lock:
             found, num_rows = self._calibration, int(np.count_nonzero(self._alive))
             if found is None:
                 kept = self._kept if self._folder is None else cache.load(self._folder)
                 found = kept if kept is not None and kept.fits(self._bank.key, num_rows) else None
-            if found is None or (with_head and not found.logits):
+            if found is None or (with_head and not found.reranked):
                 found = self._measure(found, num_rows, with_head)
                 if self._folder is not None:
                     cache.save(self._folder, found)
@@ -101,14 +98,10 @@ class Grader:
         if known is None:
             best = tuple(float(score) for score in scores[:, 0])
             known = Calibration(bank=self._bank.key, num_rows=num_rows, scores=best)
-        if not with_head or self._match is None:
+        if not with_head or self._rescore is None:
             return known
-        pairs = []
-        for number, found in enumerate(rows.tolist()):
-            odds = self._match(self._bank.features(number), found)
-            own = scores[number].tolist()
-            both = [odds[row] + self._scale * score for row, score in zip(found, own, strict=True)]
-            first = both.index(max(both))
-            pairs.append((own[first], odds[found[first]]))
-        matched, said = zip(*pairs, strict=True)
-        return replace(known, matched_scores=matched, logits=said)
+        again = tuple(
+            max(self._rescore(self._bank.features(number), found, own).values())
+            for number, (found, own) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True))
+        )
+        return replace(known, reranked=again)

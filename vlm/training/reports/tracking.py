@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vlm import __version__
+from vlm.models.weights.folder import is_model_folder, read_card
 from vlm.training.reports.boards import Board
 
 _log = logging.getLogger(__name__)
@@ -84,8 +85,15 @@ def training_s(run: Path) -> float:
     return total
 
 
-def circumstances(seed: int) -> dict[str, Any]:
-    """Return what the numbers of a run depend on besides its config: versions, machine, threads, seed."""
+def circumstances(seed: int, source: str | None = None) -> dict[str, Any]:
+    """Return what the numbers of a run depend on besides its config: versions, machine, threads, seed.
+
+    Args:
+        seed: Of the run.
+        source: The model that it starts from: of a model folder its name, hash and own circumstances are
+            kept, so that the last model of several stages tells them all.
+    """
+    before = {} if source is None else {"started_from": _origin(source)}
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,
@@ -97,7 +105,15 @@ def circumstances(seed: int) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        **before,
     }
+
+
+def _origin(source: str) -> dict[str, Any]:
+    if not is_model_folder(Path(source)):
+        return {"source": source}
+    card = read_card(source)
+    return {name: card[name] for name in ("name", "weights_sha256", "training") if name in card}
 
 
 def draw_curves(run: Path) -> None:
