@@ -217,8 +217,28 @@ def test_a_bag_of_frames_sees_each_frame_alone():
 def test_a_bag_of_frames_refuses_what_joins_frames():
     with pytest.raises(ValueError, match="independent_frames needs tubelet 1"):
         tiny(independent_frames=True, tubelet=2)
-    with pytest.raises(ValueError, match="takes no mask"):
-        tiny(independent_frames=True)(torch.randn(1, 4, 3, 28, 28), torch.zeros(1, 64, dtype=torch.bool))
+    mask = torch.zeros(1, 64, dtype=torch.bool)
+    mask[0, 5] = True
+    with pytest.raises(ValueError, match="masks of kind 'tube'"):
+        tiny(independent_frames=True)(torch.randn(1, 4, 3, 28, 28), mask)
+
+
+def test_a_bag_of_frames_is_aligned_frame_by_frame():
+    """Also with places dropped: each frame's part is that of the picture alone."""
+    bag = tiny(independent_frames=True, alignment_width=24, alignment_layers=2)
+    video, places = torch.randn(2, 4, 3, 28, 28), torch.zeros(2, 16, dtype=torch.bool)
+    places[0, [1, 4]] = places[1, [0, 9]] = True
+    mask = places.repeat(1, 4)
+    with torch.inference_mode():
+        output = bag(video, mask)
+        pictures = [bag(video[:, frame : frame + 1], places) for frame in range(4)]
+        aligned = bag.align(output, mask, 4)
+    assert aligned.shape == (2, 2, 1 + 4 * 14, 24)
+    for frame, picture in enumerate(pictures):
+        part = slice(1 + 14 * frame, 15 + 14 * frame)
+        torch.testing.assert_close(output.tokens[:, part], picture.tokens[:, 1:])
+        for mine, theirs in zip(output.alignment, picture.alignment, strict=True):
+            torch.testing.assert_close(mine[:, part], theirs[:, 1:])
 
 
 def test_tables_start_as_wide_as_asked():

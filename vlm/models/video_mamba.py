@@ -94,8 +94,8 @@ class VideoMambaConfig:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
-        if self.independent_frames and (self.tubelet > 1 or self.alignment_width):
-            raise ValueError("independent_frames needs tubelet 1 and no alignment heads")
+        if self.independent_frames and self.tubelet > 1:
+            raise ValueError("independent_frames needs tubelet 1")
         if self.stem == "convolutional" and (
             self.tubelet > 1 or self.patch_size < 4 or self.patch_size.bit_count() != 1
         ):
@@ -296,14 +296,20 @@ class VideoMamba(nn.Module):
 
     def _encode_frames(self, video: Tensor, mask: Tensor | None) -> EncoderOutput:
         """Encode every frame by itself; the class token is the mean of theirs."""
-        if mask is not None:
-            raise ValueError("a bag of frames takes no mask")
         self._check(video)
         num_frames = video.shape[1]
-        tokens = self(rearrange(video, "b t c h w -> (b t) 1 c h w")).tokens
-        first = reduce(tokens[:, :1], "(b t) 1 d -> b 1 d", "mean", t=num_frames)
-        patches = rearrange(tokens[:, 1:], "(b t) n d -> b (t n) d", t=num_frames)
-        return EncoderOutput(torch.cat([first, patches], dim=1), ())
+        if mask is not None:
+            if not is_tube(mask, num_frames):
+                raise ValueError("a bag of frames drops the same places of all frames: masks of kind 'tube'")
+            mask = rearrange(mask, "b (t n) -> (b t) n", t=num_frames)
+        output = self(rearrange(video, "b t c h w -> (b t) 1 c h w"), mask)
+
+        def joined(tokens: Tensor) -> Tensor:
+            first = reduce(tokens[:, :1], "(b t) 1 d -> b 1 d", "mean", t=num_frames)
+            patches = rearrange(tokens[:, 1:], "(b t) n d -> b (t n) d", t=num_frames)
+            return torch.cat([first, patches], dim=1)
+
+        return EncoderOutput(joined(output.tokens), tuple(map(joined, output.alignment)))
 
     @property
     def alignment_blocks(self) -> tuple[int, ...]:
