@@ -10,6 +10,8 @@ from vlm.evaluation.page.markup import Markup, element, join
 
 _WIDTH, _HEIGHT = 400, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 10, 38
+# about how wide a character of a label is
+_CHARACTER = 6.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +140,7 @@ def _frame(x_label: str, y_label: str, ticks: Sequence[tuple[float, str]], top: 
     for share in (0.0, 0.5, 1.0):
         label = f"{scale * share:.{3 if scale == 100 else 2}g}"
         parts.append(element("text", label, x=_LEFT - 5, y=f"{_up(share) + 4:.1f}", text_anchor="end"))
-    for number, (x, label) in enumerate(ticks):
-        anchor = "end" if number == len(ticks) - 1 else "middle"
+    for x, label, anchor in _labels(ticks):
         parts.append(element("text", label, x=f"{x:.1f}", y=_HEIGHT - _BOTTOM + 15, text_anchor=anchor))
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(element("text", x_label, x=middle, y=_HEIGHT - 5, text_anchor="middle"))
@@ -147,6 +148,19 @@ def _frame(x_label: str, y_label: str, ticks: Sequence[tuple[float, str]], top: 
     turned = f"rotate(-90 10 {centre:g})"
     parts.append(element("text", f"{y_label}, %", x=10, y=centre, text_anchor="middle", transform=turned))
     return join(*parts)
+
+
+def _labels(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str, str]]:
+    """Return place, text and anchor of the last tick, and of those whose texts are clear of the next."""
+    found: list[tuple[float, str, str]] = []
+    free_until = math.inf
+    for x, label in reversed(ticks):
+        width = _CHARACTER * len(label)
+        anchor, right = ("middle", x + width / 2) if found else ("end", x)
+        if right + _CHARACTER <= free_until:
+            found.append((x, label, anchor))
+            free_until = right - width
+    return found[::-1]
 
 
 def _style(curve: Curve) -> str:
