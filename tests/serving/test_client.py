@@ -121,6 +121,21 @@ def test_an_answer_that_is_cut_is_told(standin, clip, call) -> None:
         CALLS[call](Client(standin(good(b'{"a', 100)).address), clip)
 
 
+@pytest.mark.parametrize("call", ["search", "upload", "ask", "starred"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"{}",
+        b'{"hits": 3, "queries": 3, "evidence": 3, "choices": 3, "query_id": []}',
+        b'{"hits": [{"rank": 1}], "queries": null, "evidence": {"duplicates": []}, "choices": []}',
+        b'{"hits": [[]], "queries": null, "evidence": [], "choices": []}',
+    ],
+)
+def test_an_answer_of_another_shape_is_told(standin, clip, call, answer) -> None:
+    with pytest.raises(InvalidInput, match="not what this client knows.*of one version"):
+        CALLS[call](Client(standin(good(answer)).address), clip)
+
+
 @pytest.mark.parametrize("call", sorted(CALLS.keys() - {"thumbnail", "download"}))
 def test_an_answer_of_something_else_is_told(standin, clip, call) -> None:
     with pytest.raises(InvalidInput, match="no JSON .*is it vlm serve"):

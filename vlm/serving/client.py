@@ -23,6 +23,7 @@ from vlm.types import Answer, Hit, Segment
 _IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _CHUNK_BYTES = 1 << 20
 Result = TypeVar("Result")
+Taken = TypeVar("Taken")
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):
@@ -117,18 +118,23 @@ class Client:
         values |= {"aggregate": aggregate, "min_strength": min_strength, "group": group, "words": words}
         values["unlike"] = [{"video_id": one.video_id, "start_s": one.start_s} for one in unlike]
         if isinstance(query, str):
-            return _hits(self._post("/api/search", {**values, "text": query}))
+            return self._taken(self._post("/api/search", {**values, "text": query}), _hits)
         if rerank or min_strength is not None or words:
             raise CapabilityError("only searches by one text can be reranked, graded, or look at words")
         if isinstance(query, os.PathLike):
-            return _hits(self._post("/api/search", {**values, "query_id": self._uploaded(Path(query))}))
+            return self._taken(
+                self._post("/api/search", {**values, "query_id": self._uploaded(Path(query))}), _hits
+            )
         parts = query.parts if isinstance(query, Mix) else (Part(query),)
-        return _hits(self._post("/api/search", {**values, "parts": [self._part(part) for part in parts]}))
+        return self._taken(
+            self._post("/api/search", {**values, "parts": [self._part(part) for part in parts]}), _hits
+        )
 
     def _uploaded(self, path: Path) -> str:
         """Return the name that the server gives to a file's query."""
         kind = "image" if path.suffix.lower() in _IMAGE_SUFFIXES else "video"
-        return str(self._object("POST", f"/api/search/{kind}?top_k=1", path, f"{kind}/*")["query_id"])
+        reply = self._object("POST", f"/api/search/{kind}?top_k=1", path, f"{kind}/*")
+        return self._taken(reply, _query_id)
 
     def _part(self, part: Part) -> dict[str, Any]:
         query = part.query
@@ -145,7 +151,7 @@ class Client:
     ) -> list[Hit]:
         """Return moments of other videos that are like a hit."""
         values = {"video_id": hit.video_id, "start_s": hit.start_s, "top_k": top_k, "offset": offset}
-        return _hits(self._post("/api/similar", {**values, "where": where}))
+        return self._taken(self._post("/api/similar", {**values, "where": where}), _hits)
 
     def ask(
         self, question: str, choices: Sequence[str] | None = None, *, video_id: str | None = None
@@ -155,11 +161,7 @@ class Client:
         Without choices, the one answer has no text, only that moment.
         """
         values = {"question": question, "choices": None if choices is None else list(choices)}
-        reply = self._post("/api/ask", {**values, "video_id": video_id})
-        hit = Hit.from_json(reply["evidence"])
-        segment = Segment(video_id=hit.video_id, path=hit.path, start_s=hit.start_s, end_s=hit.end_s)
-        choices_found = reply["choices"] or [{"text": "", "score": hit.score}]
-        return [Answer(text=c["text"], score=c["score"], evidence=(segment,)) for c in choices_found]
+        return self._taken(self._post("/api/ask", {**values, "video_id": video_id}), _answers)
 
     def star(self, query: str, moment: Hit | Segment) -> dict[str, Any]:
         """Keep a text with the moment that it should find, for `vlm index check`; return the row.
@@ -171,8 +173,7 @@ class Client:
 
     def starred(self) -> list[dict[str, Any]]:
         """Return the rows that `star` and people wrote; `video_id` is None if it left the index."""
-        rows: list[dict[str, Any]] = self._get("/api/queries")["queries"]
-        return rows
+        return self._taken(self._get("/api/queries"), lambda reply: list(reply["queries"]))
 
     def unstar(self, key: str) -> dict[str, Any]:
         """Take out the row of that `key`, and return it."""
@@ -240,7 +241,7 @@ class Client:
             BusyError: It still runs after `timeout_s`.
         """
         end = time.monotonic() + timeout_s
-        while (job := self.job(job_id))["state"] == "running":
+        while self._taken(job := self.job(job_id), lambda reply: reply["state"] == "running"):
             if time.monotonic() > end:
                 raise BusyError(f"job {job_id} still runs after {timeout_s:g} s")
             time.sleep(every_s)
@@ -268,6 +269,16 @@ class Client:
                 "runs there?"
             )
         return value
+
+    def _taken(self, reply: dict[str, Any], take: Callable[[dict[str, Any]], Taken]) -> Taken:
+        """Return what `take` makes of a reply that should have a certain shape."""
+        try:
+            return take(reply)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise InvalidInput(
+                f"{self.address}: the answer is not what this client knows ({error!r}); are server and "
+                "client of one version?"
+            ) from error
 
     def _ask(
         self,
@@ -365,6 +376,20 @@ def _explained(answer: urllib.error.HTTPError) -> VlmError:
     if status == 422:
         return DataError(message, code)
     return InvalidInput(message) if status < 500 else VlmError(message)
+
+
+def _query_id(page: dict[str, Any]) -> str:
+    name = page["query_id"]
+    if not isinstance(name, str):
+        raise TypeError(f"query_id is {name!r}")
+    return name
+
+
+def _answers(reply: dict[str, Any]) -> list[Answer]:
+    hit = Hit.from_json(reply["evidence"])
+    segment = Segment(video_id=hit.video_id, path=hit.path, start_s=hit.start_s, end_s=hit.end_s)
+    choices = reply["choices"] or [{"text": "", "score": hit.score}]
+    return [Answer(text=c["text"], score=c["score"], evidence=(segment,)) for c in choices]
 
 
 def _hits(page: dict[str, Any]) -> list[Hit]:
