@@ -23,6 +23,16 @@ def test_round_trip_and_replacement(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+def test_outcomes_of_single_queries_stand_on_one_line(tmp_path):
+    path, outcomes = tmp_path / "card.json", {"query_to_item": {"itc": {"above": list(range(500))}}}
+    for card in (GOOD, {**GOOD, "per_query": outcomes}, {"per_query": outcomes, **GOOD, "cost": {}}):
+        write_card(card, path)
+        assert read_card(path) == card
+    lines = path.read_text().splitlines()
+    assert max(map(len, lines)) > 1500 and sum(len(line) > 200 for line in lines) == 1
+    assert len(lines) > len(GOOD) + 2
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_no_card_rather_than_a_nan(tmp_path, value):
     path = tmp_path / "card.json"

@@ -111,10 +111,20 @@ def write_card(card: Card, path: Path) -> None:
         OSError: The folder cannot be written.
     """
     try:
-        text = json.dumps(card, indent=1, allow_nan=False, ensure_ascii=False)
+        text = _as_text(card)
     except ValueError as error:
         raise InvalidInput(f"{path}: a figure is not finite, so no card is written: {error}") from error
     write_whole(text + "\n", path)
+
+
+def _as_text(card: Card) -> str:
+    """Return indented JSON, the outcomes of single queries last and on one line, for there are thousands."""
+    read = {name: section for name, section in card.items() if name != "per_query"}
+    text = json.dumps(read, indent=1, allow_nan=False, ensure_ascii=False)
+    if "per_query" not in card:
+        return text
+    outcomes = json.dumps(card["per_query"], separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return f'{text.removesuffix("}").rstrip()},\n "per_query": {outcomes}\n}}'
 
 
 def write_whole(text: str, path: Path) -> None:

@@ -125,8 +125,7 @@ class SnapshotSearcher(ABC):
                 `Moment` of the index; a `Mix` of those; or what `encode` or `encode_segment` returned.
             top_k: How many videos to return at most.
             rerank: Score this many of the nearest segments again with the matching head (texts only). They
-                come first, by head and embedding together, as ``itm+itc@k`` (by the head alone, as ``itm@k``,
-                of a model without a ``logit_scale``); the others follow by embedding, as ``itc``.
+                come first, ``itm+itc@k`` (``itm@k`` without a `logit_scale`); the others follow, ``itc``.
             where: A filter on the videos, for example ``duration_s > 60 and path like '%holiday%'``.
             aggregate: What a video scores: ``max``, as its best segment does (a moment is looked for), or
                 ``mean`` over its segments, as ``itc_mean`` (a subject is looked for). Either way the hit
@@ -271,8 +270,7 @@ class SnapshotSearcher(ABC):
         """Return the nearest segments as the matching head sees them; none if none are to be reranked."""
         if not count or encoded.text is None:
             return []
-        nearest = self._nearest(vector, count, allowed)
-        rows, scores = [segment.row for segment in nearest], [segment.score for segment in nearest]
+        scores, rows = (part.tolist() for part in self._ranked(vector, count, allowed))
         kind = "itm" if self.model.logit_scale is None else "itm+itc"
         found = [
             _Found(row=row, score=score, score_kind=f"{kind}@{count}")
@@ -282,9 +280,9 @@ class SnapshotSearcher(ABC):
 
     def _rescored(self, text: TextFeatures, rows: Sequence[int], scores: Sequence[float]) -> dict[int, float]:
         """Return what head and embedding say together of segments with these embedding scores, by row."""
-        log_odds, scale = self._match(text, rows), self.model.logit_scale or 0.0
+        odds, scale = self._match(text, rows), self.model.logit_scale or 0.0
         pairs = zip(rows, scores, strict=True)
-        return {row: log_odds[row] + scale * score for row, score in pairs if row in log_odds}
+        return {row: odds[row] + scale * score for row, score in pairs if row in odds}
 
     def _graded(
         self, encoded: EncodedQuery, found: Sequence[_Found], least: MinStrength | None
