@@ -11,6 +11,8 @@ from vlm.errors import BusyError
 from vlm.evaluation.tradeoff.stored import SyntheticModel, changes_of, store
 from vlm.evaluation.tradeoff.synthetic import SyntheticVectors
 from vlm.retrieval import Searcher, VideoIndex
+from vlm.retrieval.backends import ExactBackend, is_outgrown
+from vlm.retrieval.backends.cache import stated
 from vlm.retrieval.backends.structured import FaissBackend
 from vlm.retrieval.catalog import Catalog, Changes, Rejection
 from vlm.retrieval.upkeep.compaction import compact
@@ -165,6 +167,51 @@ def test_a_structure_that_has_grown_finds_what_one_that_was_read_does(index, tmp
     for mine, other in zip(known.search(queries, 9), expected, strict=True):
         np.testing.assert_array_equal(mine, other)
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["flat", "lists"])
+def test_an_outgrown_structure_serves_until_another_is_made(index, tmp_path, monkeypatch, kind):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr("vlm.retrieval.backends.structured.SCAN_ROWS", 20)
+    cache, queries = tmp_path / "ann", VECTORS.texts(20, 600, 5)
+    backend = FaissBackend(index.vectors(), cache, texts=lambda: queries, kind=kind)
+    kept = stated(cache)
+    # less than an eighth is new, then more: what was measured of fewer rows goes on to serve
+    for seed, (count, is_due) in enumerate(((40, False), (40, False), (40, True), (2000, True))):
+        add(index, count, seed)
+        index.refresh()
+        backend = FaissBackend(index.vectors(), cache, texts=not_called, kind=kind, known=backend)
+        newest = index.vectors().gather(np.arange(backend._vectors.num_rows - 10, backend._vectors.num_rows))
+        assert backend.is_outgrown is is_due and stated(cache) == kept
+        found = backend.search(newest.astype(np.float32), 3)[1][:, 0]
+        assert np.count_nonzero(found >= backend._vectors.num_rows - 10) >= (10 if kind == "flat" else 8)
+    made = FaissBackend(index.vectors(), cache, texts=lambda: queries, kind=kind)
+    assert not made.is_outgrown and stated(cache)["num_rows"] == made.label.num_rows == 2720
+    assert made.label.num_trained == (2720 if kind == "lists" else 600)
+    assert not is_outgrown(ExactBackend(index.vectors()))
+
+
+def not_called():
+    raise AssertionError("something was measured")
+
+
+def test_what_grows_out_of_one_kind_is_searched_by_it_until_it_is_renewed(index, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr("vlm.retrieval.backends.plan.FLAT_ROWS", 700)
+    model = SyntheticModel(VECTORS, 600)
+    searcher = Searcher(index, model, backend="faiss")
+    other = Searcher(VideoIndex.open(index.folder), model, backend="faiss")
+    add(index, 101)
+    newest = searcher.newest()
+    assert newest.is_outgrown and not searcher.is_outgrown and stated(index.folder / "ann")["kind"] == "flat"
+    query = searcher.encode("anything")
+    exact = Searcher(VideoIndex.open(index.folder), model, backend="exact")
+    assert newest.search(query, top_k=300) == exact.search(query, top_k=300)
+    newest.renew()
+    assert not newest.is_outgrown and stated(index.folder / "ann")["kind"] == "lists"
+    # without anybody beside it to do that, a refresh ends with the right structure
+    other.refresh()
+    assert not other.is_outgrown and other._opened.plan.kind == "lists"
 
 
 def test_a_searcher_goes_on_while_its_fork_does_not(index):

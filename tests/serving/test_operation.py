@@ -89,6 +89,57 @@ def test_searches_that_share_nothing_run_two_at_a_time(index, serving, tmp_path,
     assert most[0] > 2 if shares else most[0] == 2
 
 
+def test_what_is_new_is_found_while_the_structure_is_made_anew(
+    films, model, model_source, serving, write_clip, tmp_path, monkeypatch
+) -> None:
+    pytest.importorskip("faiss")
+    from vlm.retrieval import VideoIndex
+    from vlm.retrieval.backends.structured import FaissBackend
+
+    monkeypatch.setattr("vlm.retrieval.backends.plan.FLAT_ROWS", 30)
+    index = VideoIndex.create(tmp_path / "index", model, source=model_source)
+    index.add([films / "red then green.mp4", films / "blue.mp4"], model=model)
+    release, began = threading.Event(), []
+    real = FaissBackend._calibrate
+
+    def calibrate(*arguments):
+        began.append(1)
+        assert release.wait(60)
+        if len(began) == 1:
+            raise MemoryError("of the first")
+        return real(*arguments)
+
+    def add(seconds: int) -> None:
+        path = write_clip(tmp_path / f"{seconds}.mp4", [("green", seconds)])
+        VideoIndex.open(index.folder).add([path], model=model)
+
+    with serving(index.folder, tmp_path / "cache") as site:
+        service = site.state.service
+        assert not service.library.is_outgrown
+        monkeypatch.setattr(FaissBackend, "_calibrate", calibrate)
+        add(120)
+        assert until(lambda: began)
+        hits = site.post("/api/search", {"text": "green", "top_k": 50}).json["hits"]
+        assert any(hit["path"].endswith("/120.mp4") for hit in hits)
+        release.set()
+        assert until(lambda: "index_renewal_failures_total 1" in site.get("/metrics").body.decode())
+        time.sleep(2.5)
+        assert len(began) == 1 and service.library.is_outgrown  # not again and again
+        add(121)
+        assert until(lambda: not service.library.is_outgrown and len(began) == 2)
+        assert service.library.searcher._opened.plan.kind == "lists"
+        hits = site.post("/api/search", {"text": "green", "top_k": 50}).json["hits"]
+        assert {"120.mp4", "121.mp4"} <= {Path(hit["path"]).name for hit in hits}
+
+
+def until(condition, seconds: float = 30.0) -> bool:
+    """Wait for something."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(condition())
+
+
 def test_slow_bodies_are_cut_off(narrow) -> None:
     lines = (
         "POST /api/search HTTP/1.1",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vlm.errors import BusyError
-from vlm.retrieval.backends import Backend, open_backend
+from vlm.retrieval.backends import Backend, is_outgrown, open_backend
 from vlm.retrieval.filters import Condition
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.manifest import Snapshot
@@ -57,10 +57,19 @@ class Searcher(SnapshotSearcher):
         self._open()
 
     def refresh(self) -> None:
-        """Go on to the newest generation of the index."""
-        # the index may have gone on by itself, after an addition through it
-        if self.index.refresh() is not self._snapshot:
-            self._open(self._vectors, self._opened)
+        """Go on to the newest generation of the index; where that calls for it, `renew` the structure."""
+        self._go_on()
+        if self.is_outgrown:
+            self.renew()
+
+    @property
+    def is_outgrown(self) -> bool:
+        """Whether the search structure serves, but should be trained or measured anew; see `renew`."""
+        return is_outgrown(self._opened)
+
+    def renew(self) -> None:
+        """Train or measure the search structure anew, as its size calls for; that takes up to minutes."""
+        self._search_with(self._open_backend(None))
 
     def fork(self) -> Searcher:
         """Return another searcher of the same generation, to be refreshed while this one is used."""
@@ -71,20 +80,26 @@ class Searcher(SnapshotSearcher):
     def newest(self) -> Searcher | None:
         """Return a searcher of the newest generation; what it shares with this one is not read again.
 
-        None if this one is gone: the index was compacted, or is another one now.
+        That takes as long as what is new does, even if its structure then `is_outgrown`. None if this one is
+        gone: the index was compacted, or is another one now.
         """
         searcher = self.fork()
         try:
             searcher.index.check_held()
         except BusyError:
             return None
-        searcher.refresh()
+        searcher._go_on()
         return searcher
 
     @property
     def snapshot(self) -> Snapshot:
         """The generation that is searched."""
         return self.index.snapshot
+
+    def _go_on(self) -> None:
+        # the index may have gone on by itself, after an addition through it
+        if self.index.refresh() is not self._snapshot:
+            self._open(self._vectors, self._opened)
 
     def _open(self, known: LogVectors | None = None, known_backend: Backend | None = None) -> None:
         try:
@@ -93,16 +108,21 @@ class Searcher(SnapshotSearcher):
             self.index.refresh()
             self._vectors = self.index.vectors(known)
         self._snapshot = self.index.snapshot
-        self._opened = backend = open_backend(
+        self._search_with(self._open_backend(known_backend))
+        self._words = WordSearch(self.index.snapshot)
+
+    def _open_backend(self, known: Backend | None) -> Backend:
+        return open_backend(
             self._backend_name,
             self._vectors,
             self.index.folder / "ann",
             texts=self._bank.embeddings,
-            known=known_backend,
+            known=known,
         )
+
+    def _search_with(self, backend: Backend) -> None:
+        self._opened, index, model = backend, self.index, self.model
         self._backend = backend if self._around is None else self._around(backend)
-        self._words = WordSearch(self.index.snapshot)
-        index, model = self.index, self.model
         has_head = "rerank" in model.capabilities and index.manifest.features.store_tokens != "none"
         self._grader = Grader(
             self._bank,

@@ -52,6 +52,18 @@ class Library:
         searcher = self.searcher.newest()
         return None if searcher is None else self._of(searcher)
 
+    @property
+    def is_outgrown(self) -> bool:
+        """Whether `renewed` is due."""
+        return isinstance(self.searcher, Searcher) and self.searcher.is_outgrown
+
+    def renewed(self) -> Library:
+        """Return the same generation with its search structure made anew; that takes up to minutes."""
+        assert isinstance(self.searcher, Searcher)
+        searcher = self.searcher.fork()
+        searcher.renew()
+        return self._of(searcher)
+
     @classmethod
     def _of(cls, searcher: SnapshotSearcher) -> Library:
         return cls(

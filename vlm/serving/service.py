@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import threading
 import time
 import warnings
@@ -33,6 +34,7 @@ from vlm.serving.transport.problems import NotFound, Problem
 from vlm.types import Hit, VideoTextEncoder
 
 Result = TypeVar("Result")
+_LOG = logging.getLogger("vlm.serving")
 _KEPT_QUERIES = 1024
 _ALONE = 2
 
@@ -105,6 +107,8 @@ class SearchService:
         # here, while nobody else uses the model
         self._bank.embeddings()
         self._refreshing = threading.Lock()
+        self._renewing: threading.Thread | None = None
+        self._not_renewed = -1
         self.library = library = self._open()
         # of what is neither shared nor waited for elsewhere, Python does one thing at a time, beside one pass
         is_alone = not (library.is_store or library.searcher.shares_passes)
@@ -132,6 +136,29 @@ class SearchService:
         except Exception:  # a writer may be in the middle of a repair
             self._metrics.count("index_refresh_failures_total")
 
+    def renew_beside(self) -> None:
+        """Begin to make an outgrown search structure anew, beside the searches that the old one still serves.
+
+        Nothing waits for it, not even the end of the service: what it writes is whole or not there.
+        """
+        library = self.library
+        is_under_way = self._renewing is not None and self._renewing.is_alive()
+        if is_under_way or not library.is_outgrown or library.generation == self._not_renewed:
+            return
+        self._renewing = threading.Thread(target=self._renew, args=(library,), name="renewing", daemon=True)
+        self._renewing.start()
+
+    def _renew(self, library: Library) -> None:
+        try:
+            renewed = library.renewed()
+            with self._refreshing:
+                # more may have come meanwhile; after a compaction, whoever refreshes opens all again
+                self.library = renewed.newest() or self.library
+        except Exception:  # such as too little memory: the next generation may fare better
+            _LOG.exception("the search structure was not made anew; the one before serves on")
+            self._not_renewed = library.generation
+            self._metrics.count("index_renewal_failures_total")
+
     def _open(self) -> Library:
         return Library.open(self._place, self.model, self._backend, self._bank)
 
@@ -140,6 +167,7 @@ class SearchService:
         while True:
             await asyncio.sleep(every_s)
             await asyncio.to_thread(self.try_refresh)
+            self.renew_beside()
 
     async def search(
         self,

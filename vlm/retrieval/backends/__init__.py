@@ -14,7 +14,7 @@ from vlm.retrieval.backends.exact import Backend, ExactBackend, VectorSource
 
 BackendName = Literal["auto", "exact", "faiss"]
 
-__all__ = ["Backend", "BackendName", "ExactBackend", "VectorSource", "open_backend"]
+__all__ = ["Backend", "BackendName", "ExactBackend", "VectorSource", "is_outgrown", "open_backend"]
 
 
 def open_backend(
@@ -32,7 +32,8 @@ def open_backend(
         cache: Folder for structures that can be rebuilt from the vectors.
         texts: Returns embedded texts (texts, dim); called when a structure is built that is not exact, to
             measure what it finds.
-        known: A backend of earlier rows of the same vectors, whose structure is copied instead of read.
+        known: A backend of earlier rows of the same vectors, whose structure is copied and goes on to serve,
+            even if it `is_outgrown`.
 
     Raises:
         InvalidInput: The name is unknown.
@@ -48,3 +49,8 @@ def open_backend(
     from vlm.retrieval.backends.structured import FaissBackend
 
     return FaissBackend(vectors, cache, texts=texts, known=known if isinstance(known, FaissBackend) else None)
+
+
+def is_outgrown(backend: Backend) -> bool:
+    """Whether a backend should be opened anew, without an earlier one: it would train or measure."""
+    return getattr(backend, "is_outgrown", False)

@@ -20,7 +20,7 @@ _MAX_SUBVECTORS = 128
 _MAX_LISTS = 65_536
 _DEPTHS = (100, 300, 1000, 3000)
 # what looking at one code, and scoring one stored vector again, takes in microseconds on one core
-_CODE_US, _RESCORE_US = 0.008, 1.0
+_CODE_US, _RESCORE_US = 0.006, 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

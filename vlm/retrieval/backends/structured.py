@@ -92,11 +92,9 @@ class StructuredBackend:
             return settle(self._vectors, queries, [], top_k)
         return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
 
-    def grown(self, vectors: VectorSource, kind: Kind) -> tuple[Structure, cache.Label] | None:
-        """Return a copy of the structure if more rows of the same vectors can be added to it."""
-        if vectors.prefix_key(self._vectors.num_rows) != self._vectors.key or not _fits(
-            self.label, vectors, kind
-        ):
+    def grown(self, vectors: VectorSource) -> tuple[Structure, cache.Label] | None:
+        """Return a copy of the structure if these are the same vectors and more, which can be added to it."""
+        if vectors.prefix_key(self._vectors.num_rows) != self._vectors.key:
             return None
         return self._structure.clone(), self.label
 
@@ -157,7 +155,11 @@ class FaissBackend(StructuredBackend):
         folder: Where the structure is kept.
         texts: Returns embedded texts (texts, dim) by which recall is measured when a structure is built.
         kind: The structure, whatever the number of rows.
-        known: A backend of earlier rows of the same vectors; its structure is copied instead of read.
+        known: A backend of earlier rows of the same vectors; its structure is copied and goes on to serve;
+            nothing is trained, measured or written, which would take up to minutes.
+
+    Attributes:
+        is_outgrown: Whether that is due: a backend that is made without `known` does it.
     """
 
     def __init__(
@@ -170,16 +172,14 @@ class FaissBackend(StructuredBackend):
         known: FaissBackend | None = None,
     ) -> None:
         kind = kind or kind_for(vectors.num_rows)
-        found = (known.grown(vectors, kind) if known else None) or _load(vectors, folder, kind)
+        if known is not None and (grown := known.grown(vectors)) is not None:
+            super().__init__(vectors, *grown)
+            self.is_outgrown = not _fits(self.label, vectors, kind) or self._is_due(texts is not None)
+            return
+        found, self.is_outgrown = _load(vectors, folder, kind), False
         gpu = Gpu() if found is None and kind == "lists" and count_gpus() else None
         super().__init__(vectors, *(found or _train(vectors, kind, gpu)), gpu)
-        num_missing = vectors.num_rows - self.label.num_rows
-        # repaired without a model at hand, it was measured by stored vectors alone, and looks not far enough
-        is_unmeasured = (
-            kind == "lists" and texts is not None and all(r.queries != "texts" for r in self.label.recalls)
-        )
-        # a small addition must not cost the writing of all that was there
-        if found is None or is_unmeasured or num_missing * _MAX_MISSING > vectors.num_rows:
+        if found is None or self._is_due(texts is not None):
             if kind == "lists":
                 self._calibrate(texts() if texts else None, gpu)
             if gpu is not None:
@@ -187,6 +187,14 @@ class FaissBackend(StructuredBackend):
                 self.label = dataclasses.replace(self.label, made_on=made_on)
             self.label = dataclasses.replace(self.label, key=vectors.key, num_rows=vectors.num_rows)
             cache.save(folder, self._structure.pack(), self.label)
+
+    def _is_due(self, has_texts: bool) -> bool:
+        """Whether the structure is to be measured again, and written with the rows it lacks on disk."""
+        num_missing = self._vectors.num_rows - self.label.num_rows
+        # repaired without a model at hand, it was measured by stored vectors alone, and looks not far enough
+        is_unmeasured = self.plan.kind == "lists" and all(r.queries != "texts" for r in self.label.recalls)
+        # a small addition must not cost the writing of all that was there
+        return (has_texts and is_unmeasured) or num_missing * _MAX_MISSING > self._vectors.num_rows
 
     def _calibrate(self, texts: np.ndarray | None, gpu: Gpu | None) -> None:
         """Find out how far this structure has to look, and state the recall that it then has."""

@@ -126,7 +126,7 @@ class StoreSearcher(SnapshotSearcher):
 
         known, found = self._structured, None
         if known is not None and self.index.state.structure == label:
-            found = known.grown(vectors, "lists")
+            found = known.grown(vectors)
         if found is None and (content := store.structure()) is not None:
             found = unpacked(vectors, label, content)
         return None if found is None else StructuredBackend(vectors, *found)
