@@ -22,7 +22,7 @@ _FOLDERS = 3
 _WINDOW_S = 10.0
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{1,3})"
 _CUE = re.compile(rf"^\s*{_TIME}\s*-->\s*{_TIME}")
-_BESIDE = r"(?:\.info\.json|(?:\.[A-Za-z-]{2,12})?\.(?:srt|vtt|txt|description))"
+_BESIDE = re.compile(r"\.info\.json|(?:\.[A-Za-z-]{2,12})?\.(?:srt|vtt|txt|description)")
 _MARKUP = re.compile(r"<[^<>\n]*>|\{\\[^{}\n]*\}")
 
 
@@ -98,12 +98,11 @@ def _beside(path: Path, listings: dict[Path, list[str]]) -> list[str]:
             listings[folder] = sorted(os.listdir(folder))
         except OSError:
             listings[folder] = []
-    pattern = re.compile(re.escape(stem) + _BESIDE)
     found = []
     for name in listings[folder][bisect_left(listings[folder], stem) :]:
         if not name.startswith(stem):
             break
-        if pattern.fullmatch(name):
+        if _BESIDE.fullmatch(name, len(stem)):
             found.append(name)
     return found
 
