@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -138,3 +139,58 @@ def test_refusals_are_told_after_a_pause_but_only_so_many_wait(monkeypatch) -> N
         return [number for number, _ in told]
 
     assert asyncio.run(refusals()) == [2, 3, 0, 1, 4]
+
+
+class TestACallFromAnotherGate:
+    """What is let in at one gate needs the thread of another."""
+
+    def test_runs_in_that_thread_and_is_never_refused(self) -> None:
+        inner, outer = Gate("model", 1, 0, 30.0), Gate("decoding", 3, 0, 30.0)
+        release, threads = threading.Event(), []
+
+        def work() -> str:
+            threads.append(threading.current_thread().name)
+            return "done"
+
+        def nested() -> str:
+            # in its own thread it runs at once, where waiting would never end
+            return inner.run_within(lambda: inner.run_within(work))
+
+        async def scene() -> list[str]:
+            blocked = asyncio.create_task(inner.run(release.wait, 30))
+            while not inner.depth:
+                await asyncio.sleep(0.01)
+            with pytest.raises(BusyError):
+                await inner.run(work)
+            calls = [asyncio.create_task(outer.run(nested)) for _ in range(3)]
+            while inner.depth < 4:
+                await asyncio.sleep(0.01)
+            assert not threads
+            release.set()
+            await blocked
+            return await asyncio.gather(*calls)
+
+        assert asyncio.run(scene()) == ["done"] * 3
+        assert {name.rpartition("_")[0] for name in threads} == {"vlm-model"} and inner.depth == 0
+        inner.close(), outer.close()
+
+    def test_its_own_errors_come_back_and_waiting_ends(self) -> None:
+        gate, release = Gate("model", 1, 4, 0.2), threading.Event()
+
+        def fail() -> None:
+            raise TimeoutError("its own")
+
+        with pytest.raises(TimeoutError, match="its own"):
+            gate.run_within(fail)
+        with ThreadPoolExecutor(1) as pool:
+            blocked = pool.submit(gate.run_within, lambda: release.wait(30))
+            with pytest.raises(BusyError, match="longer than 0.2 s"):
+                blocked.result()
+            # what has begun keeps its place; who waits behind it gives up, too
+            with pytest.raises(BusyError, match="longer than 0.2 s"):
+                gate.run_within(lambda: None)
+            assert gate.depth == 1
+            release.set()
+        gate.close()
+        with pytest.raises(BusyError, match="shutting down"):
+            gate.run_within(lambda: None)

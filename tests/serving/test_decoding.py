@@ -5,36 +5,60 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pkgutil import resolve_name
 
 import pytest
 
 from vlm.serving.settings import Limits
 
 
+@pytest.fixture(scope="module")
+def bare(films, model, model_source, tmp_path_factory):
+    """An index without stored tokens: reranking has to see the segments again."""
+    from vlm.retrieval import VideoIndex
+
+    folder = tmp_path_factory.mktemp("bare") / "index"
+    made = VideoIndex.create(folder, model, source=model_source, store_tokens="none")
+    made.add([films / "red then green.mp4", films / "blue.mp4"], model=model)
+    return folder
+
+
 @pytest.mark.parametrize(
-    ("module", "what"),
-    [("vlm.retrieval.queries.encoding", "upload"), ("vlm.answering.evidence", "ask")],
+    ("which", "decoding", "what"),
+    [
+        ("index", "vlm.retrieval.queries.encoding.decode_one", "upload"),
+        ("index", "vlm.answering.evidence.decode_one", "choose"),
+        ("bare", "vlm.retrieval.rerank.decode_files", "rerank"),
+        ("bare", "vlm.retrieval.rerank.decode_files", "ask"),
+    ],
 )
 def test_texts_are_searched_while_a_video_is_decoded(
-    index, serving, films, tmp_path, monkeypatch, module, what
+    request, serving, films, tmp_path, monkeypatch, which, decoding, what
 ) -> None:
-    from vlm.retrieval.ingest.pool import decode_one
-
-    begun, release = threading.Event(), threading.Event()
+    begun, release, real = (
+        threading.Event(),
+        threading.Event(),
+        resolve_name(decoding.replace(".decode", ":decode")),
+    )
 
     def wait(*arguments):
         begun.set()
         assert release.wait(60)
-        return decode_one(*arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(f"{module}.decode_one", wait)
+    monkeypatch.setattr(decoding, wait)
 
     def send(site):
+        if what == "rerank":
+            return site.post("/api/search", {"text": "a red thing", "rerank": 2})
         if what == "ask":
+            return site.post("/api/ask", {"question": "a red thing"})
+        if what == "choose":
             return site.post("/api/ask", {"question": "which", "choices": ["red", "blue"]})
         content = (films / "old.avi").read_bytes()
         return site.post("/api/search/video", content, Content_Type="video/x")
 
+    index = request.getfixturevalue(which)
     limits = Limits(timeout_s=20.0)
     with serving(index, tmp_path / "cache", limits=limits) as site, ThreadPoolExecutor(1) as pool:
         slow = pool.submit(send, site)
@@ -49,6 +73,11 @@ def test_texts_are_searched_while_a_video_is_decoded(
             release.set()
         reply = slow.result(60)
         assert reply.status == 200, reply.body
+        if what == "rerank":
+            mine = site.state.service.library.searcher.search("a red thing", rerank=2)
+            found = [(hit["video_id"], hit["score"], hit["score_kind"]) for hit in reply.json["hits"]]
+            assert found == [(hit.video_id, hit.score, hit.score_kind) for hit in mine]
+            assert found[0][2] == "itm+itc@2"
         assert site.state.service.decoder.depth == 0
 
 

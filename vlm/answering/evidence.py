@@ -10,18 +10,21 @@ import numpy as np
 from vlm.errors import InvalidInput
 from vlm.retrieval.ingest.events import DecodeSettings
 from vlm.retrieval.ingest.pool import decode_one
+from vlm.retrieval.queries.mixing import EncodedQuery
 from vlm.retrieval.queries.searching import SnapshotSearcher
 from vlm.types import Hit
 
 _RERANKED = 32
 
 
-def find_evidence(searcher: SnapshotSearcher, statements: Sequence[str], *, video: str | None = None) -> Hit:
+def find_evidence(
+    searcher: SnapshotSearcher, statements: Sequence[str | EncodedQuery], *, video: str | None = None
+) -> Hit:
     """Return the segment that fits any of the statements best, by the matching head if it can be asked.
 
     Args:
         searcher: The index and its model.
-        statements: What the answers claim.
+        statements: What the answers claim, as texts or as the searcher encoded them.
         video: Identifier of the only video to look at, or None for all.
 
     Raises:

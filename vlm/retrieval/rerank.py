@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -18,10 +20,27 @@ from vlm.retrieval.ingest.pool import decode_files
 from vlm.types import TextFeatures, VideoTextEncoder
 
 _PAIRS_AT_ONCE = 32
+_Result = TypeVar("_Result")
+
+
+class OnModel(Protocol):
+    """Runs what needs the model, in whatever thread that may be done."""
+
+    def __call__(self, work: Callable[[], _Result], /) -> _Result:
+        """Return what the work returns."""
+
+
+def here(work: Callable[[], _Result]) -> _Result:
+    """Run what needs the model at once."""
+    return work()
 
 
 def match_rows(
-    index: VideoIndex, model: VideoTextEncoder, text: TextFeatures, rows: Sequence[int]
+    index: VideoIndex,
+    model: VideoTextEncoder,
+    text: TextFeatures,
+    rows: Sequence[int],
+    on_model: OnModel = here,
 ) -> dict[int, float]:
     """Score segments against one text with the matching head.
 
@@ -30,6 +49,7 @@ def match_rows(
         model: Its model; must be able to rerank.
         text: One encoded text.
         rows: Rows of the index's snapshot.
+        on_model: Runs what needs the model; files are read and decoded outside of it.
 
     Returns:
         The log-odds of "match" by row. Rows are missing whose tokens are not stored and whose file cannot be
@@ -37,11 +57,12 @@ def match_rows(
     """
     scores: dict[int, float] = {}
     stored = index.manifest.features.store_tokens != "none"
-    groups = _stored_tokens(index, rows) if stored else _encoded_tokens(index, model, rows)
+    groups = _stored_tokens(index, rows) if stored else _encoded_tokens(index, model, rows, on_model)
     for group, tokens in groups:
         for first in range(0, len(group), _PAIRS_AT_ONCE):
             part = slice(first, first + _PAIRS_AT_ONCE)
-            scores.update(zip(group[part], _match(model, text, tokens[part]), strict=True))
+            odds = on_model(partial(_match, model, text, tokens[part]))
+            scores.update(zip(group[part], odds, strict=True))
     return scores
 
 
@@ -62,7 +83,7 @@ def _stored_tokens(index: VideoIndex, rows: Sequence[int]) -> Iterator[tuple[lis
 
 
 def _encoded_tokens(
-    index: VideoIndex, model: VideoTextEncoder, rows: Sequence[int]
+    index: VideoIndex, model: VideoTextEncoder, rows: Sequence[int], on_model: OnModel
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Decode and encode the segments again, one file after the other."""
     snapshot = index.snapshot
@@ -79,7 +100,7 @@ def _encoded_tokens(
     with closing(decode_files(paths, settings, bounds)) as events:
         for event in events:
             if isinstance(event, DecodedSegment):
-                _, tokens = encode_segments(model, [event.video], layout)
+                _, tokens = on_model(partial(encode_segments, model, [event.video], layout))
                 assert tokens is not None
                 yield [by_video[videos[event.file]][event.number]], tokens.restore()
 

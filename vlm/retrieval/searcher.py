@@ -13,7 +13,7 @@ from vlm.retrieval.filters import Condition
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.manifest import Snapshot
 from vlm.retrieval.queries.searching import SnapshotSearcher
-from vlm.retrieval.rerank import match_rows
+from vlm.retrieval.rerank import OnModel, here, match_rows
 from vlm.retrieval.strength import Grader, TextBank
 from vlm.retrieval.vector_log import LogVectors
 from vlm.retrieval.words.search import WordSearch
@@ -31,6 +31,7 @@ class Searcher(SnapshotSearcher):
         around: Called with the backend of each generation, returns what is searched in its place.
         bank: The unrelated texts that hits are graded against, and by which the recall of a structure is
             measured; those of the model's domain if None.
+        on_model: Runs what reranking needs the model for, where a search's own thread may not.
 
     Raises:
         InvalidInput: The index was made by another model.
@@ -48,12 +49,13 @@ class Searcher(SnapshotSearcher):
         backend: str = "auto",
         around: Callable[[Backend], Backend] | None = None,
         bank: TextBank | None = None,
+        on_model: OnModel = here,
     ) -> None:
         index.check_model(model)
         super().__init__(model)
         self.index = index
         self._backend_name, self._around = backend, around
-        self._bank = bank or TextBank(model)
+        self._bank, self._on_model = bank or TextBank(model), on_model
         self._open()
 
     def refresh(self) -> None:
@@ -92,6 +94,11 @@ class Searcher(SnapshotSearcher):
         return searcher
 
     @property
+    def stores_tokens(self) -> bool:
+        """Whether reranking reads what is stored; else it decodes and encodes the segments again."""
+        return self.index.manifest.features.store_tokens != "none"
+
+    @property
     def snapshot(self) -> Snapshot:
         """The generation that is searched."""
         return self.index.snapshot
@@ -123,7 +130,7 @@ class Searcher(SnapshotSearcher):
     def _search_with(self, backend: Backend) -> None:
         self._opened, index, model = backend, self.index, self.model
         self._backend = backend if self._around is None else self._around(backend)
-        has_head = "rerank" in model.capabilities and index.manifest.features.store_tokens != "none"
+        has_head = "rerank" in model.capabilities and self.stores_tokens
         self._grader = Grader(
             self._bank,
             self._backend,
@@ -136,4 +143,4 @@ class Searcher(SnapshotSearcher):
         return self.index.rows_where(condition.sql, condition.values)
 
     def _match(self, text: TextFeatures, rows: Sequence[int]) -> dict[int, float]:
-        return match_rows(self.index, self.model, text, rows)
+        return match_rows(self.index, self.model, text, rows, self._on_model)

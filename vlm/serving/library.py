@@ -11,6 +11,7 @@ from vlm.errors import DataError
 from vlm.retrieval.catalog import VideoRow
 from vlm.retrieval.index import VideoIndex
 from vlm.retrieval.queries.searching import SnapshotSearcher
+from vlm.retrieval.rerank import OnModel
 from vlm.retrieval.searcher import Searcher
 from vlm.retrieval.store.searcher import StoreSearcher
 from vlm.retrieval.strength import TextBank
@@ -39,13 +40,18 @@ class Library:
     roots: tuple[Path, ...]
 
     @classmethod
-    def open(cls, place: Path | str, model: VideoTextEncoder, backend: str, bank: TextBank) -> Library:
+    def open(
+        cls, place: Path | str, model: VideoTextEncoder, backend: str, bank: TextBank, on_model: OnModel
+    ) -> Library:
         """Open the newest generation of an index, or of a store if the backend is ``lance``."""
         if backend == LANCE:
             # a store is asked about each query by itself: nothing is won by waiting for others
             return cls._of(StoreSearcher(str(place), model, bank=bank))
         index = VideoIndex.open(place)
-        return cls._of(Searcher(index, model, backend=backend, around=BatchingBackend, bank=bank))
+        searcher = Searcher(
+            index, model, backend=backend, around=BatchingBackend, bank=bank, on_model=on_model
+        )
+        return cls._of(searcher)
 
     def newest(self) -> Library | None:
         """Return the newest generation; None if all is to be opened again, see `SnapshotSearcher.newest`."""
@@ -72,6 +78,14 @@ class Library:
             videos={video.video_id: video for video in searcher.snapshot.videos},
             roots=searcher.index.roots(),
         )
+
+    @property
+    def decodes_to_rerank(self) -> bool:
+        """Whether reranking reads the videos' files."""
+        searcher = self.searcher
+        if not isinstance(searcher, Searcher) or "rerank" not in searcher.capabilities:
+            return False
+        return not searcher.stores_tokens
 
     @property
     def is_store(self) -> bool:

@@ -160,7 +160,7 @@ class SearchService:
             self._metrics.count("index_renewal_failures_total")
 
     def _open(self) -> Library:
-        return Library.open(self._place, self.model, self._backend, self._bank)
+        return Library.open(self._place, self.model, self._backend, self._bank, self.encoder.run_within)
 
     async def follow(self, every_s: float = 1.0) -> None:
         """Keep going on to new generations until cancelled."""
@@ -245,8 +245,10 @@ class SearchService:
 
         async def answer() -> tuple[Choices | None, Hit]:
             claims = [question] if choices is None else state_choices(self.model, question, choices)
-            find = partial(find_evidence, searcher, claims, video=video_id)
-            hit = await self.encoder.run(_quiet, find)
+            encode = partial(_quiet, lambda: [searcher.encode(claim) for claim in claims])
+            encoded = await self.encoder.run(encode)
+            find = partial(find_evidence, searcher, encoded, video=video_id)
+            hit = await self._reranking(library).run(find)
             if choices is None:
                 return None, hit
             frames = await self.decoder.run(decode_evidence, searcher, hit)
@@ -266,8 +268,7 @@ class SearchService:
         if known.without is not None:
             others = "" if options.where is None else f" and ({options.where})"
             options = replace(options, where=f"video_id != '{known.without}'{others}")
-        # the matching head is the model's, which has one thread
-        gate, stage = (self.encoder, "rerank") if options.rerank else (self.scanner, "scan")
+        gate, stage = (self._reranking(library), "rerank") if options.rerank else (self.scanner, "scan")
         scan = gate.run(library.searcher.page, known.encoded, options)
         hits, has_more = await self._timed(stage, scan)
         return Page(
@@ -278,6 +279,13 @@ class SearchService:
             unknown_words=known.unknown_words,
             notes=known.notes,
         )
+
+    def _reranking(self, library: Library) -> Gate:
+        """Return where to rerank: the matching head is the model's, which has one thread.
+
+        Texts must not wait there for decoding.
+        """
+        return self.decoder if library.decodes_to_rerank else self.encoder
 
     async def _encoded(
         self, kind: str, content: bytes, query: str | Path | np.ndarray | Mix, searcher: SnapshotSearcher

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from vlm.errors import BusyError
@@ -47,7 +47,10 @@ class Gate:
         self.name, self._capacity, self._timeout_s = name, num_running + max_waiting, timeout_s
         self._free, self._max_wait_s, self._clock = num_running + _ALWAYS_WAITING, max_wait_s, clock
         self._pace_s, self._ended_s = 0.0, 0.0
-        self._executor = ThreadPoolExecutor(num_running, thread_name_prefix=f"vlm-{name}")
+        self._own = threading.local()
+        self._executor = ThreadPoolExecutor(
+            num_running, f"vlm-{name}", initializer=lambda: setattr(self._own, "is_here", True)
+        )
         self._lock = threading.Lock()
         self._depth = 0
 
@@ -75,17 +78,7 @@ class Gate:
         Raises:
             BusyError: There is no place in line, the wait would be too long, or the answer took too long.
         """
-        with self._lock:
-            self.check()
-            if not self._depth:
-                self._ended_s = self._clock()
-            self._depth += 1
-        try:
-            future: Future[Result] = self._executor.submit(function, *arguments)
-        except RuntimeError as error:
-            self._leave(None)
-            raise BusyError("the server is shutting down") from error
-        future.add_done_callback(self._leave)
+        future = self._submit(True, function, *arguments)
         answer = asyncio.wrap_future(future)
         # an error that comes after its caller has left is nobody's
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -96,6 +89,42 @@ class Gate:
             raise BusyError(f"{self.name} took longer than {self._timeout_s:g} s; try again") from error
         finally:
             future.cancel()
+
+    def run_within(self, function: Callable[[], Result]) -> Result:
+        """Return what the function returns, for a call that was let in elsewhere: it is not refused here.
+
+        Called in a thread of another gate, which waits; in one of its own it runs at once.
+
+        Raises:
+            BusyError: It took too long, or the server is shutting down.
+        """
+        if getattr(self._own, "is_here", False):
+            return function()
+        future = self._submit(False, function)
+        try:
+            return future.result(self._timeout_s)
+        except CancelledError as error:
+            raise BusyError("the server is shutting down") from error
+        except TimeoutError as error:
+            if future.done():  # the function's own
+                raise
+            future.cancel()
+            raise BusyError(f"{self.name} took longer than {self._timeout_s:g} s; try again") from error
+
+    def _submit(self, may_refuse: bool, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        with self._lock:
+            if may_refuse:
+                self.check()
+            if not self._depth:
+                self._ended_s = self._clock()
+            self._depth += 1
+        try:
+            future = self._executor.submit(function, *arguments)
+        except RuntimeError as error:
+            self._leave(None)
+            raise BusyError("the server is shutting down") from error
+        future.add_done_callback(self._leave)
+        return future
 
     def close(self) -> None:
         """Forget what is in line and take no more."""
