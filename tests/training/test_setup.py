@@ -113,6 +113,30 @@ def test_a_model_is_trained_on_with_a_loss_that_it_was_trained_without(start, ti
     assert len(make_model(alone, make_tokenizer(alone), CPU).capabilities) == 1
 
 
+@pytest.mark.parametrize("of_texts", [True, False])
+def test_an_encoder_of_pictures_becomes_one_of_clips(tiny, tmp_path, of_texts):
+    sorting = "evaluation.best=top1", "model.vision.time_std=0.3"
+    pictures = tiny("classification.world.label=digit", *sorting, "model.vision.num_frames=1")
+    trained = make_model(pictures, None, CPU)
+    begun = f"train.init_from={save_model(trained, tmp_path / 'pictures')}"
+    config = tiny(begun, "model.vision.time_std=0.3")
+    if not of_texts:
+        config = tiny(begun, "classification.world.label=direction", *sorting)
+    model = make_model(config, make_tokenizer(config), CPU)
+    own, before = (one.vision_encoder.state_dict() for one in (model, trained))
+    new = {name for name in set(own) - set(before) if not name.startswith("pool_norm.")}
+    assert new == {"temporal_pos_embedding"} and own["temporal_pos_embedding"].std() > 0.1
+    assert all(torch.equal(own[name], before[name]) for name in before)
+    # of one frame it says what it said
+    picture = torch.rand(2, 1, 3, model.config.vision.image_size, model.config.vision.image_size)
+    model.eval(), trained.eval()
+    assert torch.equal(model.vision_encoder(picture).tokens, trained.vision_encoder(picture).tokens)
+    # used as it is, it has no times yet
+    inflated = load_model(tmp_path / "pictures", device="cpu", num_frames=8)
+    assert inflated.loaded["missing"] == ["temporal_pos_embedding"]
+    assert not inflated.vision_encoder.temporal_pos_embedding.any()
+
+
 def test_a_model_to_start_from_takes_over_what_it_can(start, tiny):
     begun = start()
     config = tiny(

@@ -32,6 +32,14 @@ def test_the_twin_goes_the_other_way():
     assert turned > 20
 
 
+def test_a_clip_of_one_thing_is_sorted_by_what_it_is():
+    alone = [scene for scene in SCENES if len(scene.things) == 1]
+    assert len(alone) > 20 and {action(scene, "digit") for scene in alone} == set(ACTIONS["digit"])
+    for scene in SCENES:
+        expected = str(scene.things[0].digit) if len(scene.things) == 1 else None
+        assert action(scene, "digit") == expected == action(twin(scene), "digit")
+
+
 def test_unknown_choices_are_refused():
-    with pytest.raises(ValueError, match="choice must be one of direction, action, got 'colour'"):
+    with pytest.raises(ValueError, match="choice must be one of direction, action, digit, got 'colour'"):
         action(SCENES[0], "colour")

@@ -32,6 +32,7 @@ def test_reversal_is_exact_and_commutes_with_sampling():
     frames = sample_frames(8)
     assert frames.tolist() == [2, 7, 12, 17, 22, 27, 32, 37]
     assert (LAST - frames[::-1] == frames).all()
+    assert sample_frames(1).tolist() == [20]  # a picture
     for index in range(40):
         scene = sample_scene("train", 2, index)
         assert (render(twin(scene), frames) == render(scene, frames)[::-1]).all()

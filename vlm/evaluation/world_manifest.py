@@ -90,7 +90,7 @@ def read_world_questions(manifest: Path, videos: Path) -> QuestionSet:
 
 
 def read_world_labels(manifest: Path, videos: Path, choice: str) -> tuple[LabelledSet, tuple[int, ...]]:
-    """Read the clips of a world in which a single thing happens, with their classes.
+    """Read the clips of a world that can be sorted, with their classes; see `vlm.world.action`.
 
     Args:
         manifest: ``manifest.jsonl``, one clip a line.
@@ -110,7 +110,7 @@ def read_world_labels(manifest: Path, videos: Path, choice: str) -> tuple[Labell
     ]
     kept = [(row, int(group), name) for row, group, name in named if name is not None]
     if not kept:
-        raise InvalidInput(f"{manifest}: in no clip a single thing happens that has a {choice}")
+        raise InvalidInput(f"{manifest}: no clip can be sorted by its {choice}")
     paths = [videos / row["file"] for row, _, _ in kept]
     data = LabelledSet(
         names=tuple(row["id"] for row, _, _ in kept),

@@ -223,28 +223,32 @@ def _bloom(items: Facts) -> int:
     return bits
 
 
-# what a clip with a single event can be sorted by: name of the choice -> its classes, in their order
+# what a clip of a single event, or of a single thing, can be sorted by: name of the choice -> its classes
 ACTIONS: dict[str, tuple[str, ...]] = {
     "direction": ("left", "right", "up", "down"),
     "action": (
         "move left", "move right", "move up", "move down", "zigzag left", "zigzag right", "circle clockwise",
         "circle counterclockwise", "spin clockwise", "spin counterclockwise", "bounce", "blink", "swap",
     ),
+    "digit": tuple("0123456789"),
 }  # fmt: skip
 
 
 def action(scene: Scene, choice: str) -> str | None:
-    """Return the class of what happens in a scene; None if other than one thing happens, or it has no class.
+    """Return the class of what happens, or of who is there; None unless that is one thing which has a class.
 
     Args:
         scene: A clip, forwards or backwards.
-        choice: ``direction`` sorts movements by where they go, ``action`` single events by what happens.
+        choice: ``direction`` sorts movements by where they go, ``action`` single events by what happens,
+            ``digit`` clips of a single thing by what it is.
 
     Raises:
         ValueError: There is no such choice.
     """
     if choice not in ACTIONS:
         raise ValueError(f"choice must be one of {', '.join(ACTIONS)}, got {choice!r}")
+    if choice == "digit":
+        return str(scene.things[0].digit) if len(scene.things) == 1 else None
     if len(scene.events) != 1:
         return None
     (event,) = scene.timeline

@@ -27,13 +27,17 @@ _NOISE_SIDE = 512
 def sample_frames(num_frames: int) -> Frames:
     """Return the middles of equal spans of the clip: mirror-symmetric, so they commute with reversal.
 
+    One frame is a picture, which no reversal changes the meaning of.
+
     Raises:
-        ValueError: ``num_frames`` does not divide the clip into spans of odd length.
+        ValueError: ``num_frames`` is not 1 and does not divide the clip into spans of odd length.
     """
+    if num_frames == 1:
+        return np.array([NUM_FRAMES // 2])
     span, rest = divmod(NUM_FRAMES, max(num_frames, 1))
     if num_frames < 1 or rest or span % 2 == 0:
         raise ValueError(
-            f"expected num_frames with {NUM_FRAMES} / num_frames odd (8 or 40), got {num_frames}"
+            f"expected num_frames with {NUM_FRAMES} / num_frames odd (8 or 40), or 1, got {num_frames}"
         )
     return np.arange(num_frames) * span + span // 2
 

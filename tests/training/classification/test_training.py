@@ -102,7 +102,7 @@ def test_batches_of_files_hold_each_video_twice_with_its_label(files, clips):
 def test_world_batches_are_what_the_scenes_say(tiny):
     from vlm.world import ACTIONS, action, sample_scene
 
-    for choice in ("direction", "action"):
+    for choice in ("direction", "action", "digit"):
         config = tiny(f"classification.world.label={choice}")
         model = make_model(config, None, CPU)
         with open_source(config, model, 2) as batches:
@@ -111,7 +111,7 @@ def test_world_batches_are_what_the_scenes_say(tiny):
         for key, label in zip(batch.keys, batch.labels.tolist(), strict=True):
             split, seed, index, _ = key.split("-")
             scene = sample_scene(split, int(seed), int(index))
-            assert len(scene.events) == 1
+            assert len(scene.things if choice == "digit" else scene.events) == 1
             assert action(scene, choice) == ACTIONS[choice][label]
 
 

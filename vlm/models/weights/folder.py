@@ -27,6 +27,7 @@ from vlm.text import Tokenizer
 from vlm.types import Preprocessing
 
 FORMAT = "vlm-model/1"
+_TIMES = "temporal_pos_embedding"
 KINDS: dict[str, tuple[Any, type[Any]]] = {
     "video-text": (VideoTextModel, VideoTextConfig),
     "classifier": (Classifier, ClassifierConfig),
@@ -139,7 +140,7 @@ def load_folder(
 
     Args:
         folder: A model folder.
-        num_frames: Other number of frames: the table of times is resized.
+        num_frames: Other number of frames: the table of times is resized, that of a picture's is zero.
         image_size: Other size: the table of positions is resized.
         overrides: Settings to change, see ``resizing.SETTINGS``.
 
@@ -155,16 +156,20 @@ def load_folder(
     expected, found = card.get("weights_sha256"), file_sha256(weights)
     if expected not in (None, found):
         raise IntegrityError(f"{weights}: the checksum differs from card.json; fetch it again")
+    was_of_pictures = config.vision.num_frames == 1
     config = apply_overrides(config, num_frames, image_size, overrides)
     model = build_empty(settings, config, card, folder.name)
     state, resized, ignored = fit_tables(read_state_dict(weights), config.vision, "vision_encoder.")
+    missing = [_TIMES] if was_of_pictures and config.vision.num_frames > 1 else []
+    for name in missing:
+        state[f"vision_encoder.{name}"] = torch.zeros(1, config.vision.num_steps, config.vision.width)
     fill(model, state, str(weights))
     model.loaded = {
         "file": weights.name,
         "sha256": found,
         "form": "model folder",
-        "num_matched": len(state),
-        "missing": [],
+        "num_matched": len(state) - len(missing),
+        "missing": missing,
         "unexpected": [],
         "resized": list(resized),
         "num_ignored": len(ignored),

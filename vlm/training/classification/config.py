@@ -79,14 +79,15 @@ class LabelledFilesConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledWorldConfig:
-    """Clips of the digit world in which a single thing happens, rendered in memory.
+    """Clips of the digit world in which one thing happens, or one is to be seen, rendered in memory.
 
     Attributes:
-        label: ``direction``: where something moves; ``action``: what happens, see ``vlm.world.ACTIONS``.
+        label: ``direction``: where something moves; ``action``: what happens, see ``vlm.world.ACTIONS``;
+            ``digit``: what is there, which one frame (``model.vision.num_frames: 1``) tells as well.
         split: Which split's digits and combinations are used.
     """
 
-    label: Literal["direction", "action"] = "direction"
+    label: Literal["direction", "action", "digit"] = "direction"
     split: Literal["train", "val", "test", "combo"] = "train"
 
 
