@@ -223,6 +223,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "scaling": ("eval/results/scaling-tiny-cpu.json", _scaling),
     "long": ("eval/results/studies/long/study.json", _long),
     "stages": ("eval/results/studies/stages/study.json", _study),
+    "distillation": ("eval/results/studies/distillation/study.json", _study),
     "strength": ("eval/results/studies/strength/study.json", _study),
     "metrics": ("eval/results/metrics-speed-cpu.json", _metrics),
 }

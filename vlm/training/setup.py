@@ -252,16 +252,15 @@ def take_encoder(
 ) -> None:
     """Give a model the weights of a trained encoder; the pooling norm and alignment heads where it has them.
 
-    An encoder that was one of pictures had no table of times: the model's own stays.
+    One that was of pictures had no table of times: the model's own stays.
 
     Raises:
         ConfigError: Sizes differ; the first weight that does not fit is named.
     """
     own, found = model.vision_encoder.state_dict(), start.vision_encoder.state_dict()
     times = "temporal_pos_embedding"
-    was_of_pictures = start.config.vision.num_frames == 1 or times in start.loaded.get("missing", ())
-    if was_of_pictures and times in own:
-        found[times] = own[times]
+    if start.config.vision.num_frames == 1 or times in start.loaded.get("missing", ()):
+        found |= {times: own[times]} if times in own else {}
     for name in sorted(own.keys() | found.keys()):
         here, there = (tuple(state[name].shape) if name in state else None for state in (own, found))
         if here != there and not (None in (here, there) and name.startswith(("pool_norm.", "clip_decoder."))):
