@@ -110,7 +110,9 @@ def read_world_labels(manifest: Path, videos: Path, choice: str) -> tuple[Labell
     ]
     kept = [(row, int(group), name) for row, group, name in named if name is not None]
     if not kept:
-        raise InvalidInput(f"{manifest}: in no clip a single thing happens, or is to be seen, that has a {choice}")
+        raise InvalidInput(
+            f"{manifest}: in no clip a single thing happens, or is to be seen, that has a {choice}"
+        )
     paths = [videos / row["file"] for row, _, _ in kept]
     data = LabelledSet(
         names=tuple(row["id"] for row, _, _ in kept),
