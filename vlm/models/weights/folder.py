@@ -140,7 +140,7 @@ def load_folder(
 
     Args:
         folder: A model folder.
-        num_frames: Other number of frames: the table of times is resized, that of a picture's is zero.
+        num_frames: Other number of frames: the table of times is resized, or zero if there was none.
         image_size: Other size: the table of positions is resized.
         overrides: Settings to change, see ``resizing.SETTINGS``.
 

@@ -15,7 +15,7 @@ from vlm.retrieval.backends.plan import Plan, settings_of
 
 TOP_K = 10
 # What is promised is 0.95, and the sample is small. At worst a text finds all ten or none: then 0.99 of some
-# 150 texts' best say at 99 % confidence that 0.95 of all texts' are found (Clopper and Pearson's bound).
+# 150 texts' best say at 99 % confidence that 0.95 of such texts' are found (Clopper and Pearson's bound).
 TARGET_RECALL = 0.99
 NUM_STORED = 100
 
