@@ -66,3 +66,18 @@ def test_a_wrong_number_of_frames_is_refused(models):
         models["classifier"](VIDEO[:, :3])
     with pytest.raises(ValueError, match="num_classes must be at least 1"):
         ClassifierConfig(num_classes=0)
+
+
+def test_a_head_reads_the_class_token_or_the_mean_of_the_others():
+    torch.manual_seed(0)
+    published = Classifier(ClassifierConfig(vision=VISION, num_classes=5)).eval()
+    other = Classifier(ClassifierConfig(vision=VISION, num_classes=5, reads="mean")).eval()
+    other.load_state_dict(published.state_dict())
+    video = torch.randn_like(VIDEO)
+    tokens = published.vision_encoder(video).tokens
+    head = published.head
+    torch.testing.assert_close(published(video), tokens[:, 0] @ head.weight.T + head.bias)
+    expected = torch.stack([clip[1:].sum(0) / 64 for clip in tokens]) @ head.weight.T + head.bias
+    torch.testing.assert_close(other(video), expected)
+    with pytest.raises(ValueError, match="reads must be 'cls' or 'mean', got 'all'"):
+        ClassifierConfig(reads="all")

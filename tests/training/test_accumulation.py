@@ -8,7 +8,7 @@ from vlm.models import load_model
 from vlm.training.loop import build, train
 from vlm.training.reports.tracking import read_lines
 from vlm.training.setup import make_model, make_tokenizer, prepare_process
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 from vlm.training.sources.parts import in_parts
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from vlm.models import Classifier, load_model
 from vlm.training.checkpoint import load_tensors
 from vlm.training.loop import build, train
 from vlm.training.reports.tracking import read_lines
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 
 CPU = torch.device("cpu")
 

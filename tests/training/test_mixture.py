@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from vlm.data.shards.layout import read_manifest, write_manifest
 from vlm.errors import ConfigError, DataError
 from vlm.training.checkpoint import load_tensors
-from vlm.training.config import CorpusConfig, ShardsConfig
 from vlm.training.loop import train
 from vlm.training.reports.tracking import read_lines
 from vlm.training.setup import make_model, make_objective, make_tokenizer
-from vlm.training.sources import open_source
+from vlm.training.sources.config import CorpusConfig, ShardsConfig
+from vlm.training.sources.opening import open_source
 
 CPU = torch.device("cpu")
 

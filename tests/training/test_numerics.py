@@ -9,7 +9,7 @@ from vlm.training.engine import PlainEngine
 from vlm.training.loop import build
 from vlm.training.schedule import is_decayed
 from vlm.training.setup import make_model, make_tokenizer
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 
 CPU = torch.device("cpu")
 # torch's own compiler imports what torch deprecates

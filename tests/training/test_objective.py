@@ -5,7 +5,7 @@ import torch
 
 from vlm.training.objective import Objective
 from vlm.training.setup import make_model, make_objective, make_tokenizer
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 from vlm.types import Batch
 
 CPU = torch.device("cpu")

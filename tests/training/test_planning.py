@@ -17,7 +17,7 @@ from vlm.training.planning.files import needed_files
 from vlm.training.planning.memory import kept_bytes, made_up_batch, memory_megabytes, telling_steps
 from vlm.training.schedule import value_at
 from vlm.training.setup import make_model, make_tokenizer
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 
 CPU = torch.device("cpu")
 MIDDLING = (

@@ -24,7 +24,7 @@ from vlm.training.setup import (
     masking_rule,
     prepare_process,
 )
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 
 CPU = torch.device("cpu")
 

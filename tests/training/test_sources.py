@@ -8,9 +8,9 @@ import torch
 
 from vlm.data.preprocessing import preprocess
 from vlm.models import EncoderConfig, EncoderModel
-from vlm.training.config import WorldConfig
 from vlm.training.setup import make_model, make_tokenizer
-from vlm.training.sources import open_source
+from vlm.training.sources.config import WorldConfig
+from vlm.training.sources.opening import open_source
 from vlm.training.sources.shards import _Facts, relations
 from vlm.training.sources.world import WorldBatches, compose, render_clip, to_input
 from vlm.world import caption, facts, has_twin, is_true, render, sample_frames, sample_scene, twin
@@ -187,7 +187,7 @@ def test_shuffled_clips_hold_the_same_frames_in_another_order(parts, tiny):
 
 @pytest.mark.parametrize("wrong", [{"max_bad_fraction": 1.5}, {"max_bad_fraction": -0.1}, {"cache_gb": 0.0}])
 def test_impossible_settings_of_shards(wrong):
-    from vlm.training.config import ShardsConfig
+    from vlm.training.sources.config import ShardsConfig
 
     with pytest.raises(ValueError, match="max_bad_fraction must be in"):
         ShardsConfig(**wrong)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -26,23 +26,27 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierConfig:
-    """An encoder and a linear head on its class token.
+    """An encoder and a linear head.
 
     Attributes:
         vision: Sizes of the encoder.
         num_classes: Rows of the head.
+        reads: What the head reads: the class token, as published, or the ``mean`` of all other tokens.
         dropout: Rate in front of the head.
         class_names: What each row stands for; empty if nobody said.
     """
 
     vision: VideoMambaConfig = field(default_factory=_without_pool_norm)
     num_classes: int = 400
+    reads: Literal["cls", "mean"] = "cls"
     dropout: float = 0.0
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        if self.reads not in ("cls", "mean"):
+            raise ValueError(f"reads must be 'cls' or 'mean', got {self.reads!r}")
         if self.class_names and len(set(self.class_names)) != self.num_classes:
             raise ValueError(
                 f"expected {self.num_classes} different class_names, got {len(set(self.class_names))}"
@@ -120,7 +124,8 @@ class Classifier(EncoderModel):
 
     def classify(self, tokens: Tensor) -> Tensor:
         """Return logits (b, classes) in fp32 of the encoder's tokens (b, 1 + n, d), the class token first."""
-        logits: Tensor = self.head(self.dropout(tokens[:, 0]))
+        read = tokens[:, 0] if self.config.reads == "cls" else tokens[:, 1:].mean(dim=1)
+        logits: Tensor = self.head(self.dropout(read))
         return logits.float()
 
 

@@ -44,7 +44,7 @@ from vlm.training.reports.diagnosis import first_bad_tensor
 from vlm.training.reports.tracking import Tracker, best_value, circumstances, draw_curves, training_s
 from vlm.training.schedule import learning_rate
 from vlm.training.setup import make_engine, make_model, make_objective, make_tokenizer, prepare_process
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 from vlm.training.validation import make_validation
 from vlm.types import Batch
 

@@ -6,7 +6,7 @@ processes nor an interruption changes what is learned from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -121,6 +121,18 @@ class LossesConfig:
             raise ValueError(
                 f"losses: at least one weight must be above 0 at every step, none is at step {idle} (the "
                 "first is step 0); let one rise before the others end"
+            )
+
+    def check_pictures(self, max_steps: int) -> None:
+        """Raise ValueError unless pictures have something to learn at every step."""
+        if self.alignment.picture_ratio is not None:
+            return
+        rest = replace(self, alignment=AlignmentConfig())
+        idle = first_without(rest.weights, max_steps)
+        if idle is not None:
+            raise ValueError(
+                "losses.alignment.picture_ratio is null, which leaves pictures to the other losses, but none "
+                f"of them is above 0 at step {idle}; set a ratio, such as 0.5"
             )
 
     @property

@@ -16,7 +16,7 @@ from vlm.training.config import TrainingConfig
 from vlm.training.loop import train
 from vlm.training.reports.tracking import read_lines
 from vlm.training.setup import make_model
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from vlm.training.loop import build, train
 from vlm.training.reels.source import ReelBatches
 from vlm.training.reels.validation import ReelValidation
 from vlm.training.setup import make_model, make_tokenizer
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 from vlm.training.sources.parts import in_parts
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from vlm.errors import ConfigError, UsageError
 from vlm.models import EncoderModel, from_official
 from vlm.models.teachers.token_teachers import load_teacher
 from vlm.training.setup import make_model, make_objective, make_tokenizer
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 from vlm.training.teaching.alignment import Alignment, AlignmentConfig, View, visible
 from vlm.types import Batch, TokenBatch
 

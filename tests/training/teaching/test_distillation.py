@@ -9,7 +9,7 @@ from vlm.models import Classifier, ClassifierConfig, EncoderModel, VideoMambaCon
 from vlm.training.checkpoint import load_tensors
 from vlm.training.loop import train
 from vlm.training.setup import make_model, make_objective, make_tokenizer
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 from vlm.training.teaching.distillation import DistillationConfig, make_distillation
 from vlm.types import Preprocessing
 

@@ -102,6 +102,7 @@ class ClassificationConfig:
         world: Settings of the world source.
         files: Settings of the files source.
         head: ``new``: the head starts at random; ``keep``: that of ``train.init_from``.
+        reads: What the head reads: the class token (``cls``, as published), or the ``mean`` of the others.
         dropout: Rate in front of the head.
         label_smoothing: Share of the target that is spread evenly over all classes.
         mixing: Mixing of clips in pairs.
@@ -111,6 +112,7 @@ class ClassificationConfig:
     world: LabelledWorldConfig = field(default_factory=LabelledWorldConfig)
     files: LabelledFilesConfig = field(default_factory=LabelledFilesConfig)
     head: Literal["new", "keep"] = "new"
+    reads: Literal["cls", "mean"] = "cls"
     dropout: float = 0.0
     label_smoothing: float = 0.1
     mixing: MixingConfig = field(default_factory=MixingConfig)

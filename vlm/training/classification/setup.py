@@ -103,6 +103,7 @@ def make_classifier(
         ClassifierConfig(
             vision=dataclasses.replace(vision, pool_norm=False, alignment_width=0),
             num_classes=len(classes),
+            reads=config.reads,
             dropout=config.dropout,
             class_names=() if classes == tuple(map(str, range(len(classes)))) else classes,
         ),

@@ -29,7 +29,7 @@ from vlm.training.planning.memory import (
 )
 from vlm.training.planning.updates import UpdateKind, only, update_kinds
 from vlm.training.setup import make_model, make_objective, make_tokenizer, prepare_process
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 from vlm.world import vocabulary
 
 _BYTES = 4  # of a weight

@@ -15,12 +15,19 @@ def in_parts(config: TrainingConfig) -> TrainingConfig:
     """Return a config in which every part of an update is a batch of its own.
 
     Batch ``update * accumulate + part`` of that config is a part of ``update``; clips come in the same order.
-    Corpora are not divided: their turns go by updates.
+    Corpora are not divided: their turns go by updates, and so do those of the digit world's pictures.
+
+    Raises:
+        ConfigError: Its pictures do not divide by the parts and the processes.
     """
-    parts = config.train.accumulate
+    parts, pictures = config.train.accumulate, config.data.world.pictures
+    if pictures.every and pictures.batch_size is not None:
+        check_shares("data.world.pictures.batch_size", pictures.batch_size, parts)
+        pictures = replace(pictures, batch_size=pictures.batch_size // parts)
     if parts == 1:
         return config
-    world = replace(config.data.world, grouped=_stretched(config.data.world.grouped, parts))
+    grouped = _stretched(config.data.world.grouped, parts)
+    world = replace(config.data.world, grouped=grouped, pictures=pictures)
     reels = replace(config.data.reels, num_scenes=_stretched(config.data.reels.num_scenes, parts))
     run = replace(
         config.train,

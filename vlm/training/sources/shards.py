@@ -18,7 +18,8 @@ from vlm.data.shards.remote import CacheConfig
 from vlm.errors import ConfigError
 from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
-from vlm.training.config import ShardsConfig, TrainingConfig
+from vlm.training.config import TrainingConfig
+from vlm.training.sources.config import ShardsConfig
 from vlm.training.sources.parts import check_shares
 from vlm.types import Batch, TokenBatch
 from vlm.world import Scene, truth_matrix

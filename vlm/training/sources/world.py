@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,8 +20,10 @@ from vlm.data.preprocessing import resize
 from vlm.models.video_model import VideoModel
 from vlm.models.video_text_model import VideoTextModel
 from vlm.text import Tokenizer
-from vlm.training.config import TrainingConfig, WorldConfig
+from vlm.training.config import TrainingConfig
 from vlm.training.schedule import value_at
+from vlm.training.sources.config import WorldConfig
+from vlm.training.sources.pictures import draw_picture
 from vlm.types import Batch, Preprocessing, TokenBatch
 from vlm.world import (
     Scene,
@@ -37,7 +39,7 @@ from vlm.world import (
     variants,
 )
 
-_COMPOSITION, _WORDING, _ORDER = 11, 12, 13  # purposes of random streams, beside seed and step
+_COMPOSITION, _WORDING, _ORDER, _PICTURES = 11, 12, 13, 14  # purposes of random streams, beside seed and step
 
 
 class RawBatch(NamedTuple):
@@ -52,8 +54,13 @@ class RawBatch(NamedTuple):
 
 
 @contextmanager
-def open_world(config: TrainingConfig, model: VideoModel, done: int) -> Iterator[Iterator[Batch]]:
-    """Yield an iterator over batches; see ``open_source``. Workers are spawned, and stopped on leaving."""
+def open_world(
+    config: TrainingConfig, model: VideoModel, done: int, parts: int = 1
+) -> Iterator[Iterator[Batch]]:
+    """Yield an iterator over batches, ``parts`` of them an update; see ``open_source``.
+
+    Workers are spawned, and stopped on leaving.
+    """
     dataset = WorldBatches(
         config.data.world,
         seed=config.seed,
@@ -63,6 +70,7 @@ def open_world(config: TrainingConfig, model: VideoModel, done: int) -> Iterator
         preprocessing=model.preprocessing,
         tokenizer=model.tokenizer.to_json() if isinstance(model, VideoTextModel) else None,
         max_words=config.data.max_words,
+        parts=parts,
     )
     with open_rendered(dataset, config, done) as raws:
         yield (to_batch(raw, model, distributed.rank()) for raw in raws)
@@ -104,6 +112,7 @@ class WorldBatches(Dataset[RawBatch]):
         preprocessing: Frames and size of the clips.
         tokenizer: Content of a ``tokenizer.json``; None for texts without tokens.
         max_words: Longest caption in tokens.
+        parts: Batches of an update.
     """
 
     def __init__(
@@ -117,36 +126,64 @@ class WorldBatches(Dataset[RawBatch]):
         preprocessing: Preprocessing,
         tokenizer: str | None,
         max_words: int,
+        parts: int = 1,
     ) -> None:
         self._config = config
         self._seed = seed
         self._batch_size = batch_size
-        share = batch_size // world_size
-        self._own = slice(rank * share, (rank + 1) * share)
+        self._rank, self._world_size = rank, world_size
         self._preprocessing = preprocessing
         self._tokenizer = tokenizer
         self._max_words = max_words
+        self._parts = parts
 
     def __getitem__(self, step: int) -> RawBatch:
         """Return this process's part of batch ``step``; the text is as long as the global batch's longest."""
+        return (
+            self._pictures(step) if self._config.pictures.are_in(step // self._parts) else self._clips(step)
+        )
+
+    def _clips(self, step: int) -> RawBatch:
         scenes, groups = compose(self._config, self._seed, step, self._batch_size)
         rng = _stream(self._seed, step, _WORDING)
         texts = [caption(scene, rng=rng) for scene in scenes]
         tokens = self._tokens(texts)
         truth = truth_matrix(scenes, scenes).T  # rows are videos here
-        own = scenes[self._own]
+        window = self._window(len(scenes))
+        own = scenes[window]
         clips = [render_clip(scene, self._preprocessing) for scene in own]
         if self._config.shuffle_frames:
-            orders = [_stream(self._seed, step, _ORDER, place) for place in range(len(scenes))][self._own]
+            orders = [_stream(self._seed, step, _ORDER, place) for place in range(len(scenes))][window]
             clips = [clip[order.permutation(len(clip))] for clip, order in zip(clips, orders, strict=True)]
         return RawBatch(
             frames=torch.stack(clips),
-            input_ids=tokens.input_ids[self._own],
-            attention_mask=tokens.attention_mask[self._own],
+            input_ids=tokens.input_ids[window],
+            attention_mask=tokens.attention_mask[window],
             positives=torch.from_numpy(np.ascontiguousarray(truth)),
             siblings=torch.from_numpy(groups[:, None] == groups[None]),
             keys=tuple(scene.clip_id for scene in own),
         )
+
+    def _pictures(self, step: int) -> RawBatch:
+        size = self._config.pictures.batch_size or self._batch_size
+        rng = _stream(self._seed, step, _PICTURES)
+        numbers = range(step * size, (step + 1) * size)
+        drawn = [draw_picture(self._config.split, self._seed, number, rng) for number in numbers]
+        tokens = self._tokens([picture.caption for picture in drawn])
+        window = self._window(size)
+        own = drawn[window]
+        return RawBatch(
+            frames=torch.stack([render_clip(it.scene, self._preprocessing, [it.frame]) for it in own]),
+            input_ids=tokens.input_ids[window],
+            attention_mask=tokens.attention_mask[window],
+            positives=torch.tensor([[one.name == other.name for other in drawn] for one in drawn]),
+            siblings=torch.eye(size, dtype=torch.bool),
+            keys=tuple(picture.scene.clip_id for picture in own),
+        )
+
+    def _window(self, size: int) -> slice:
+        share = size // self._world_size
+        return slice(self._rank * share, (self._rank + 1) * share)
 
     def _tokens(self, texts: list[str]) -> TokenBatch:
         if self._tokenizer is None:
@@ -197,9 +234,16 @@ def _group(scene: Scene, config: WorldConfig, rng: np.random.Generator) -> list[
     return members
 
 
-def render_clip(scene: Scene, preprocessing: Preprocessing) -> Tensor:
-    """Return the sampled frames of a scene, (t, 3, s, s) uint8, resized but not yet normalised."""
-    frames = torch.from_numpy(render(scene, sample_frames(preprocessing.num_frames)))
+def render_clip(scene: Scene, preprocessing: Preprocessing, shown: Sequence[int] | None = None) -> Tensor:
+    """Return frames of a scene, (t, 3, s, s) uint8, resized but not yet normalised.
+
+    Args:
+        scene: What to render.
+        preprocessing: Number and size of the frames.
+        shown: Which frames, if not those that are sampled.
+    """
+    chosen = sample_frames(preprocessing.num_frames) if shown is None else shown
+    frames = torch.from_numpy(render(scene, chosen))
     size = preprocessing.image_size
     images = rearrange(frames, "t h w c -> t c h w")
     return resize(

@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlm.training.checkpoint import replace_durably
 from vlm.training.config import TrainingConfig
 from vlm.training.loop import build
+from vlm.training.planning.updates import only, update_kinds
 from vlm.training.setup import prepare_process
-from vlm.training.sources import open_source
+from vlm.training.sources.opening import open_source
 from vlm.training.studies.config import StudyConfig
 
 # per state and step: delta * A, its exponential, times h, delta * u * B in and C out (two each); the
@@ -39,10 +40,16 @@ def operations(study: StudyConfig, folder: Path) -> dict[str, float]:
 def flops_of(stages: Sequence[TrainingConfig]) -> float:
     """Return the operations of an arm, forward and backward, teachers included; a multiply-add is two.
 
-    Losses come and go in the course of a stage, so four updates spread over it are counted. The weights that
-    a stage starts from do not matter to the count: random ones serve. Adapters are counted as if all learned.
+    Losses come and go in the course of a stage, so four updates of each kind, spread over it, are counted.
+    The weights that a stage starts from do not matter to the count: random ones serve. Adapters are counted
+    as if all learned.
     """
-    return sum(_flops_per_update(stage) * stage.train.max_steps for stage in stages)
+    return sum(
+        _flops_per_update(only(stage, kind)) * kind.count
+        for stage in stages
+        for kind in update_kinds(stage, opens=True)
+        if kind.count is not None
+    )
 
 
 def _flops_per_update(config: TrainingConfig) -> float:

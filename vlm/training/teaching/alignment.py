@@ -32,7 +32,8 @@ class AlignmentConfig:
         mask: How tokens are chosen: ``attention`` keeps what the teacher looks at, ``random`` any, ``tube``
             the same places at all times, ``clip_row`` and ``frame_row`` whole rows.
         ratio: Share of a video's tokens that is dropped.
-        picture_ratio: The same for pictures, which are videos of one frame.
+        picture_ratio: The same for pictures, which are videos of one frame; null leaves pictures whole, and
+            to the other losses.
     """
 
     weight: Curve = 0.0
@@ -44,13 +45,13 @@ class AlignmentConfig:
     distance: Distance = "l2"
     mask: Kind = "attention"
     ratio: float = 0.8
-    picture_ratio: float = 0.5
+    picture_ratio: float | None = 0.5
 
     def __post_init__(self) -> None:
         check_curve("losses.alignment.weight", self.weight)
         if is_ever_positive(self.weight) and not self.teacher:
             raise ValueError("a teacher is needed, such as open_clip:ViT-B-16-quickgelu/openai")
-        if not (0 <= self.ratio < 1 and 0 <= self.picture_ratio < 1):
+        if not (0 <= self.ratio < 1 and 0 <= (self.picture_ratio or 0.0) < 1):
             raise ValueError("ratio and picture_ratio must be in [0, 1)")
         if self.layers < 1 or self.interval < 1:
             raise ValueError("layers and interval must be at least 1")
@@ -97,16 +98,23 @@ class Alignment:
         """Whether pooled features of masked videos keep their time steps; as published, with tubes alone."""
         return self._config.mask == "tube"
 
-    def view(self, video: Tensor, generators: Sequence[torch.Generator]) -> View:
-        """Ask the teacher about video (b, t, 3, h, w), and draw each clip's mask from its CPU generator."""
+    def view(self, video: Tensor, generators: Sequence[torch.Generator]) -> View | None:
+        """Ask the teacher about video (b, t, 3, h, w), and draw each clip's mask from its CPU generator.
+
+        Returns:
+            None for pictures, if they are to be seen whole.
+        """
         config, vision = self._config, self._encoder.config
-        lesson = self._teacher(video)
         is_video = video.shape[1] > 1
+        ratio = config.ratio if is_video else config.picture_ratio
+        if ratio is None:
+            return None
+        lesson = self._teacher(video)
         attention = lesson.attention.cpu() if lesson.attention is not None else None
         masks = [
             make_mask(
                 config.mask,
-                config.ratio if is_video else config.picture_ratio,
+                ratio,
                 batch=1,
                 num_steps=vision.num_steps if is_video else 1,
                 grid=(vision.grid, vision.grid),
