@@ -145,22 +145,3 @@ def test_pictures_can_be_left_whole(tiny):
             seen[ratio] = [set(objective(next(batches), number)[1]) for number in (1, 2)]
     assert seen["0.5"][0] == seen["null"][0] == seen["0.5"][1]  # a clip is masked in any case
     assert seen["null"][1] == seen["0.5"][1] - {"alignment"}
-
-
-def test_captions_of_pictures_alone(tiny):
-    settings = ("losses.captions=pictures", "losses.alignment.weight=1", "losses.alignment.teacher=demo",
-                "losses.alignment.mask=tube", "losses.alignment.picture_ratio=null",
-                "model.vision.alignment_width=128", "model.vision.patch_size=16")  # fmt: skip
-    config = tiny(*THIRD, *settings)
-    model = make_model(config, make_tokenizer(config), CPU)
-    objective = make_objective(config, model)
-    with open_source(config, model, 1) as batches:
-        seen = [set(objective(next(batches), number)[1]) for number in (1, 2)]
-    assert seen == [{"alignment"}, {"contrastive", "matching", "masked_language"}]
-    with pytest.raises(UsageError, match="losses.captions is 'pictures', but data has none"):
-        tiny(*settings)
-    with pytest.raises(
-        UsageError, match="at least one weight must be above 0 at every step, none is at step 0"
-    ):
-        tiny(*THIRD, "losses.captions=pictures", "losses.distillation.weight=[[2, 0], [3, 1]]",
-             "losses.distillation.teacher=demo")  # fmt: skip

@@ -226,8 +226,6 @@ class TrainingConfig:
             return
         if self.data.has_pictures:
             self.losses.check_pictures(self.train.max_steps)
-        elif self.losses.captions == "pictures":
-            raise ValueError("losses.captions is 'pictures', but data has none; set it to 'all'")
         if self.evaluation.every and not self.losses.use_text:
             raise ValueError(
                 "evaluation.every must be 0 where no loss reads text: there is nothing to search"

@@ -98,23 +98,13 @@ class MaskedLanguageConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossesConfig:
-    """The parts of the training loss.
-
-    Attributes:
-        contrastive: Videos beside texts.
-        matching: Pairs told from others by the fusion layers.
-        masked_language: Hidden words.
-        alignment: A teacher's tokens.
-        distillation: A smaller encoder's tokens.
-        captions: Whose captions the losses that read text see: ``all``, or those of ``pictures`` alone.
-    """
+    """The parts of the training loss."""
 
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     masked_language: MaskedLanguageConfig = field(default_factory=MaskedLanguageConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    captions: Literal["all", "pictures"] = "all"
 
     @property
     def weights(self) -> tuple[Curve, ...]:
@@ -126,8 +116,7 @@ class LossesConfig:
         """Raise ValueError unless every one of ``max_steps`` updates has a weight above 0."""
         if not (self.use_text or self.use_video):
             raise ValueError("losses: at least one weight must be above 0")
-        curves = self.weights if self.captions == "all" else (self.alignment.weight, self.distillation.weight)
-        idle = first_without(curves, max_steps)
+        idle = first_without(self.weights, max_steps)
         if idle is not None:
             raise ValueError(
                 f"losses: at least one weight must be above 0 at every step, none is at step {idle} (the "
@@ -222,7 +211,7 @@ class Objective(nn.Module):
                 "alignment": self._alignment(output, view, frames, number),
                 "distillation": self._distillation(output, batch.video, mask, number),
             }
-            if self.config.use_text and (frames == 1 or self.config.captions == "all"):
+            if self.config.use_text:
                 videos = self.model.video_features(output, frames, mask, self._keeps_time(view))
                 parts |= self._text_losses(videos, batch, number)
         weighted = [weight * loss for weight, loss in parts.values() if loss is not None]
