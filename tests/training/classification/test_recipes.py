@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vlm.config import load_config
+from vlm.models import load_model
 from vlm.training.config import TrainingConfig
 from vlm.training.loop import train
 from vlm.training.reports.tracking import read_lines
@@ -42,7 +43,7 @@ def recipe(root):
 def test_no_recipe_is_left_out(root):
     folder = root / "configs" / "train" / "classification"
     names = {tuple(path.relative_to(folder).with_suffix("").parts) for path in folder.rglob("*.yaml")}
-    assert names == {*PUBLISHED, ("digits_direction",), ("digits_long",)}
+    assert names == {*PUBLISHED, ("digits_direction",), ("digits_long",), ("digits_pictures",)}
 
 
 @pytest.mark.parametrize(("data", "size"), PUBLISHED)
@@ -88,6 +89,17 @@ def test_a_small_model_learns_which_way_things_move(recipe, tmp_path):
     assert np.mean([line["classification"] for line in lines[-4:]]) < 1.2
     # seven standard deviations of guessing
     assert lines[-1]["val/top1"] > 0.25 + 7 * (0.25 * 0.75 / clips) ** 0.5
+
+
+def test_pictures_run_through_the_same_recipe(recipe, tmp_path):
+    small = ("data.workers=0", "model.vision.depth=1", "train.max_steps=2", "train.batch_size=2",
+             "train.precision=fp32", "evaluation.clips=10", "evaluation.every=2")  # fmt: skip
+    config = recipe("digits_pictures", *small)
+    assert (config.model.vision.num_frames, config.classification.reads) == (1, "mean")
+    train(config, tmp_path / "run")
+    assert 0 <= read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["val/top1"] <= 1
+    model = load_model(tmp_path / "run" / "model")
+    assert model.config.reads == "mean" and model.config.num_classes == 10
 
 
 def test_long_clips_run_through_the_same_recipe(recipe, tmp_path):
