@@ -11,7 +11,7 @@ from vlm.training.planning.updates import only, update_kinds
 from vlm.training.setup import make_model, make_objective, make_tokenizer
 from vlm.training.sources.config import PicturesConfig
 from vlm.training.sources.opening import open_source
-from vlm.training.sources.pictures import draw_picture
+from vlm.training.sources.pictures import PICTURE_WORDS, draw_picture
 from vlm.training.studies.flops import flops_of
 from vlm.world import render, sample_scene
 from vlm.world.scene import COLOURS
@@ -41,6 +41,7 @@ def test_a_picture_shows_the_thing_that_its_caption_names():
         (thing,) = scene.things
         assert name == (thing.colour, thing.digit)
         assert caption.split()[-2:] == [thing.colour, str(thing.digit)]
+        assert len(caption.split()) <= PICTURE_WORDS
         assert scene.events == () and thing in sample_scene("train", 3, number).things
         picture = render(scene, [frame])[0].astype(float)
         colour = np.array(COLOURS[thing.colour], dtype=float)

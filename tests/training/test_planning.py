@@ -78,6 +78,22 @@ def test_memory_is_that_of_the_step_that_takes_most(tiny, tmp_path, options):
     assert max(seen) > 1.1 * min(seen) or "0.5" in options[-1]
 
 
+@pytest.mark.parametrize(
+    "options", [(), ("data.world.pictures.every=1", "data.world.pictures.batch_size=16")]
+)
+def test_memory_for_texts_is_that_of_the_longest_of_the_world(tiny, tmp_path, options):
+    """Wide texts beside small clips, so that their length decides; batches of the world themselves."""
+    config = tiny(
+        "model.vision.patch_size=32", "train.batch_size=32", "evaluation.every=0", "losses.matching.weight=0",
+        "model.text={width: 256, num_heads: 4, intermediate_width: 1024, vision_width: 32}", *options,
+    )  # fmt: skip
+    told = estimate(config)["memory_megabytes"]["activations"]
+    state = build(config, tmp_path / "run", CPU)
+    with open_source(config, state.model, 0) as batches:
+        seen = [kept_bytes(state.module, next(batches), step) / 1e6 for step in range(6)]
+    assert max(seen) / FACTOR <= told <= 1.25 * max(seen), (told, max(seen))
+
+
 def test_steps_that_tell_show_every_set_of_losses(tiny):
     weights = {"contrastive": [[0, 1], [3, 0]], "matching": [[2, 0], [4, 1]], "masked_language": 0.0}
     config = tiny(*(f"losses.{name}.weight={curve}" for name, curve in weights.items()))

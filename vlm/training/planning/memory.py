@@ -14,10 +14,13 @@ from vlm.models.video_model import VideoModel
 from vlm.training.classification.objective import LabelledBatch
 from vlm.training.config import TrainingConfig
 from vlm.training.schedule import is_ever_positive, value_at
+from vlm.training.sources.pictures import PICTURE_WORDS
 from vlm.types import Batch, TokenBatch
+from vlm.world.captions import MAX_WORDS
 
 _FP32 = 4  # bytes
 _MOMENTS = 2  # AdamW's averages
+_MARKS = 2  # tokens around a text
 
 
 def made_up_batch(
@@ -34,7 +37,7 @@ def made_up_batch(
     if isinstance(model, Classifier):
         labels = torch.arange(clips) % model.config.num_classes
         return LabelledBatch(video=video, labels=labels.to(model.device))
-    words = config.data.max_words if config.losses.use_text else 0
+    words = _longest_text(config, shape[1]) if config.losses.use_text else 0
     if words:
         words = min(words, model.config.text.max_positions)
     ids = torch.full((clips, words), 4, device=model.device)  # behind the special ones
@@ -48,6 +51,14 @@ def made_up_batch(
         siblings=groups[:, None] == groups[None],
         offset=distributed.rank() * clips,
     )
+
+
+def _longest_text(config: TrainingConfig, num_frames: int) -> int:
+    """Return the tokens of the longest text that a source may give."""
+    if config.data.source != "world":
+        return config.data.max_words
+    words = PICTURE_WORDS if num_frames == 1 else MAX_WORDS
+    return min(config.data.max_words, words + _MARKS)
 
 
 def _groups(config: TrainingConfig, clips: int) -> Tensor:

@@ -12,6 +12,8 @@ from vlm.world.captions import templates, thing_words
 from vlm.world.facts import thing_name
 from vlm.world.scene import NUM_FRAMES
 
+PICTURE_WORDS = 3  # of the longest caption, such as ``the red 7``
+
 
 class Picture(NamedTuple):
     """A frame of a scene in which one thing, ``name`` (colour, digit), stays where it is."""
