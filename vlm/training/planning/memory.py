@@ -57,7 +57,8 @@ def _longest_text(config: TrainingConfig, num_frames: int) -> int:
     """Return the tokens of the longest text that a source may give."""
     if config.data.source != "world":
         return config.data.max_words
-    words = PICTURE_WORDS if num_frames == 1 else MAX_WORDS
+    # a model of one frame sees whole captions
+    words = PICTURE_WORDS if num_frames < config.model.vision.num_frames else MAX_WORDS
     return min(config.data.max_words, words + _MARKS)
 
 
