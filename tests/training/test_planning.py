@@ -79,7 +79,12 @@ def test_memory_is_that_of_the_step_that_takes_most(tiny, tmp_path, options):
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("data.world.pictures.every=1", "data.world.pictures.batch_size=16")]
+    "options",
+    [
+        (),
+        ("data.world.pictures.every=1", "data.world.pictures.batch_size=16"),
+        ("model.vision.num_frames=1",),
+    ],
 )
 def test_memory_for_texts_is_that_of_the_longest_of_the_world(tiny, tmp_path, options):
     """Wide texts beside small clips, so that their length decides; batches of the world themselves."""
