@@ -106,6 +106,10 @@ def test_updates_are_counted_by_kind(tiny):
     assert batch.video.shape[:2] == (12, 1)
     (batch,) = batches_of(only(config, clips), 1, start=2)
     assert batch.video.shape[:2] == (config.train.batch_size, 8)
+    labelled = tiny("classification={}", "data.source=shards", "data.shards.corpora={a: {folders: [x]}}",
+                    "evaluation.best=top1")  # fmt: skip
+    (kind,) = update_kinds(labelled, opens=False)  # a classifier's clips are of no corpus
+    assert only(labelled, kind).data.shards == labelled.data.shards
     (every,) = update_kinds(tiny("data.world.pictures.every=1"), opens=False)
     assert every.corpus == "pictures"
 

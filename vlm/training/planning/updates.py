@@ -81,7 +81,7 @@ def _without_corpora(config: TrainingConfig) -> list[UpdateKind]:
 def only(config: TrainingConfig, kind: UpdateKind) -> TrainingConfig:
     """Return a config all of whose updates are of that kind."""
     config = replace(config, train=replace(config.train, batch_size=kind.batch_size))
-    if kind.corpus in ("", _PICTURES) and config.data.source != "shards":
+    if not kind.corpus or config.data.source == "world":
         pictures = PicturesConfig(every=1 if kind.corpus else 0)
         world = replace(config.data.world, pictures=pictures)
         return replace(config, data=replace(config.data, world=world))
